@@ -1,0 +1,120 @@
+"""The only module that touches JAX internals: what moves between JAX releases is resolved here, once."""
+
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import source_info_util
+from jax.interpreters import ad, batching, mlir
+
+# Primitives that draw random numbers. Splitting or folding a key alone draws nothing.
+_RANDOM_PRIMITIVES = frozenset(
+    getattr(jex.core.primitives, name)
+    for name in ("random_bits_p", "random_gamma_p", "rng_bit_generator_p", "rng_uniform_p", "threefry2x32_p")
+)
+_WHILE = jex.core.primitives.while_p
+JIT = jex.core.primitives.jit_p
+CONV = jex.core.primitives.conv_general_dilated_p
+WINDOW_MAX = jex.core.primitives.reduce_window_max_p
+WINDOW_SUM = jex.core.primitives.reduce_window_sum_p
+
+jaxpr_as_function: Callable[[Any], Callable[..., list]] = jex.core.jaxpr_as_fun
+
+
+def open_jaxpr(closed: Any) -> Any:
+    """The jaxpr without its constants (JAX 0.11 merged the two classes; `.jaxpr` exists on both)."""
+    return closed.jaxpr
+
+
+def is_random(equation: Any) -> bool:
+    return equation.primitive in _RANDOM_PRIMITIVES
+
+
+def is_while(equation: Any) -> bool:
+    return equation.primitive is _WHILE
+
+
+def inner_jaxprs(equation: Any) -> Iterator[Any]:
+    """The jaxprs held by an equation's parameters (the body of a scan, the branches of a cond, …)."""
+    return iter(jex.core.jaxprs_in_params(equation.params))
+
+
+def variables(atoms: Any) -> Iterator[Any]:
+    """The atoms that are variables, not literals."""
+    return (atom for atom in atoms if not isinstance(atom, jex.core.Literal))
+
+
+def read(values: dict[Any, Any], atom: Any) -> Any:
+    """The value of a variable or literal, given the values of the variables."""
+    return atom.val if isinstance(atom, jex.core.Literal) else values[atom]
+
+
+def bind(equation: Any, inputs: list[Any]) -> list[Any]:
+    """Run one equation on new inputs."""
+    outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
+    return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+def source_line(equation: Any) -> str:
+    """The user's source line behind an equation, with its name scope if it has one: for messages only."""
+    scope = str(equation.source_info.name_stack)
+    line = _users_line(equation.source_info) or source_info_util.summarize(equation.source_info)
+    return f"{scope} · {line}" if scope else line
+
+
+_LIBRARIES = (*(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")), str(Path(__file__).parent))
+
+
+def _users_line(source_info: Any) -> str | None:
+    """The innermost line outside of any library: JAX's own summary stops at the first frame that is not JAX's."""
+    for frame in getattr(source_info.traceback, "frames", ()):
+        if not frame.file_name.startswith((*_LIBRARIES, "<frozen")):
+            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
+    return None
+
+
+def zeros_of(aval: Any) -> jax.Array:
+    """Zeros of an abstract value, varying over the same `shard_map` axes, so that they can start a scan."""
+    zeros = jnp.zeros(aval.shape, aval.dtype)
+    # Called `vma` before JAX 0.10.
+    varying = getattr(getattr(aval, "manual_axis_type", None), "varying", None) or getattr(aval, "vma", None)
+    return lax.pcast(zeros, tuple(varying), to="varying") if varying else zeros
+
+
+def explicit_axes() -> tuple[str, ...]:
+    """The Explicit axes of the mesh in use.
+
+    Under `vmap` over such an axis, a `while_loop` whose condition differs between examples fails to lower (JAX 0.10.2 and 0.12:
+    "Resource axis … is not found in mesh").
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Explicit)
+
+
+def forward_only(value: jax.Array, message: str) -> jax.Array:
+    """The identity, except that transposing it (reverse mode) raises `TransformError(message)`."""
+    return _forward_only_p.bind(value, message=message)
+
+
+def _refuse_transpose(_cotangent: Any, _operand: Any, *, message: str) -> Any:
+    from jaxplain._errors import TransformError
+
+    raise TransformError(message)
+
+
+def _batch(operands: Any, dims: Any, *, message: str) -> Any:
+    return _forward_only_p.bind(*operands, message=message), dims[0]
+
+
+_forward_only_p = jex.core.Primitive("jaxplain_forward_only")
+_forward_only_p.def_impl(lambda value, **_: value)
+_forward_only_p.def_abstract_eval(lambda aval, **_: aval)
+ad.deflinear2(_forward_only_p, _refuse_transpose)
+batching.primitive_batchers[_forward_only_p] = _batch
+mlir.register_lowering(_forward_only_p, lambda _context, value, **_: [value])

@@ -1,0 +1,70 @@
+"""Every error that the library raises on purpose, and the one way its text is built.
+
+A message answers, in this order: what is wrong, where, what was got, what was needed, why, and the
+change to paste. The first line is enough on its own.
+"""
+
+
+class JaxplainError(Exception):
+    """Base of every error that jaxplain raises on purpose."""
+
+
+class ScoreError(JaxplainError, TypeError):
+    """The explained function is not one real number per example."""
+
+
+class InputError(JaxplainError, TypeError):
+    """The explained argument cannot be explained: wrong dtype, wrong position, no leaves."""
+
+
+class StructureError(JaxplainError, ValueError):
+    """A baseline, a noise level or a reference does not have the structure of the explained argument."""
+
+
+class SettingError(JaxplainError, ValueError):
+    """A setting of a method is out of its range."""
+
+
+class LabelError(JaxplainError, ValueError):
+    """A class label does not exist in the model's output."""
+
+
+class MissingKeyError(JaxplainError, TypeError):
+    """A stochastic method was called without a random key, or with something that is not one key."""
+
+
+class ModelModeError(JaxplainError, RuntimeError):
+    """The model is in training mode, draws random numbers, or mixes the examples of a batch."""
+
+
+class TransformError(JaxplainError, TypeError):
+    """A JAX transform was applied where it cannot work."""
+
+
+class NonFiniteError(JaxplainError, FloatingPointError):
+    """An attribution holds NaN."""
+
+
+class DataError(JaxplainError, OSError):
+    """Data shipped with the package is missing or damaged."""
+
+
+def explain_error(
+    what: str,
+    *,
+    where: str | None = None,
+    got: object = None,
+    need: object = None,
+    why: str | None = None,
+    fix: str | tuple[str, ...] = (),
+) -> str:
+    """The text of an error: `what` on the first line, then the fields that were given."""
+    lines = [what]
+    for name, value in (("where", where), ("got", got), ("need", need), ("why", why)):
+        if value is not None:
+            lines.append(f"  {name:<5} {value}")
+    fixes = (fix,) if isinstance(fix, str) else fix
+    for number, text in enumerate(fixes, start=1):
+        label = "fix" if len(fixes) == 1 else f"fix {number}"
+        lines.append(f"  {label:<5} {text}")
+    return "\n".join(lines)

@@ -1,0 +1,229 @@
+"""The protocol that every method keeps: `method(f, **settings) -> explain`, `explain(x, *args) -> attribution`.
+
+A method is written as one function `compute(call, key, with_info) -> (leaves, Info | None)` over a `Call`: the
+explained leaves of one call and the score as a function of them. Everything else, from arguments and dtypes to keys
+and `with_info`, is here.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxplain._errors import MissingKeyError, SettingError, explain_error
+from jaxplain._tree import Arguments, Leaves, cast_like, total, upcast
+from jaxplain.graph.stage import Program, stage_score
+
+
+class Info(NamedTuple):
+    """What a method knows beside its attribution. Fields that a method does not fill are `None`.
+
+    Attributes:
+        value: the score f(x).
+        baseline_value: f(baseline), or its mean over several references.
+        gap: Σ attribution − (value − baseline_value); what completeness or conservation misses (units of f).
+        residual: what a Taylor expansion leaves out: f(x) − f(root) − Σ attribution (units of f).
+        root: the root point of a Taylor expansion, with the structure of x.
+        standard_error: Monte-Carlo standard error of each attribution, with the structure of x.
+        n_steps: path steps used.
+        n_gradients: gradients of the score evaluated, for one example.
+        converged: whether the requested accuracy was reached.
+    """
+
+    value: jax.Array | None = None
+    baseline_value: jax.Array | None = None
+    gap: jax.Array | None = None
+    residual: jax.Array | None = None
+    root: Any = None
+    standard_error: Any = None
+    n_steps: jax.Array | None = None
+    n_gradients: jax.Array | None = None
+    converged: jax.Array | None = None
+
+
+def sum_gap(leaves: Leaves, value: jax.Array, baseline_value: jax.Array | float = 0.0) -> jax.Array:
+    """Σ attribution − (value − baseline_value), in the attribution's precision (a bf16 score has 3 digits)."""
+    summed = total(leaves)
+    return summed - (value.astype(summed.dtype) - baseline_value)
+
+
+class Call:
+    """One call of an explainer: the explained leaves, and the score staged as a function of them."""
+
+    def __init__(self, arguments: Arguments, program: Program):
+        self.arguments = arguments
+        self.program = program
+        self.x: Leaves = upcast(arguments.leaves)
+
+    def _native(self, point: Leaves) -> Leaves:
+        # The model sees the dtype it was given; paths and sums around it are float32 or better.
+        return cast_like(point, self.arguments.leaves)
+
+    def value(self, point: Leaves) -> jax.Array:
+        """f(point), in float32 or better."""
+        out = self.program(self._native(point))
+        return out.astype(jnp.promote_types(out.dtype, jnp.float32))
+
+    def value_and_gradient(self, point: Leaves) -> tuple[jax.Array, Leaves]:
+        """f(point) and ∇f(point), both in float32 or better; one backward pass."""
+        out, pullback = jax.vjp(self.program, self._native(point))
+        (gradient,) = pullback(jnp.ones_like(out))
+        return out.astype(jnp.promote_types(out.dtype, jnp.float32)), upcast(gradient)
+
+    def gradient(self, point: Leaves) -> Leaves:
+        return self.value_and_gradient(point)[1]
+
+
+class Compute(Protocol):
+    def __call__(self, call: Any, key: Any, with_info: bool, /) -> tuple[Any, Info | None]: ...
+
+
+class Explainer:
+    """What every method returns: call it as `explain(x, *args)` to get the attribution of `x`.
+
+    It is a pure function of its arguments: `jit`, `vmap`, `grad` and `shard_map` apply to it as to any other. Arguments
+    are those of the explained function. `key` is the random key of stochastic methods (others ignore it).
+    """
+
+    def __init__(
+        self,
+        method: str,
+        evaluate: Callable[[tuple, Any, bool], tuple[Any, Info | None]],
+        *,
+        argnums: int | Sequence[int],
+        stochastic: bool = False,
+        key: jax.Array | None = None,
+    ):
+        self.method = method
+        self.argnums = argnums
+        self.needs_key = stochastic and key is None
+        self._evaluate = evaluate
+        self._key = key if stochastic else None
+        self._stochastic = stochastic
+        self.__name__ = self.__qualname__ = method
+
+    def __call__(self, *args: Any, key: jax.Array | None = None) -> Any:
+        return self.run(args, key, with_info=False)[0]
+
+    def run(self, args: tuple, key: jax.Array | None, *, with_info: bool) -> tuple[Any, Info | None]:
+        """The attribution, with `Info` if asked for. Wrappers call this; users call `with_info(explain)`."""
+        if self._stochastic:
+            key = one_key(self.method, self._key if key is None else key)
+        return self._evaluate(args, key, with_info)
+
+    def __repr__(self) -> str:
+        return f"<jaxplain explainer {self.method}>"
+
+
+def make_explainer(
+    method: str,
+    f: Callable[..., Any],
+    compute: Compute,
+    *,
+    argnums: int | Sequence[int],
+    allow_random: bool,
+    stochastic: bool = False,
+    key: jax.Array | None = None,
+) -> Explainer:
+    """An explainer of the score `f` from `compute`, the method's mathematics over a `Call`."""
+    require_callable(method, f)
+
+    def evaluate(args: tuple, key: Any, with_info: bool) -> tuple[Any, Info | None]:
+        arguments = Arguments(method, args, argnums)
+        program = stage_score(
+            method, lambda leaves: f(*arguments.fill(leaves)), arguments.leaves, allow_random=allow_random
+        )
+        leaves, info = compute(Call(arguments, program), key, with_info)
+        return arguments.attribution(leaves), info
+
+    return Explainer(method, evaluate, argnums=argnums, stochastic=stochastic, key=key)
+
+
+class with_info:  # noqa: N801 - used as a function: with_info(explain)(x, *args)
+    """`with_info(explain)(x, *args)` returns `(attribution, Info)` where `explain` returns the attribution alone.
+
+    The attribution is the same; `Info` is a NamedTuple of arrays, so the pair passes through `jit` and `vmap`:
+    `jax.jit(jax.vmap(jx.with_info(explain)))(xs, labels)`. A plain function as `explain` has an `Info` of `None`s.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxplain as jx
+        >>> explain = jx.integrated_gradients(lambda x: jnp.sum(x**3), n_steps=4)
+        >>> attribution, info = jx.with_info(explain)(jnp.array([1.0, 2.0]))
+        >>> print(attribution, info.value, abs(info.gap) < 1e-5)
+        [1. 8.] 9.0 True
+    """
+
+    def __init__(self, explain: Callable[..., Any]):
+        require_callable("with_info", explain)
+        wrapped = getattr(explain, "__wrapped__", None)
+        if not isinstance(explain, Explainer) and isinstance(wrapped, Explainer):
+            raise SettingError(
+                explain_error(
+                    "with_info: takes the explainer itself, before any JAX transform.",
+                    got="an explainer already under jit or vmap, whose info is out of reach",
+                    fix="jax.jit(jax.vmap(jx.with_info(explain)))",
+                )
+            )
+        self.explain = explain
+        self.method = getattr(explain, "method", "with_info")
+        self.argnums = getattr(explain, "argnums", 0)
+        self.needs_key = getattr(explain, "needs_key", False)
+
+    def __call__(self, *args: Any, key: jax.Array | None = None) -> tuple[Any, Info]:
+        if not isinstance(self.explain, Explainer):
+            return self.explain(*args) if key is None else self.explain(*args, key=key), Info()
+        attribution, info = self.explain.run(args, key, with_info=True)
+        return attribution, info or Info()
+
+
+def require_callable(method: str, f: Any) -> None:
+    if not callable(f):
+        raise SettingError(
+            explain_error(
+                f"{method}: its first argument must be a function.",
+                got=type(f).__name__,
+                fix=f"explain = jx.{method}(score, …); attribution = explain(x, *args)",
+            )
+        )
+
+
+def one_key(method: str, key: Any) -> jax.Array:
+    """`key` if it is exactly one random key, else an error that says how to pass one."""
+    if key is None:
+        raise MissingKeyError(
+            explain_error(
+                f"{method}: this method is stochastic and needs a random key.",
+                fix=(
+                    "explain(x, *args, key=jax.random.key(0))",
+                    "a batch: jax.vmap(explain)(xs, labels, key=jax.random.split(key, len(xs)))",
+                    "the same draws for every example: give key= when building the method",
+                ),
+            )
+        )
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    raw = hasattr(key, "dtype") and key.dtype == jnp.uint32
+    if not (typed and key.shape == ()) and not (raw and key.shape == (2,)):
+        got = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else type(key).__name__
+        raise MissingKeyError(
+            explain_error(
+                f"{method}: `key` must be one random key for this example.",
+                got=got,
+                why="under vmap, keyword arguments are mapped over their leading axis",
+                fix="one key for each example: jax.vmap(explain)(xs, labels, key=jax.random.split(key, len(xs)))",
+            )
+        )
+    return jax.random.wrap_key_data(key) if raw else key
+
+
+def positive_int(method: str, name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SettingError(
+            explain_error(
+                f"{method}: `{name}` must be a positive Python integer.",
+                got=repr(value),
+                why="it fixes the shape of the compiled program",
+                fix=f"{name}=50",
+            )
+        )
+    return value

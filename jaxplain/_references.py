@@ -1,0 +1,75 @@
+"""Several references (baselines) at once: the data that an explanation is measured against."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxplain._errors import SettingError, StructureError, explain_error
+from jaxplain._explainer import positive_int
+from jaxplain._tree import Arguments, Leaves
+
+
+class References:
+    """A set of references; made by `references(...)`."""
+
+    def __init__(self, pool: Any, n: int | None):
+        self.pool = pool
+        self.n = n
+
+    def __repr__(self) -> str:
+        return f"references({jax.tree.map(jnp.shape, self.pool)}, n={self.n})"
+
+    def leaves(self, arguments: Arguments) -> tuple[Leaves, int]:
+        """The pool laid out beside the explained leaves, with one leading axis, and its size."""
+        pool = arguments.float_leaves(self.pool, "references", batched=True)
+        sizes = {leaf.shape[0] for leaf in pool}
+        if len(sizes) != 1 or 0 in sizes:
+            raise StructureError(
+                explain_error(
+                    f"{arguments.method}: every leaf of `references` needs the same leading axis, of length ≥ 1.",
+                    got=f"lengths {sorted(sizes)}",
+                )
+            )
+        return pool, sizes.pop()
+
+
+def references(pool: Any, n: int | None = None) -> References:
+    """Several references instead of one baseline: `pool` stacked along a new leading axis, like a batch of x.
+
+    Arguments:
+        pool: a pytree like the explained argument with one more leading axis on every leaf; with several argnums, a tuple
+            of such pytrees.
+        n: draw `n` of them at random, with replacement and with the explainer's key, for each example; `None` uses each
+            of them once and needs no key.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxplain as jx
+        >>> pool = jnp.array([[0.0, 0.0], [1.0, 1.0]])
+        >>> explain = jx.integrated_gradients(lambda x: x[0] * x[1], baseline=jx.references(pool), n_steps=4)
+        >>> print(explain(jnp.array([2.0, 2.0])))
+        [1.75 1.75]
+    """
+    if n is not None:
+        positive_int("references", "n", n)
+    return References(pool, n)
+
+
+def draw(source: Any, arguments: Arguments) -> Callable[[jax.Array], Leaves]:
+    """A function key -> one reference, from `references(...)` or from a user's function of a key."""
+    if isinstance(source, References):
+        pool, size = source.leaves(arguments)
+        return lambda key: tuple(leaf[jax.random.randint(key, (), 0, size)] for leaf in pool)
+    if callable(source):
+        return lambda key: arguments.float_leaves(source(key), "references")
+    raise SettingError(
+        explain_error(
+            f"{arguments.method}: `references` must say where references come from.",
+            got=type(source).__name__,
+            fix=(
+                "from data: references=jx.references(x_train[:100])",
+                "from a distribution: references=lambda key: jax.random.uniform(key, x.shape)",
+            ),
+        )
+    )

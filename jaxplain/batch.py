@@ -1,0 +1,197 @@
+"""Many examples: compiled chunks of one size, a progress bar, several devices, and a report of NaN by example."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from jaxplain._errors import MissingKeyError, NonFiniteError, SettingError, StructureError, explain_error
+from jaxplain._explainer import one_key, positive_int, require_callable
+
+
+def batched(
+    explain: Callable[..., Any],
+    *,
+    batch_size: int = 128,
+    in_axes: int | None | Sequence[int | None] = 0,
+    progress: bool = True,
+    on_nan: Literal["raise", "mark"] = "raise",
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable[..., Any]:
+    """Explain a whole data set: `batched(explain)(xs, labels, key=key)` → stacked NumPy arrays.
+
+    Examples run in compiled chunks of `batch_size`; the ragged last chunk is filled up with repeats and cut off again, so
+    everything compiles once. One chunk is computed while the one before it is copied to the host.
+
+    Arguments:
+        explain: an explainer, `jx.with_info(explain)` (then both results are stacked), or any function of one example.
+        batch_size: examples per compiled chunk (Python integer), a multiple of the number of `devices`.
+        in_axes: for each argument 0 (one entry per example) or `None` (the same for all, e.g. weights), as in `jax.vmap`.
+        progress: show a progress bar.
+        on_nan: "raise" an error that lists the examples whose attribution holds NaN, or "mark" them: all of that example's
+            attribution becomes NaN, and the run goes on.
+        devices: split every chunk over these devices; results are the same as on one.
+
+    Returns:
+        `run(xs, *args, key=None)`. Called with arrays (or pytrees) with a leading axis of examples it returns the stacked
+        results; called with one iterator of batches `(x_batch, *args)` it returns a generator with the results of each.
+        A stochastic explainer needs one `key`; example number i gets `fold_in(key, i)`, so results do not depend on
+        `batch_size` or `devices`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxplain as jx
+        >>> run = jx.batched(jx.gradient(lambda x: jnp.sum(x**2)), batch_size=2, progress=False)
+        >>> print(run(jnp.arange(3.0)[:, None]).ravel())
+        [0. 2. 4.]
+    """
+    require_callable("batched", explain)
+    positive_int("batched", "batch_size", batch_size)
+    if on_nan not in ("raise", "mark"):
+        raise SettingError(explain_error("batched: unknown `on_nan`.", got=repr(on_nan), need="'raise', 'mark'"))
+    if devices is not None and batch_size % len(devices):
+        raise SettingError(
+            explain_error(
+                "batched: `batch_size` must be a multiple of the number of devices.",
+                got=f"{batch_size} over {len(devices)} devices",
+            )
+        )
+    needs_key = getattr(explain, "needs_key", False)
+
+    # One compiled function for the life of `run`, so that later calls of the same shapes compile nothing.
+    @jax.jit
+    def compiled(mapped: list, shared: list, indices: jax.Array, key: jax.Array | None) -> Any:
+        def one(mapped: list, index: jax.Array) -> Any:
+            args = _merge(mapped, shared, _axes(in_axes, len(mapped) + len(shared)))
+            return explain(*args) if key is None else explain(*args, key=jax.random.fold_in(key, index))
+
+        return jax.vmap(one)(mapped, indices)
+
+    def explain_arrays(args: tuple, key: jax.Array | None, start: int, bar: Any) -> Any:
+        axes = _axes(in_axes, len(args))
+        mapped = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
+        shared = [arg for arg, axis in zip(args, axes, strict=True) if axis is None]
+        n = _leading_axis(mapped)
+        outputs: list[Any] = []
+        running: list[tuple[Any, np.ndarray]] = []  # at most one chunk is computed while another is collected
+        for first in range(0, n, batch_size):
+            rows = np.minimum(np.arange(first, first + batch_size), n - 1)
+            chunk = [_rows(arg, rows) for arg in mapped]
+            running.append((compiled(*_place(chunk, shared, rows + start, devices), key), rows[: n - first]))
+            if len(running) > 1:
+                outputs.append(_collect(*running.pop(0), on_nan, explain, mapped, bar, start))
+        outputs.extend(_collect(*last, on_nan, explain, mapped, bar, start) for last in running)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+
+    def run(*args: Any, key: jax.Array | None = None) -> Any:
+        if needs_key:
+            key = one_key("batched", key)
+        elif key is not None and not hasattr(explain, "needs_key"):
+            raise MissingKeyError(
+                explain_error(
+                    "batched: a key was given, but a plain function takes none.",
+                    fix="make it an explainer of this library, or draw inside the function from an argument",
+                )
+            )
+        else:
+            key = None
+        if len(args) == 1 and isinstance(args[0], Iterator):
+            return _stream(explain_arrays, args[0], key, progress)
+        with tqdm(total=_total(args, in_axes), unit="example", disable=not progress) as bar:
+            return explain_arrays(args, key, 0, bar)
+
+    return run
+
+
+def _stream(explain_arrays: Callable[..., Any], batches: Iterator, key: Any, progress: bool) -> Iterator[Any]:
+    start = 0
+    with tqdm(unit="example", disable=not progress) as bar:
+        for batch in batches:
+            args = batch if isinstance(batch, tuple) else (batch,)
+            out = explain_arrays(args, key, start, bar)
+            start += jax.tree.leaves(out)[0].shape[0]
+            yield out
+
+
+def _axes(in_axes: int | None | Sequence[int | None], n_args: int) -> tuple[int | None, ...]:
+    axes = (in_axes,) * n_args if in_axes is None or isinstance(in_axes, int) else tuple(in_axes)
+    if len(axes) != n_args or any(axis not in (0, None) for axis in axes) or 0 not in axes:
+        raise SettingError(
+            explain_error(
+                "batched: `in_axes` must give 0 or None for each argument, and 0 at least once.",
+                got=f"{in_axes} for {n_args} argument(s)",
+            )
+        )
+    return axes
+
+
+def _merge(mapped: list, shared: list, axes: tuple[int | None, ...]) -> list:
+    parts = {0: iter(mapped), None: iter(shared)}
+    return [next(parts[axis]) for axis in axes]
+
+
+def _leading_axis(mapped: list) -> int:
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(mapped)}
+    if len(lengths) != 1 or lengths in ({()}, {(0,)}):
+        raise StructureError(
+            explain_error(
+                "batched: mapped arguments need the same leading axis, of length ≥ 1.",
+                got=f"leading axes {sorted(map(list, lengths))}",
+                fix="arguments that are the same for all examples: in_axes=(0, None, …)",
+            )
+        )
+    return lengths.pop()[0]
+
+
+def _rows(tree: Any, rows: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
+def _total(args: tuple, in_axes: Any) -> int:
+    return _leading_axis([a for a, axis in zip(args, _axes(in_axes, len(args)), strict=True) if axis == 0])
+
+
+def _place(chunk: list, shared: list, indices: np.ndarray, devices: Sequence[jax.Device] | None) -> tuple:
+    rows = jnp.asarray(indices, jnp.int32)
+    if devices is None:
+        return chunk, shared, rows
+    mesh = jax.sharding.Mesh(np.asarray(devices), ("examples",))
+    split, everywhere = (jax.NamedSharding(mesh, spec) for spec in (jax.P("examples"), jax.P()))
+    return jax.device_put(chunk, split), jax.device_put(shared, everywhere), jax.device_put(rows, split)
+
+
+def _collect(ready: Any, rows: np.ndarray, on_nan: str, explain: Any, mapped: list, bar: Any, start: int) -> Any:
+    """A finished chunk on the host, without its filling, with NaN raised or marked."""
+    host = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(rows)], ready)
+    attribution = host[0] if type(explain).__name__ == "with_info" else host
+    bad = np.zeros(len(rows), bool)
+    for leaf in jax.tree.leaves(attribution):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            bad |= np.isnan(leaf.astype(np.float32)).reshape(len(rows), -1).any(axis=1)
+    bar.update(len(rows))
+    if not bad.any():
+        return host
+    if on_nan == "raise":
+        raise NonFiniteError(_nan_message(rows[bad], mapped, start))
+
+    def mark(leaf: np.ndarray) -> np.ndarray:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return np.where(bad.reshape((-1,) + (1,) * (leaf.ndim - 1)), np.asarray(np.nan, leaf.dtype), leaf)
+
+    marked = jax.tree.map(mark, attribution)
+    return (marked, host[1]) if attribution is not host else marked
+
+
+def _nan_message(rows: np.ndarray, mapped: list, start: int) -> str:
+    shown = ", ".join(map(str, (rows + start)[:10])) + (", …" if len(rows) > 10 else "")
+    scalars = [arg for arg in mapped[1:] if jnp.ndim(arg) == 1]
+    labels = f"; their scalar arguments: {[np.asarray(a)[rows[:10]].tolist() for a in scalars]}" if scalars else ""
+    return explain_error(
+        f"batched: the attribution holds NaN for {len(rows)} example(s) of a chunk.",
+        where=f"example(s) {shown}{labels}",
+        why="a label out of range gives NaN, as do infinities, 0/0 and roots that do not exist",
+        fix=("check these examples' labels and inputs", 'carry on with on_nan="mark"'),
+    )
