@@ -1,0 +1,165 @@
+"""Pictures of explanations. Matplotlib is imported when a picture is made (`pip install jaxplain[plot]`)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jaxplain._errors import StructureError, explain_error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DIVERGING = "RdBu_r"  # red for, blue against, white for nothing: centred at zero
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(explain_error("plot: needs matplotlib.", fix='pip install "jaxplain[plot]"')) from error
+    return plt
+
+
+def _colors(values: Iterable[NDArray[np.float64]], vmax: float) -> dict[str, Any]:
+    """Colour arguments for maps on one scale: diverging and centred at zero, or its upper half if nothing is negative."""
+    colors = _pyplot().get_cmap(DIVERGING)
+    if any((v < 0).any() for v in values):
+        return {"cmap": colors, "vmin": -vmax, "vmax": vmax, "interpolation": "nearest"}
+    from matplotlib.colors import ListedColormap
+
+    upper = ListedColormap(colors(np.linspace(0.5, 1, 128)), name=f"{DIVERGING}_upper")
+    return {"cmap": upper, "vmin": 0, "vmax": vmax, "interpolation": "nearest"}
+
+
+def _map2d(values: ArrayLike) -> NDArray[np.float64]:
+    """An attribution as (height, width): a trailing channel axis is summed."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim == 3:
+        array = array.sum(axis=-1)
+    if array.ndim != 2:
+        raise StructureError(
+            explain_error(
+                "plot: a map must be (height, width) or (height, width, channels).",
+                got=f"shape {array.shape}",
+                fix="pass one example: plot.image(attributions[0])",
+            )
+        )
+    return array
+
+
+def limit(maps: Iterable[ArrayLike], percentile: float = 99.5) -> float:
+    """The shared colour limit of several maps: a high percentile of |values|, so that one pixel does not hide the rest."""
+    values = np.abs(np.concatenate([np.ravel(np.asarray(m, np.float64)) for m in maps]))
+    values = values[np.isfinite(values)]
+    top = float(np.percentile(values, percentile)) if values.size else 0.0
+    return top if top > 0 else float(values.max(initial=0.0)) or 1.0
+
+
+def image(
+    attribution: ArrayLike,
+    input: ArrayLike | None = None,
+    *,
+    vmax: float | None = None,
+    title: str | None = None,
+    colorbar: bool = True,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """One heat map, its colours centred at zero, over the input in grey.
+
+    Arguments:
+        attribution: (height, width[, channels]); channels are summed.
+        input: the explained image, drawn underneath as a faint grey outline; `None` for the map alone.
+        vmax: colour limit (±vmax); `None` takes the 99.5th percentile of |attribution|.
+        ax: where to draw; `None` makes a new figure.
+    """
+    plt = _pyplot()
+    values = _map2d(attribution)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(3, 3), layout="constrained")
+    shown = ax.imshow(values, **_colors([values], limit([values]) if vmax is None else vmax))
+    if input is not None:
+        outline(ax, input)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_linewidth(0.4)
+        spine.set_color("0.6")
+    if title:
+        ax.set_title(title, fontsize=9)
+    if colorbar:
+        ax.figure.colorbar(shown, ax=ax, shrink=0.8, format="%.2g")
+    return ax
+
+
+def outline(ax: "Axes", input: ArrayLike) -> None:
+    """The contour of the input at half its brightness, thin and grey: the input without hiding the map."""
+    picture = np.asarray(input, np.float64)
+    picture = picture.mean(axis=-1) if picture.ndim == 3 else picture
+    low, high = picture.min(), picture.max()
+    if high > low:
+        ax.contour(picture, levels=[(low + high) / 2], colors="0.25", linewidths=0.5, alpha=0.7)
+
+
+def grid(
+    maps: Mapping[str, Sequence[ArrayLike] | NDArray],
+    inputs: Sequence[ArrayLike] | NDArray,
+    *,
+    titles: Sequence[str] | None = None,
+    suptitle: str | None = None,
+    share: bool = True,
+    size: float = 0.95,
+) -> "Figure":
+    """Methods × examples: the inputs on the first row, then one row of maps for each method with its own colour bar.
+
+    Arguments:
+        maps: {row name: maps of all examples, each (height, width[, channels])}.
+        inputs: the explained images.
+        titles: one title for each example.
+        share: one colour scale for each row (`True`), or one for each map.
+        size: inches per panel.
+    """
+    n, rows = len(inputs), len(maps) + 1
+    figure, axes = _pyplot().subplots(
+        rows,
+        n + 1,  # the last column is for the colour bars
+        figsize=(size * n + 2.2, size * rows + 0.3),
+        width_ratios=[1] * n + [0.08],
+        squeeze=False,
+        layout="constrained",
+    )
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    for ax, picture in zip(axes[0, :n], inputs, strict=True):
+        ax.imshow(np.asarray(picture).squeeze(), cmap="gray_r", interpolation="nearest")
+    for ax, text in zip(axes[0], titles or (), strict=False):
+        ax.set_title(text, fontsize=8)
+    axes[0, n].set_axis_off()
+    _row_label(axes[0, 0], "input")
+    for row, (name, values) in zip(axes[1:], maps.items(), strict=True):
+        flat = [_map2d(value) for value in values]
+        shared = _colors(flat, limit(flat))
+        for ax, value, picture in zip(row[:n], flat, inputs, strict=True):
+            shown = ax.imshow(value, **(shared if share else _colors([value], limit([value]))))
+            outline(ax, picture)
+        _row_label(row[0], name)
+        if share:
+            bar = figure.colorbar(shown, cax=row[n], format="%.2g")
+            bar.ax.tick_params(labelsize=6, width=0.4, length=2)
+            bar.outline.set_linewidth(0.4)
+        else:
+            row[n].set_axis_off()
+    for ax in axes[:, :n].ravel():
+        ax.set_xticks([])
+        ax.set_yticks([])
+        for spine in ax.spines.values():
+            spine.set_linewidth(0.4)
+            spine.set_color("0.7")
+    if suptitle:
+        figure.suptitle(suptitle, fontsize=10)
+    return figure
+
+
+def _row_label(ax: "Axes", text: str) -> None:
+    ax.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8, labelpad=6)

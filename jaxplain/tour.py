@@ -1,0 +1,109 @@
+"""The tour: ten held-out digits explained by every method, one figure and one table. `python -m jaxplain.tour`."""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import jaxplain as jx
+
+
+class Row(NamedTuple):
+    """One line of the tour: a method as a user would set it up for digits."""
+
+    name: str
+    explain: Callable[..., Any]
+
+
+def rows(score: Callable[..., jax.Array], background: np.ndarray) -> list[Row]:
+    """Every method there is. A new method adds one line here."""
+    gradient = jx.gradient(score)
+    return [
+        Row("gradient", gradient),
+        Row("saliency", jx.saliency(score)),
+        Row("sensitivity", jx.sensitivity(score)),
+        Row("input × gradient", jx.input_x_gradient(score)),
+        Row("simple Taylor at εx", jx.taylor(score)),
+        Row("integrated gradients", jx.integrated_gradients(score)),
+        Row("IG, error ≤ 1 %", jx.integrated_gradients(score, n_steps=20, tol=1e-2, max_steps=1000)),
+        Row("expected gradients", jx.expected_gradients(score, references=jx.references(background), n_samples=50)),
+        Row("SmoothGrad", jx.smoothgrad(gradient)),
+        Row("squared SmoothGrad", jx.smoothgrad_squared(gradient)),
+        Row("VarGrad", jx.vargrad(gradient)),
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="jaxplain.tour", description=__doc__)
+    parser.add_argument("--network", default="cnn_maxpool", choices=jx.zoo.NAMES)
+    parser.add_argument("--train", action="store_true", help="train the network here instead of loading its weights")
+    parser.add_argument("--digits", type=int, default=64, help="how many digits each method is timed on (at least 10)")
+    parser.add_argument("--output", type=Path, default=Path("tour.png"))
+    options = parser.parse_args(arguments)
+
+    data = jx.datasets.mnist()
+    network = jx.zoo.train(options.network) if options.train else jx.zoo.load(options.network)
+    accuracy = jx.zoo.accuracy(network, data.x_test, data.y_test)
+    print(f"{network.name}: {100 * accuracy:.1f} % of the 1,000 held-out digits right\n")
+
+    images, labels = _ten_first(data.x_test, data.y_test, max(options.digits, 10))
+    score = jx.logit(network)
+    maps, table = {}, []
+    keys = jax.random.split(jax.random.key(0), len(images))
+    lines = rows(score, data.x_train[:100])
+    for row in (bar := tqdm(lines, unit="method")):
+        bar.set_postfix_str(row.name)
+        attribution, info, seconds = _explain(row.explain, images, labels, keys)
+        maps[row.name] = attribution[:10]
+        table.append((row.name, *_figures(info, attribution), 1000 * seconds / len(images)))
+    _print(table, len(images))
+
+    figure = jx.plot.grid(maps, images[:10], titles=[f"digit {label}" for label in labels[:10]])
+    figure.savefig(options.output, dpi=200, bbox_inches="tight", pad_inches=0.05)
+    print(f"\nThe picture: {options.output}")
+
+
+def _ten_first(images: np.ndarray, labels: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """`n` examples, led by the first of each class."""
+    first = [int(np.flatnonzero(labels == c)[0]) for c in range(10)]
+    rest = [i for i in range(len(labels)) if i not in first]
+    order = np.array(first + rest)[:n]
+    return images[order], labels[order]
+
+
+def _explain(explain: Callable[..., Any], images: Any, labels: Any, keys: jax.Array) -> tuple[Any, jx.Info, float]:
+    """Attributions and info of all images, and the seconds of a second, compiled run."""
+    run = jax.jit(jax.vmap(lambda x, y, k: jx.with_info(explain)(x, y, key=k)))
+    jax.block_until_ready(run(images, labels, keys))
+    start = time.perf_counter()
+    attribution, info = jax.block_until_ready(run(images, labels, keys))
+    return np.asarray(attribution), info, time.perf_counter() - start
+
+
+def _figures(info: jx.Info, attribution: np.ndarray) -> tuple[float, float | None]:
+    """Gradients per example, and the median completeness gap relative to max(|Δf|, Σ|attribution|)."""
+    gradients = float(np.mean(np.asarray(info.n_gradients)))
+    if info.gap is None:
+        return gradients, None
+    delta = np.asarray(info.value) - (0 if info.baseline_value is None else np.asarray(info.baseline_value))
+    size = np.maximum(np.abs(delta), np.abs(attribution).sum(axis=(1, 2, 3)))
+    return gradients, float(np.nanmedian(np.abs(np.asarray(info.gap)) / size))
+
+
+def _print(table: list[tuple[str, float, float | None, float]], n: int) -> None:
+    print(f"{'method':<22} {'gradients':>10} {'s / 1,000 digits':>17} {'completeness gap':>17}")
+    for name, gradients, gap, seconds in table:
+        print(f"{name:<22} {gradients:>10.0f} {seconds:>17.2f} {'–' if gap is None else f'{gap:.1e}':>17}")
+    print(
+        f"\ngradients: per example. Seconds: compiled, on {n} digits, one run. Gap: median of |Σ R − Δf| / max(|Δf|, Σ|R|);\n"
+        "– for methods that do not claim to sum to anything."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The architectures of the zoo, written the way a reader would write them.
+
+Five are Flax NNX modules, :class:`AllConv` is a Flax Linen module, so that
+both styles are exercised everywhere the zoo is used. None of them knows
+anything about jaxplain.
+
+All take images of shape ``(..., 28, 28, 1)`` with values in [0, 1] (raw
+pixels, no mean subtracted) and return logits of shape ``(..., 10)``. Nothing
+is cast: a network computes in the dtype of its parameters and images.
+"""
+
+# Type checkers that do not follow flax see its modules and decorators as Any.
+# mypy: disable-error-code="misc,untyped-decorator"
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+
+
+class MLP(nnx.Module):
+    """784 - width - width - 10 with ReLU.
+
+    With ``use_bias=False`` the network is positively homogeneous,
+    ``f(c * x) == c * f(x)`` for ``c > 0``, and so ``f(x) == f'(x) @ x``.
+    """
+
+    def __init__(self, width: int, use_bias: bool, *, rngs: nnx.Rngs) -> None:
+        self.dense1 = nnx.Linear(28 * 28, width, use_bias=use_bias, rngs=rngs)
+        self.dense2 = nnx.Linear(width, width, use_bias=use_bias, rngs=rngs)
+        self.dense3 = nnx.Linear(width, 10, use_bias=use_bias, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(*x.shape[:-3], -1)  # (..., 784)
+        x = nnx.relu(self.dense1(x))
+        x = nnx.relu(self.dense2(x))
+        return self.dense3(x)
+
+
+class CNN(nnx.Module):
+    """Three rounds of convolution, ReLU and 2x2 pooling, then two dense layers.
+
+    ``pool`` is ``nnx.max_pool`` or ``nnx.avg_pool``; the maps shrink
+    28 -> 14 -> 7 -> 4, the last step with one row and column of padding.
+    """
+
+    def __init__(self, pool: Callable[..., jax.Array], use_bias: bool, *, rngs: nnx.Rngs) -> None:
+        self.pool = pool
+        self.conv1 = nnx.Conv(1, 32, (3, 3), use_bias=use_bias, rngs=rngs)
+        self.conv2 = nnx.Conv(32, 64, (3, 3), use_bias=use_bias, rngs=rngs)
+        self.conv3 = nnx.Conv(64, 128, (3, 3), use_bias=use_bias, rngs=rngs)
+        self.dense1 = nnx.Linear(4 * 4 * 128, 128, use_bias=use_bias, rngs=rngs)
+        self.dense2 = nnx.Linear(128, 10, use_bias=use_bias, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for conv in (self.conv1, self.conv2, self.conv3):
+            x = nnx.relu(conv(x))
+            x = self.pool(x, (2, 2), strides=(2, 2), padding="SAME")
+        x = x.reshape(*x.shape[:-3], -1)  # (..., 4 * 4 * 128)
+        x = nnx.relu(self.dense1(x))
+        return self.dense2(x)
+
+
+class GAP(nnx.Module):
+    """Convolutions, global average pooling, one dense layer without bias.
+
+    The network of class activation maps: the logits are the spatial mean of
+    the last maps, ``(..., 7, 7, 128)``, times ``dense/kernel``, and nothing
+    else, so the map of a class is an exact decomposition of its logit.
+    """
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        self.conv1 = nnx.Conv(1, 32, (3, 3), rngs=rngs)
+        self.conv2 = nnx.Conv(32, 64, (3, 3), rngs=rngs)
+        self.conv3 = nnx.Conv(64, 128, (3, 3), rngs=rngs)
+        self.dense = nnx.Linear(128, 10, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.conv1(x))
+        x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+        x = nnx.relu(self.conv2(x))
+        x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+        x = nnx.relu(self.conv3(x))
+        return self.dense(jnp.mean(x, axis=(-3, -2)))
+
+
+class AllConv(nn.Module):
+    """Convolutions only, in Flax Linen: strides instead of pooling.
+
+    The last convolution makes one 7x7 map per class; its mean is the logit.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.relu(nn.Conv(32, (3, 3), name="conv1")(x))
+        x = nn.relu(nn.Conv(48, (2, 2), strides=(2, 2), name="down1")(x))
+        x = nn.relu(nn.Conv(64, (3, 3), name="conv2")(x))
+        x = nn.relu(nn.Conv(96, (2, 2), strides=(2, 2), name="down2")(x))
+        x = nn.relu(nn.Conv(96, (3, 3), name="conv3")(x))
+        x = nn.Conv(10, (1, 1), name="conv4")(x)
+        return jnp.mean(x, axis=(-3, -2))
