@@ -1,0 +1,34 @@
+"""Strict by default: warnings are errors (pyproject), float64 everywhere, four host devices, no network, no display."""
+
+import os
+
+# Thousands of small programs are compiled once and run once: compile fast rather than run fast.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "matrix(names, whole, covering): rows of the product, see registry.py")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="the whole product MODELS × METHODS × TRANSFORMS (15 min)")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked `matrix(rows)` get those rows: all of them with --full, else the covering ones."""
+    for marker in metafunc.definition.iter_markers("matrix"):
+        names, whole, covering = marker.args
+        rows = whole if metafunc.config.getoption("--full") else covering
+        metafunc.parametrize(names, rows, ids=["-".join(row) for row in rows])
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)

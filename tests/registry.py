@@ -1,0 +1,207 @@
+"""METHODS and TRANSFORMS: with MODELS, the product that the whole library is held to.
+
+The whole product runs with `pytest --full`. By default a covering part of it runs: every method on every model, and every
+transform on every model and with every method (`covering`, whose completeness is tested).
+
+A public method that is missing from METHODS fails a test. Transforms return what the explainer gives under them for the
+whole batch, to be compared with plain calls, one example at a time.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from models import BATCH, N_CLASSES
+
+import jaxplain as jx
+
+
+class Method(NamedTuple):
+    make: Callable[..., jx.Explainer]  # make(score, x) -> explainer
+    stochastic: bool = False
+    reverse: bool = True  # whether reverse mode goes through it
+    auto_axes: bool = False  # refuses Explicit mesh axes; its error names auto_axes, which the row then uses
+    condition: float = 1.0  # how much rounding in the score is magnified
+
+
+def covering(models: list[str], methods: list[str], others: list[str], per_pair: int) -> list[tuple[str, str, str]]:
+    """Triples such that every pair (model, method), (model, other) and (method, other) occurs."""
+    step = max(1, len(others) // per_pair)
+    return [
+        (model, method, others[(i + j + step * k) % len(others)])
+        for i, model in enumerate(models)
+        for j, method in enumerate(methods)
+        for k in range(per_pair)
+    ]
+
+
+def _pool(x: Any) -> Any:
+    return jx.references(jax.tree.map(lambda leaf: jnp.stack([leaf * 0, leaf]), x))
+
+
+METHODS: dict[str, Method] = {
+    "gradient": Method(lambda f, x: jx.gradient(f)),
+    "saliency": Method(lambda f, x: jx.saliency(f)),
+    "saliency_channels": Method(lambda f, x: jx.saliency(f, channel_axis=-1, reduction="norm")),
+    "sensitivity": Method(lambda f, x: jx.sensitivity(f)),
+    "input_x_gradient": Method(lambda f, x: jx.input_x_gradient(f)),
+    "taylor": Method(lambda f, x: jx.taylor(f)),
+    "taylor_line_search": Method(
+        lambda f, x: jx.taylor(_with_root(f, x), root=jx.line_search(lambda x: scaled(0.9, x), n_points=4)),
+        condition=15,  # x − root is 7 % of x
+    ),
+    "integrated_gradients": Method(lambda f, x: jx.integrated_gradients(f, n_steps=3, chunk_size=2, baseline=0.1)),
+    "integrated_gradients_complete": Method(lambda f, x: jx.integrated_gradients(f, n_steps=3, complete=True)),
+    "integrated_gradients_tol": Method(
+        lambda f, x: jx.integrated_gradients(f, n_steps=2, tol=1e-2, max_steps=60, chunk_size=4),
+        reverse=False,
+        auto_axes=True,
+    ),
+    "integrated_gradients_references": Method(
+        lambda f, x: jx.integrated_gradients(f, baseline=_pool(x), n_steps=2, quadrature="midpoint")
+    ),
+    "expected_gradients": Method(
+        lambda f, x: jx.expected_gradients(f, references=_pool(x), n_samples=3, chunk_size=2), stochastic=True
+    ),
+    "smoothgrad": Method(
+        lambda f, x: jx.smoothgrad(jx.gradient(f), n_samples=3, noise=0.1, chunk_size=2), stochastic=True
+    ),
+    "smoothgrad_squared": Method(
+        lambda f, x: jx.smoothgrad_squared(jx.integrated_gradients(f, n_steps=2), n_samples=2), stochastic=True
+    ),
+    "taylor_root": Method(lambda f, x: jx.taylor(f, root=lambda x: scaled(0.5, x))),
+    "vargrad": Method(lambda f, x: jx.vargrad(jx.input_x_gradient(f), n_samples=3), stochastic=True),
+}
+
+
+def scaled(factor: float, tree: Any) -> Any:
+    return jax.tree.map(lambda a: (factor * a).astype(a.dtype), tree)
+
+
+def _with_root(f: Callable, x: Any) -> Callable:
+    """f shifted so that it has a root on the line from x to 0.9 x, whatever the model: at 0.93 x."""
+    return lambda p, *args: f(p, *args) - f(scaled(0.93, x), *args)
+
+
+class Setup(NamedTuple):
+    """One (model, method) pair as a transform sees it."""
+
+    explain_with: Callable[..., Any]  # explain_with(weights, x, label, key) for one example
+    weights: Any
+    xs: Any
+    labels: jax.Array
+    keys: jax.Array
+    needs_auto_axes: bool = False
+
+
+Transform = Callable[[Setup], Any]
+TRANSFORMS: dict[str, Transform] = {}
+
+
+def transform(function: Transform) -> Transform:
+    TRANSFORMS[function.__name__] = function
+    return function
+
+
+def _closed(s: Setup) -> Callable:
+    return lambda x, y, k: s.explain_with(s.weights, x, y, k)
+
+
+def _row(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+def stack(parts: list) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+
+
+@transform
+def plain(s: Setup) -> Any:
+    """No transform at all, and Python labels. One example, since it runs equation by equation; the others are filled in."""
+    first = _closed(s)(_row(s.xs, 0), int(s.labels[0]), s.keys[0])
+    return jax.tree.map(lambda leaf, rest: jnp.concatenate([leaf[None], rest[1:]]), first, jit(s))
+
+
+def jit(s: Setup) -> Any:
+    """The reference: one compiled example at a time."""
+    explain = jax.jit(_closed(s))
+    return stack([explain(_row(s.xs, i), s.labels[i], s.keys[i]) for i in range(BATCH)])
+
+
+@transform
+def jit_vmap(s: Setup) -> Any:
+    return jax.jit(jax.vmap(_closed(s)))(s.xs, s.labels, s.keys)
+
+
+@transform
+def vmap_jit(s: Setup) -> Any:
+    return jax.vmap(jax.jit(_closed(s)))(s.xs, s.labels, s.keys)
+
+
+@transform
+def weights_as_argument(s: Setup) -> Any:
+    return jax.jit(jax.vmap(s.explain_with, in_axes=(None, 0, 0, 0)))(s.weights, s.xs, s.labels, s.keys)
+
+
+@transform
+def all_classes(s: Setup) -> Any:
+    explain = jax.vmap(_closed(s), in_axes=(None, 0, None))
+    maps = jax.jit(jax.vmap(explain, in_axes=(0, None, 0)))(s.xs, jnp.arange(N_CLASSES), s.keys)
+    return jax.tree.map(lambda leaf: leaf[jnp.arange(BATCH), s.labels], maps)
+
+
+@transform
+def lax_map(s: Setup) -> Any:
+    # lax.map is a scan without a carry: this row stands for both.
+    return jax.jit(lambda: lax.map(lambda a: _closed(s)(*a), (s.xs, s.labels, s.keys)))()
+
+
+@transform
+def checkpoint(s: Setup) -> Any:
+    return jax.jit(jax.vmap(jax.checkpoint(_closed(s))))(s.xs, s.labels, s.keys)
+
+
+def _four(s: Setup) -> tuple:
+    return jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:1]]), (s.xs, s.labels, s.keys))
+
+
+def _mesh(kind: Any) -> jax.sharding.Mesh:
+    return jax.make_mesh((4,), ("data",), axis_types=(kind,))
+
+
+def _sharded(s: Setup, kind: Any) -> Any:
+    mesh, run = _mesh(kind), jax.vmap(_closed(s))
+    if kind == jax.sharding.AxisType.Explicit and s.needs_auto_axes:
+        run = jax.sharding.auto_axes(run, out_sharding=jax.P("data"))
+    with jax.set_mesh(mesh):
+        args = jax.device_put(_four(s), jax.NamedSharding(mesh, jax.P("data")))
+        out = jax.jit(run)(*args)
+    assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(out)), "the result left its devices"
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:BATCH], out)
+
+
+@transform
+def sharded_auto(s: Setup) -> Any:
+    return _sharded(s, jax.sharding.AxisType.Auto)
+
+
+@transform
+def sharded_explicit(s: Setup) -> Any:
+    return _sharded(s, jax.sharding.AxisType.Explicit)
+
+
+@transform
+def shard_map(s: Setup) -> Any:
+    run = jax.shard_map(
+        jax.vmap(_closed(s)), mesh=_mesh(jax.sharding.AxisType.Auto), in_specs=jax.P("data"), out_specs=jax.P("data")
+    )
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:BATCH], jax.jit(run)(*_four(s)))
+
+
+@transform
+def batched(s: Setup) -> Any:
+    run = jx.batched(lambda x, y, k: _closed(s)(x, y, jax.random.wrap_key_data(k)), batch_size=2, progress=False)
+    return run(s.xs, s.labels, jax.random.key_data(s.keys))

@@ -1,0 +1,60 @@
+"""MODELS × METHODS × TRANSFORMS: every transform gives what plain calls give."""
+
+import functools
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from models import BATCH, MODELS, Case
+from registry import METHODS, TRANSFORMS, Setup, covering, jit
+
+
+@functools.cache
+def _case(name: str) -> Case:
+    return MODELS[name]()
+
+
+def setup(model: str, method: str) -> Setup:
+    case, spec = _case(model), METHODS[method]
+
+    def explain_with(weights: Any, x: Any, label: Any, key: jax.Array) -> Any:
+        explain = spec.make(lambda x, y: case.score(weights, x, y), x)
+        return explain(x, label, key=key)
+
+    keys = jax.random.split(jax.random.key(7), BATCH)
+    return Setup(explain_with, case.weights, case.xs, case.labels, keys, spec.auto_axes)
+
+
+@functools.cache
+def expected(model: str, method: str) -> Any:
+    return jit(setup(model, method))
+
+
+def assert_close(got: Any, want: Any, rtol: float, what: str) -> None:
+    assert jax.tree.structure(got) == jax.tree.structure(want), what
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.shape == b.shape and a.dtype == b.dtype, what
+        assert np.isfinite(b.astype(float)).all(), f"{what}: the reference itself is not finite"
+        scale = np.max(np.abs(b.astype(float)), initial=0.0)
+        difference = np.max(np.abs(a.astype(float) - b.astype(float)), initial=0.0)
+        assert difference <= rtol * max(scale, 1e-12), f"{what}: {difference:.2e} of {scale:.2e}"
+
+
+WHOLE = list(itertools.product(MODELS, METHODS, TRANSFORMS))
+COVERING = covering(list(MODELS), list(METHODS), list(TRANSFORMS), per_pair=3)
+
+
+@pytest.mark.matrix(("model", "method", "transform"), WHOLE, COVERING)
+def test_transform_equals_reference(model: str, method: str, transform: str) -> None:
+    got = TRANSFORMS[transform](setup(model, method))
+    rtol = METHODS[method].condition * _case(model).rtol
+    assert_close(got, expected(model, method), rtol, f"{method} on {model} under {transform}")
+
+
+def test_the_covering_part_covers_every_pair() -> None:
+    for one, other in itertools.combinations(range(3), 2):
+        assert {(row[one], row[other]) for row in COVERING} == {(row[one], row[other]) for row in WHOLE}
+    assert len(set(COVERING)) == len(COVERING)

@@ -1,0 +1,45 @@
+"""Pictures: centred colours, shared scales, nothing hidden by one pixel."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import jaxplain as jx
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def test_signed_maps_are_centred_at_zero_and_unsigned_start_there():
+    ax = jx.plot.image(RNG.normal(size=(8, 8)) + 1)
+    low, high = ax.images[0].get_clim()
+    assert low == -high and ax.images[0].get_cmap().name == jx.plot.DIVERGING
+    ax = jx.plot.image(RNG.random((8, 8, 3)), input=RNG.random((8, 8, 1)))
+    assert ax.images[0].get_clim()[0] == 0 and ax.images[0].get_cmap().name.endswith("upper")
+
+
+def test_one_pixel_does_not_hide_the_rest():
+    values = RNG.normal(size=(28, 28))
+    values[0, 0] = 1e4
+    assert jx.plot.limit([values]) < 10
+
+
+def test_degenerate_maps_still_have_a_scale():
+    assert jx.plot.limit([np.zeros((4, 4))]) == 1
+    assert jx.plot.limit([np.full((4, 4), np.nan)]) == 1
+    single = np.zeros((28, 28))
+    single[3, 3] = 2
+    assert jx.plot.limit([single]) == 2
+
+
+def test_grid_shares_a_scale_within_each_row(tmp_path):
+    maps = {"a": RNG.normal(size=(3, 8, 8, 1)), "b": RNG.random((3, 8, 8))}
+    figure = jx.plot.grid(maps, RNG.random((3, 8, 8, 1)), titles=["0", "1", "2"], suptitle="all")
+    figure.savefig(tmp_path / "grid.png")
+    limits = [ax.images[0].get_clim() for ax in figure.axes if ax.images and ax.get_position().width > 0.1]
+    assert len(limits) == 9 and len(set(limits[3:6])) == 1 and len(set(limits[6:9])) == 1

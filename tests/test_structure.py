@@ -1,0 +1,153 @@
+"""The shape of the package: import direction, one door to JAX's internals, registries and documents that are complete."""
+
+import ast
+import doctest
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from registry import METHODS
+
+import jaxplain as jx
+import jaxplain.batch
+import jaxplain.methods.gradient
+import jaxplain.methods.noise
+import jaxplain.methods.path
+import jaxplain.methods.taylor
+import jaxplain.scores
+
+ROOT = Path(jx.__file__).parent
+REPOSITORY = ROOT.parent
+
+# Each layer imports only from those above it (and from itself).
+LAYERS = [
+    ["_errors"],
+    ["_compat", "_tree"],
+    ["_accumulate", "graph"],
+    ["_explainer"],
+    ["_references"],
+    ["scores", "methods"],
+    ["batch", "plot"],
+    ["datasets"],
+    ["zoo"],
+    ["__init__"],
+    ["tour"],
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def _modules():
+    return {path.relative_to(ROOT).with_suffix("").parts: path for path in ROOT.rglob("*.py")}
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_go_one_way():
+    for parts, path in _modules().items():
+        here = parts[0]
+        assert here in LEVEL, f"{path} is in no layer: add it to LAYERS"
+        for name in _imports(path):
+            if name.startswith("jaxplain."):
+                there = name.split(".")[1]
+                there = there if there in LEVEL else "__init__"
+                assert there == here or LEVEL[there] < LEVEL[here], f"{'.'.join(parts)} imports {name}"
+
+
+def test_only_compat_touches_jax_internals():
+    inside = re.compile(r"jax\._src|jax\.extend|jax\.interpreters|jax\.core\.(?!Tracer\b)")
+    for parts, path in _modules().items():
+        if parts != ("_compat",):
+            assert not inside.search(path.read_text()), path
+
+
+def test_peers_are_never_imported():
+    for folder in (ROOT, REPOSITORY / "tests"):
+        for path in folder.rglob("*.py"):
+            if path.name.startswith("make_"):  # the scripts that made golden arrays
+                continue
+            assert not {"torch", "captum", "zennit", "quantus"} & {name.split(".")[0] for name in _imports(path)}, path
+
+
+def test_importing_the_package_imports_no_plotting_and_starts_no_backend():
+    code = (
+        "import sys, jaxplain, jax; from jax._src import xla_bridge; "
+        "assert 'matplotlib' not in sys.modules; assert not xla_bridge._backends, 'a backend was started'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _public_methods():
+    for name in dir(jx):
+        thing = getattr(jx, name)
+        if inspect.isfunction(thing) and thing.__module__.startswith("jaxplain.methods"):
+            yield name, thing
+
+
+def test_every_method_is_in_the_registry():
+    settings = {"line_search", "scaled_input"}
+    missing = {name for name, _ in _public_methods()} - settings - set(METHODS)
+    assert not missing, f"add to METHODS in tests/registry.py: {missing}"
+
+
+@pytest.mark.parametrize("name", [n for n, _ in _public_methods() if n not in ("line_search", "scaled_input")])
+def test_docstrings_say_what_they_must(name):
+    doc = inspect.getdoc(getattr(jx, name))
+    common = ["References:"] if name in ("smoothgrad_squared", "vargrad") else ["Guarantees", "Cost", "References:"]
+    for heading in [*common, "$" if "$" in doc else "R"]:
+        assert heading in doc, f"{name}: no {heading}"
+    parameters = inspect.signature(getattr(jx, name)).parameters
+    assert all(p.kind is p.KEYWORD_ONLY for p in list(parameters.values())[1:]), f"{name}: settings are keyword-only"
+
+
+MODULES = [
+    jaxplain._explainer,
+    jaxplain._references,
+    jaxplain.batch,
+    jaxplain.methods.gradient,
+    jaxplain.methods.noise,
+    jaxplain.methods.path,
+    jaxplain.methods.taylor,
+    jaxplain.scores,
+]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+def test_docstring_examples_run(module):
+    # As users run them: without float64.
+    import jax
+
+    with jax.enable_x64(False):
+        result = doctest.testmod(module)
+    assert result.attempted and not result.failed
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch):
+    import jax
+
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S).group(1)
+    code = code.replace("[:64]", "[:2]")  # the same program on fewer digits
+    with jax.enable_x64(False):
+        exec(compile(code, "README.md", "exec"), {})
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def test_relative_links_of_the_documents_exist():
+    for document in [
+        *REPOSITORY.glob("*.md"),
+        *(REPOSITORY / "docs").glob("*.md"),
+        *(REPOSITORY / "benchmarks").glob("*.md"),
+    ]:
+        for target in re.findall(r"\]\(([^)#:\s]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -1,0 +1,176 @@
+"""The demo networks: accurate, pure, plain data, trainable again."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxplain import zoo
+from jaxplain.datasets import mnist
+from jaxplain.zoo._fast import fast
+from jaxplain.zoo._network import RECIPES
+
+DIGITS = mnist()
+NO_BIAS = ("mlp_no_bias", "cnn_avgpool")
+every_network = pytest.mark.parametrize("name", zoo.NAMES)
+
+
+def few(dtype=np.float32) -> jax.Array:
+    return jnp.asarray(DIGITS.x_test[:4].astype(dtype))
+
+
+@every_network
+def test_accuracy_on_the_held_out_digits(name: str) -> None:
+    assert zoo.accuracy(zoo.load(name), DIGITS.x_test, DIGITS.y_test) >= RECIPES[name].accuracy
+
+
+@every_network
+def test_weights_are_finite_float32_jax_arrays_in_plain_dicts(name: str) -> None:
+    params = zoo.load(name).params
+    assert type(params) is dict
+    assert all(type(layer) is dict for layer in params.values())
+    leaves = jax.tree.leaves(params)
+    assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in leaves)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
+    assert sum(leaf.size for leaf in leaves) <= 400_000
+
+
+@every_network
+def test_a_network_is_its_pure_function(name: str) -> None:
+    net, x = zoo.load(name), few()
+    logits = net(x)
+    assert (logits.shape, logits.dtype) == ((4, 10), jnp.float32)
+    assert np.array_equal(logits, net.apply(net.params, x))
+    assert np.array_equal(logits, net(np.asarray(x)))
+    assert zoo.load(name).apply is net.apply
+    np.testing.assert_allclose(jax.jit(net.apply)(net.params, x), logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.vmap(net)(x), logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(net(x[0]), logits[0], rtol=1e-4, atol=1e-4)
+    jax.make_jaxpr(net)(x)
+
+
+@every_network
+def test_gradients_have_the_shape_of_the_parameters(name: str) -> None:
+    net = zoo.load(name)
+    grads = jax.grad(lambda params: net.apply(params, few()).sum())(net.params)
+    assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, net.params)
+    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(grads))
+
+
+@every_network
+def test_float64_is_float64_all_the_way(name: str) -> None:
+    net = zoo.load(name)
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), net.params)
+        x = jnp.asarray(few(), jnp.float64)
+        logits = net.apply(params, x)
+        assert logits.dtype == jnp.float64
+        assert "f32[" not in str(jax.make_jaxpr(net.apply)(params, x))
+        # A change that float32, anywhere inside, would round away.
+        change = np.abs(net.apply(params, x * (1 + 1e-10)) - logits)
+        assert np.all(change > 0)
+        assert np.all(change < 1e-6)
+    np.testing.assert_allclose(logits, net(few()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NO_BIAS)
+def test_without_biases_networks_are_positively_homogeneous(name: str) -> None:
+    net, x = zoo.load(name), few()
+    assert not any("bias" in layer for layer in net.params.values())
+    # Powers of two leave no rounding: equal to the last bit.
+    assert np.array_equal(net(2 * x), 2 * net(x))
+    assert not np.any(net(jnp.zeros_like(x)))
+
+
+def test_gap_ends_in_a_dense_layer_without_bias() -> None:
+    assert list(zoo.load("gap").params["dense"]) == ["kernel"]
+
+
+@every_network
+def test_randomized_keeps_the_structure_and_forgets_the_weights(name: str) -> None:
+    net = zoo.load(name)
+    other = zoo.randomized(net, jax.random.key(1))
+    assert (other.name, other.apply) == (name, net.apply)
+    shape = lambda leaf: (leaf.shape, leaf.dtype)
+    assert jax.tree.map(shape, other.params) == jax.tree.map(shape, net.params)
+    for layer, values in net.params.items():
+        assert not np.allclose(values["kernel"], other.params[layer]["kernel"])
+    again = zoo.randomized(net, jax.random.key(1))
+    assert jax.tree.all(jax.tree.map(np.array_equal, other.params, again.params))
+    assert np.mean(other(DIGITS.x_test[:100]).argmax(-1) == DIGITS.y_test[:100]) < 0.5
+
+
+def test_randomized_keeps_dtypes() -> None:
+    net = zoo.load("mlp")
+    half = dataclasses.replace(net, params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), net.params))
+    assert zoo.randomized(half, jax.random.key(0)).params["dense1"]["kernel"].dtype == jnp.bfloat16
+
+
+def test_training_is_quick_accurate_and_repeatable() -> None:
+    first = zoo.train("mlp", seed=3, epochs=3, progress=False)
+    again = zoo.train("mlp", seed=3, epochs=3, progress=False)
+    other = zoo.train("mlp", seed=4, epochs=1, progress=False)
+    assert zoo.accuracy(first, DIGITS.x_test, DIGITS.y_test) >= 0.92
+    assert jax.tree.all(jax.tree.map(np.array_equal, first.params, again.params))
+    assert not np.array_equal(first.params["dense1"]["kernel"], other.params["dense1"]["kernel"])
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(first.params))
+
+
+def test_saving_and_loading_gives_the_same_weights(tmp_path) -> None:
+    net = zoo.load("all_conv")
+    path = zoo.save(net, tmp_path)
+    with np.load(path) as file:
+        assert "conv1/kernel" in file.files
+        assert np.array_equal(file["down2/bias"], net.params["down2"]["bias"])
+
+
+@pytest.mark.parametrize("name", ["cnn_maxpool", "cnn_avgpool", "all_conv"])
+def test_what_is_trained_is_the_network_itself(name: str) -> None:
+    """Training runs a rewritten function: the same values and, where no maxima tie, the same gradients."""
+    net = zoo.load(name)
+    quick = fast(net.apply)
+    with jax.enable_x64(True):  # so that rounding cannot decide which of two close values is the maximum
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), net.params)
+        x = jax.random.uniform(jax.random.key(0), (2, 28, 28, 1), jnp.float64)  # noise: no ties in the input
+
+        def loss(params, apply):
+            return jax.nn.logsumexp(apply(params, x)), apply(params, x)
+
+        def results(apply):
+            return jax.jit(jax.grad(lambda params: loss(params, apply), has_aux=True))(params)
+
+        for ours, plain in zip(jax.tree.leaves(results(quick)), jax.tree.leaves(results(net.apply)), strict=True):
+            np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-10)
+
+
+def test_shift_moves_each_image_by_whole_pixels() -> None:
+    images = jnp.zeros((200, 28, 28, 1), jnp.float32).at[:, 10, 12].set(1)
+    moved = np.asarray(jax.jit(zoo.shift)(images, jax.random.key(0)))
+    assert (moved.shape, moved.dtype) == (images.shape, np.float32)
+    assert np.array_equal(moved.sum((1, 2, 3)), np.ones(200))
+    _, rows, cols, _ = np.nonzero(moved)
+    assert {*rows - 10} == {*cols - 12} == {-2, -1, 0, 1, 2}
+    # Pixels pushed over the border are gone, and zeros come in.
+    corner = jnp.zeros((50, 28, 28, 1), jnp.float32).at[:, 0, 0].set(1)
+    sums = np.asarray(zoo.shift(corner, jax.random.key(1), max_shift=1)).sum((1, 2, 3))
+    assert {*sums.tolist()} == {0.0, 1.0}
+
+
+def test_unknown_names_are_answered_with_the_known_ones() -> None:
+    for attempt in (zoo.load, zoo.train):
+        with pytest.raises(ValueError, match="(?s)'resnet'.*" + ", ".join(map(repr, zoo.NAMES))):
+            attempt("resnet")
+
+
+def test_the_command_refuses_unknown_names() -> None:
+    done = subprocess.run([sys.executable, "-m", "jaxplain.zoo", "resnet"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no network 'resnet'" in done.stderr
+
+
+def test_a_network_shows_its_name_and_size() -> None:
+    assert repr(zoo.load("mlp")) == "Network('mlp', 269,322 parameters)"
