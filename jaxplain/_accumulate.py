@@ -21,6 +21,8 @@ def accumulate(term: Callable[[jax.Array], Any], n: int, chunk_size: int) -> Any
     size = -(-n // n_chunks)
 
     def chunk(start: jax.Array | int) -> Any:
+        if size == 1:
+            return term(jnp.asarray(start, jnp.int32))
         indices = start + jnp.arange(size, dtype=jnp.int32)
         terms = jax.vmap(term)(jnp.minimum(indices, n - 1))
         if n_chunks * size == n:

@@ -38,7 +38,7 @@ def smoothgrad(
         noise: σ; a number, a pytree like x, or a function of x. With several argnums a tuple (`None`: no noise there).
         relative: σ is `noise` × (max x − min x), taken over each leaf of each example, as in the paper (10 % to 20 % there); a
             constant input then gets no noise. `False`: σ is `noise` itself, in units of x.
-        chunk_size: copies explained together.
+        chunk_size: copies explained together, as in `integrated_gradients`.
         key: random key shared by all examples; otherwise `explain(x, *args, key=key)`.
 
     Returns:
@@ -154,7 +154,7 @@ def _noisy(
 ) -> Explainer:
     require_callable(method, explain)
     positive_int(method, "n_samples", n_samples)
-    chunk = positive_int(method, "chunk_size", min(n_samples, DEFAULT_CHUNK) if chunk_size is None else chunk_size)
+    chunk = positive_int(method, "chunk_size", DEFAULT_CHUNK if chunk_size is None else chunk_size)
     argnums = getattr(explain, "argnums", 0)
     inner_needs_key = getattr(explain, "needs_key", False)
 
