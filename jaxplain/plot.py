@@ -115,7 +115,7 @@ def grid(
     """Methods × examples: the inputs on the first row, then one row of maps for each method with its own colour bar.
 
     Arguments:
-        maps: {row name: maps of all examples, each (height, width[, channels])}.
+        maps: {row name: maps of all examples, each (height, width[, channels])}. A map that is NaN throughout is labelled so.
         inputs: the explained images.
         titles: one title for each example.
         share: one colour scale for each row (`True`), or one for each map.
@@ -142,7 +142,10 @@ def grid(
         shared = _colors(flat, limit(flat))
         for ax, value, picture in zip(row[:n], flat, inputs, strict=True):
             shown = ax.imshow(value, **(shared if share else _colors([value], limit([value]))))
-            outline(ax, picture)
+            if np.isfinite(value).any():
+                outline(ax, picture)
+            else:
+                ax.text(0.5, 0.5, "NaN", transform=ax.transAxes, ha="center", va="center", fontsize=8, color="0.6")
         _row_label(row[0], name)
         if share:
             bar = figure.colorbar(shown, cax=row[n], format="%.2g")

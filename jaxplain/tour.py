@@ -28,7 +28,7 @@ def rows(score: Callable[..., jax.Array], background: np.ndarray) -> list[Row]:
         Row("saliency", jx.saliency(score)),
         Row("sensitivity", jx.sensitivity(score)),
         Row("input × gradient", jx.input_x_gradient(score)),
-        Row("simple Taylor at εx", jx.taylor(score)),
+        Row("simple Taylor", jx.taylor(score, root=jx.line_search())),
         Row("integrated gradients", jx.integrated_gradients(score)),
         Row("IG, error ≤ 1 %", jx.integrated_gradients(score, n_steps=20, tol=1e-2, max_steps=1000)),
         Row("expected gradients", jx.expected_gradients(score, references=jx.references(background), n_samples=50)),

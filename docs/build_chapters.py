@@ -1,0 +1,148 @@
+"""Build the chapters: each `chapters/*.py` (jupytext percent script, the source) becomes a notebook with its outputs.
+
+    python docs/build_chapters.py            # all chapters
+    python docs/build_chapters.py 2.1 3.4    # those whose names start so
+    python docs/build_chapters.py --check    # run all again, write nothing
+
+A chapter asserts its own proofs, so running it is its test. `--check` fails if a cell raises, or if a notebook's cells
+are not those of its script. Needs `pip install jaxplain[docs]`.
+"""
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jupytext
+import matplotlib.font_manager  # noqa: F401 - builds its font cache here, which would print a line into a page
+import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+CHAPTERS = Path(__file__).parent / "chapters"
+MAX_BYTES = 1_000_000
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"file_extension": ".py", "name": "python"},
+}
+# What must not be in a page: where this machine keeps its files.
+PRIVATE = re.compile(rf"/tmp/|/home/|/Users/|site-packages|{re.escape(str(Path.home()))}/|{re.escape(sys.prefix)}")
+
+
+class ThisPython(KernelSpecManager):
+    """A kernel of the Python that runs this script, whatever kernels are installed."""
+
+    def get_kernel_spec(self, _name: str) -> KernelSpec:
+        argv = [sys.executable, "-m", "ipykernel_launcher", "--log-level=ERROR", "-f", "{connection_file}"]
+        return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+
+def read(script: Path) -> NotebookNode:
+    """The script's cells, with ids and metadata that do not change from run to run."""
+    notebook = jupytext.read(script)
+    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for number, cell in enumerate(notebook.cells):
+        cell.id, cell.metadata = f"cell-{number:02}", NotebookNode()
+    return notebook
+
+
+def execute(notebook: NotebookNode) -> None:
+    """Fill in the outputs, in a fresh kernel and an empty folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        NotebookClient(
+            notebook,
+            km=AsyncKernelManager(kernel_spec_manager=ThisPython()),
+            timeout=600,
+            record_timing=False,
+            coalesce_streams=True,
+            resources={"metadata": {"path": folder}},
+        ).execute()
+    # What the front end remembers of the session is not part of the page.
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        cell.metadata = NotebookNode()
+
+
+def problems(notebook: NotebookNode) -> list[str]:
+    """What a page must not show: warnings and paths of this machine."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            text = output.get("text", "") + data.get("text/plain", "") + data.get("text/html", "")
+            if output.output_type == "stream" and output.name == "stderr":
+                found.append(f"{cell.id} writes to stderr: {text[:300]!r}")
+            elif PRIVATE.search(text):
+                found.append(f"{cell.id} shows a path: {text[:300]!r}")
+    return found
+
+
+def out_of_date(notebook: NotebookNode, path: Path) -> list[str]:
+    """How the notebook at `path` differs from its script, outputs apart."""
+    if not path.exists():
+        return ["there is no notebook"]
+    committed = nbformat.read(path, as_version=4)
+    ours, theirs = ([(cell.cell_type, cell.source) for cell in n.cells] for n in (notebook, committed))
+    return [] if ours == theirs else ["the notebook's cells are not those of the script"]
+
+
+def build(script: Path, check: bool) -> bool:
+    """Build or check one chapter; say how it went; return whether it went well."""
+    path = script.with_suffix(".ipynb")
+    notebook = read(script)
+    start = time.perf_counter()
+    try:
+        execute(notebook)
+        wrong = problems(notebook)
+    except CellExecutionError as error:
+        wrong = [str(error)]
+    seconds = time.perf_counter() - start
+    content = nbformat.writes(notebook) + "\n"
+    if check:
+        wrong += out_of_date(notebook, path)
+    elif len(content.encode()) > MAX_BYTES:
+        wrong.append(f"the notebook is larger than {MAX_BYTES:,} bytes: draw at a lower dpi")
+    if not check and not wrong:
+        nbformat.validate(notebook)
+        path.write_text(content, encoding="utf-8")
+    print(
+        f"{'FAIL' if wrong else 'ok':4} {script.stem:32} {seconds:5.1f} s  {len(content.encode()) / 1000:6.0f} kB",
+        flush=True,
+    )
+    for line in wrong:
+        print("     " + line, file=sys.stderr)
+    return not wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="beginnings of chapter names, e.g. 2.1; all chapters if none")
+    parser.add_argument("--check", action="store_true", help="execute and compare, write nothing")
+    args = parser.parse_args()
+    scripts = [
+        script
+        for script in sorted(CHAPTERS.glob("[0-9]*.py"))
+        if not args.names or script.name.startswith(tuple(args.names))
+    ]
+    if not scripts:
+        parser.error(f"no chapter's name starts with {' or '.join(args.names)}")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the same pictures everywhere
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, where ipywidgets is not installed
+    orphans = (
+        [] if args.names else sorted(p.name for p in CHAPTERS.glob("*.ipynb") if not p.with_suffix(".py").exists())
+    )
+    for name in orphans:
+        print(f"FAIL {name} has no script", file=sys.stderr)
+    results = [build(script, args.check) for script in scripts]
+    sys.exit(0 if all(results) and not orphans else 1)
+
+
+if __name__ == "__main__":
+    main()
