@@ -10,7 +10,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 from jax import lax
 from jax.extend import source_info_util
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, partial_eval
 
 # Primitives that draw random numbers. Splitting or folding a key alone draws nothing.
 _RANDOM_PRIMITIVES = frozenset(
@@ -44,11 +44,6 @@ def inner_jaxprs(equation: Any) -> Iterator[Any]:
     return iter(jex.core.jaxprs_in_params(equation.params))
 
 
-def variables(atoms: Any) -> Iterator[Any]:
-    """The atoms that are variables, not literals."""
-    return (atom for atom in atoms if not isinstance(atom, jex.core.Literal))
-
-
 def read(values: dict[Any, Any], atom: Any) -> Any:
     """The value of a variable or literal, given the values of the variables."""
     return atom.val if isinstance(atom, jex.core.Literal) else values[atom]
@@ -60,10 +55,17 @@ def bind(equation: Any, inputs: list[Any]) -> list[Any]:
     return list(outputs) if equation.primitive.multiple_results else [outputs]
 
 
-def source_line(equation: Any) -> str:
-    """The user's source line behind an equation, with its name scope if it has one: for messages only."""
+def live_equations(closed: Any) -> list[Any]:
+    """The equations that some output depends on, in bodies of nested calls too."""
+    jaxpr = open_jaxpr(closed)
+    return list(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0].eqns)
+
+
+def source_line(equation: Any, inner: Any = None) -> str:
+    """The user's source line behind an equation (or behind one inside it), with its name scope: for messages only."""
     scope = str(equation.source_info.name_stack)
-    line = _users_line(equation.source_info) or source_info_util.summarize(equation.source_info)
+    infos = [e.source_info for e in (equation, inner) if e is not None]
+    line = next(filter(None, map(_users_line, infos)), None) or source_info_util.summarize(infos[-1])
     return f"{scope} · {line}" if scope else line
 
 

@@ -6,6 +6,7 @@ and `with_info`, is here.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -97,10 +98,10 @@ class Explainer:
     ):
         self.method = method
         self.argnums = argnums
+        self.stochastic = stochastic
         self.needs_key = stochastic and key is None
         self._evaluate = evaluate
         self._key = key if stochastic else None
-        self._stochastic = stochastic
         self.__name__ = self.__qualname__ = method
 
     def __call__(self, *args: Any, key: jax.Array | None = None) -> Any:
@@ -108,7 +109,7 @@ class Explainer:
 
     def run(self, args: tuple, key: jax.Array | None, *, with_info: bool) -> tuple[Any, Info | None]:
         """The attribution, with `Info` if asked for. Wrappers call this; users call `with_info(explain)`."""
-        if self._stochastic:
+        if self.stochastic:
             key = one_key(self.method, self._key if key is None else key)
         return self._evaluate(args, key, with_info)
 
@@ -156,12 +157,12 @@ class with_info:  # noqa: N801 - used as a function: with_info(explain)(x, *args
 
     def __init__(self, explain: Callable[..., Any]):
         require_callable("with_info", explain)
-        wrapped = getattr(explain, "__wrapped__", None)
-        if not isinstance(explain, Explainer) and isinstance(wrapped, Explainer):
+        behind = explainer_behind(explain)
+        if behind is not None and (behind is not explain or isinstance(explain, with_info)):
             raise SettingError(
                 explain_error(
                     "with_info: takes the explainer itself, before any JAX transform.",
-                    got="an explainer already under jit or vmap, whose info is out of reach",
+                    got=f"{type(explain).__name__} around an explainer, whose info is out of reach",
                     fix="jax.jit(jax.vmap(jx.with_info(explain)))",
                 )
             )
@@ -169,6 +170,7 @@ class with_info:  # noqa: N801 - used as a function: with_info(explain)(x, *args
         self.method = getattr(explain, "method", "with_info")
         self.argnums = getattr(explain, "argnums", 0)
         self.needs_key = getattr(explain, "needs_key", False)
+        self.stochastic = getattr(explain, "stochastic", False)
 
     def __call__(self, *args: Any, key: jax.Array | None = None) -> tuple[Any, Info]:
         if not isinstance(self.explain, Explainer):
@@ -184,6 +186,30 @@ def require_callable(method: str, f: Any) -> None:
                 f"{method}: its first argument must be a function.",
                 got=type(f).__name__,
                 fix=f"explain = jx.{method}(score, …); attribution = explain(x, *args)",
+            )
+        )
+
+
+def explainer_behind(f: Any) -> Any:
+    """The explainer (or `with_info`) that jit, vmap, partial … were applied to, or None for a function of the user's."""
+    while f is not None and not isinstance(f, Explainer | with_info):
+        f = getattr(f, "__wrapped__", None) or getattr(f, "func", None)
+    return f
+
+
+def require_explainer(method: str, explain: Any) -> None:
+    """Refuse what would hide the explainer's argnums and key: a partial around it, or `with_info`, which returns a pair."""
+    require_callable(method, explain)
+    behind = explainer_behind(explain)
+    if isinstance(behind, with_info) or (behind is not None and isinstance(explain, partial)):
+        raise SettingError(
+            explain_error(
+                f"{method}: takes an explainer, not something built around one.",
+                got=f"{type(explain).__name__} around {behind!r}",
+                fix=(
+                    f"bind arguments in the score: jx.{method}(jx.gradient(lambda x: f(x, bound)))",
+                    f"info goes outside: jx.with_info(jx.{method}(explain))",
+                ),
             )
         )
 
@@ -216,12 +242,13 @@ def one_key(method: str, key: Any) -> jax.Array:
     return jax.random.wrap_key_data(key) if raw else key
 
 
-def positive_int(method: str, name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+def positive_int(method: str, name: str, value: Any, *, minimum: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise SettingError(
             explain_error(
                 f"{method}: `{name}` must be a positive Python integer.",
                 got=repr(value),
+                need=f"at least {minimum}",
                 why="it fixes the shape of the compiled program",
                 fix=f"{name}=50",
             )

@@ -4,6 +4,7 @@ Every method works on a flat tuple of the explained float leaves ("leaves"); thi
 into that tuple and puts attributions back together.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -70,12 +71,14 @@ class Arguments:
     def __init__(self, method: str, args: tuple, argnums: int | Sequence[int]):
         self.method = method
         self.args = args
-        self.single = isinstance(argnums, int)
-        positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-        if not positions or any(not -len(args) <= p < len(args) for p in positions):
+        named: Sequence[Any] = argnums if isinstance(argnums, Sequence) else (argnums,)
+        self.single = named is not argnums
+        positions = tuple(_index(method, p) for p in named)
+        distinct = {p % max(len(args), 1) for p in positions}
+        if not positions or any(not -len(args) <= p < len(args) for p in positions) or len(distinct) < len(positions):
             raise InputError(
                 explain_error(
-                    f"{method}: argnums={argnums} does not name an argument of this call.",
+                    f"{method}: argnums={argnums} does not name different arguments of this call.",
                     got=f"{len(args)} positional argument(s)",
                     fix="call explain(x, *args) with the explained argument at position argnums",
                 )
@@ -127,6 +130,11 @@ class Arguments:
         """`leaves` as an attribution: structure, shapes and dtypes of the explained argument."""
         zeros = [jnp.zeros_like(leaf) for leaf in map(jnp.asarray, self._constants)]
         values = self._unflatten(cast_like(leaves, self.leaves), zeros)
+        return values[0] if self.single else values
+
+    def point(self, leaves: Sequence[jax.Array]) -> Any:
+        """`leaves` as another input: like `attribution`, but constant leaves keep their values."""
+        values = self._unflatten(cast_like(leaves, self.leaves), self._constants)
         return values[0] if self.single else values
 
     def _unflatten(self, explained: Sequence[Any], constants: Sequence[Any]) -> tuple:
@@ -186,19 +194,35 @@ class Arguments:
         return tuple(leaves)
 
     def _mismatch(self, name: str, got: object, need: object, where: str | None = None) -> StructureError:
+        fixes: tuple[str, ...] = (
+            f"a number for every element: {name}=0.0",
+            f"the same structure and shapes as x, e.g. {name}=jax.tree.map(jnp.zeros_like, x)",
+            f"a function of x: {name}=lambda x: …",
+        )
+        if name == "references":
+            fixes = (
+                "stack them like a batch of x: jx.references(x_train[:100]); from a function: one reference like x",
+            )
+        elif name == "inner attribution":
+            fixes = ("smooth first, reduce channels after: saliency without channel_axis inside, then .max(axis=-1)",)
         return StructureError(
             explain_error(
                 f"{self.method}: `{name}` does not match the explained argument.",
                 where=where,
                 got=got,
                 need=need,
-                fix=(
-                    f"a number for every element: {name}=0.0",
-                    f"the same structure and shapes as x, e.g. {name}=jax.tree.map(jnp.zeros_like, x)",
-                    f"a function of x: {name}=lambda x: …",
-                ),
+                fix=fixes,
             )
         )
+
+
+def _index(method: str, position: Any) -> int:
+    try:
+        return operator.index(position)
+    except TypeError:
+        raise InputError(
+            explain_error(f"{method}: `argnums` must be an integer or a tuple of integers.", got=repr(position))
+        ) from None
 
 
 def _is_explainable(method: str, position: int, path: Any, leaf: Any) -> bool:

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from jaxplain._errors import MissingKeyError, NonFiniteError, SettingError, StructureError, explain_error
-from jaxplain._explainer import one_key, positive_int, require_callable
+from jaxplain._explainer import one_key, positive_int, require_callable, with_info
 
 
 def batched(
@@ -38,6 +38,8 @@ def batched(
     Returns:
         `run(xs, *args, key=None)`. Called with arrays (or pytrees) with a leading axis of examples it returns the stacked
         results; called with one iterator of batches `(x_batch, *args)` it returns a generator with the results of each.
+        Weights that the explainer closes over are those of the first call, as under `jax.jit`: pass weights that change as an
+        argument with `in_axes=None`, or build `run` again.
         A stochastic explainer needs one `key`; example number i gets `fold_in(key, i)`, so results do not depend on
         `batch_size` or `devices`.
 
@@ -86,9 +88,9 @@ def batched(
         return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
     def run(*args: Any, key: jax.Array | None = None) -> Any:
-        if needs_key:
+        if needs_key or (key is not None and getattr(explain, "stochastic", False)):
             key = one_key("batched", key)
-        elif key is not None and not hasattr(explain, "needs_key"):
+        elif key is not None and not hasattr(explain, "stochastic"):
             raise MissingKeyError(
                 explain_error(
                     "batched: a key was given, but a plain function takes none.",
@@ -109,7 +111,7 @@ def _stream(explain_arrays: Callable[..., Any], batches: Iterator, key: Any, pro
     start = 0
     with tqdm(unit="example", disable=not progress) as bar:
         for batch in batches:
-            args = batch if isinstance(batch, tuple) else (batch,)
+            args = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
             out = explain_arrays(args, key, start, bar)
             start += jax.tree.leaves(out)[0].shape[0]
             yield out
@@ -165,7 +167,7 @@ def _place(chunk: list, shared: list, indices: np.ndarray, devices: Sequence[jax
 def _collect(ready: Any, rows: np.ndarray, on_nan: str, explain: Any, mapped: list, bar: Any, start: int) -> Any:
     """A finished chunk on the host, without its filling, with NaN raised or marked."""
     host = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(rows)], ready)
-    attribution = host[0] if type(explain).__name__ == "with_info" else host
+    attribution = host[0] if isinstance(explain, with_info) else host
     bad = np.zeros(len(rows), bool)
     for leaf in jax.tree.leaves(attribution):
         if jnp.issubdtype(leaf.dtype, jnp.floating):

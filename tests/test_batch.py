@@ -54,6 +54,29 @@ def test_with_info_and_pytrees():
     assert info.gap.shape == (11,) and info.converged is None
 
 
+def test_weights_closed_over_are_those_of_the_first_call_and_arguments_are_not():
+    from flax import nnx
+
+    net = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
+    run = jx.batched(jx.gradient(jx.logit(net)), **quiet)
+    before = run(XS, YS)
+    net.kernel[...] = 10 * net.kernel[...]
+    assert relative(run(XS, YS), before) == 0
+    assert relative(jx.batched(jx.gradient(jx.logit(net)), **quiet)(XS, YS), 10 * before) < 1e-6
+    graph, state = nnx.split(net)
+    score = lambda x, y, state: jx.logit(nnx.merge(graph, state))(x, y)
+    passed = jx.batched(jx.gradient(score), in_axes=(0, 0, None), **quiet)
+    assert relative(passed(XS, YS, state), 10 * before) < 1e-6
+    assert relative(passed(XS, YS, jax.tree.map(lambda w: w / 10, state)), before) < 1e-6
+
+
+def test_a_key_for_the_run_overrides_the_explainers_own(key):
+    explain = jx.smoothgrad(jx.gradient(SCORE), n_samples=3, key=key)
+    own, other = (jx.batched(explain, **quiet)(XS, YS, key=k) for k in (None, jax.random.key(9)))
+    assert relative(own, other) > 1e-6
+    assert relative(other[2], explain(XS[2], YS[2], key=jax.random.fold_in(jax.random.key(9), 2))) < 1e-12
+
+
 def test_shared_arguments():
     score = lambda x, w, y: jnp.tanh(x @ w)[y]
     got = jx.batched(jx.gradient(score), batch_size=4, in_axes=(0, None, 0), **quiet)(XS, W, YS)
@@ -62,7 +85,7 @@ def test_shared_arguments():
 
 def test_an_iterator_of_batches_is_streamed(key):
     explain = jx.smoothgrad(jx.gradient(SCORE), n_samples=3)
-    parts = jx.batched(explain, batch_size=4, **quiet)(iter([(XS[:6], YS[:6]), (XS[6:], YS[6:])]), key=key)
+    parts = jx.batched(explain, batch_size=4, **quiet)(iter([[XS[:6], YS[:6]], (XS[6:], YS[6:])]), key=key)
     assert not isinstance(parts, list)
     got = np.concatenate(list(parts))
     assert relative(got, jx.batched(explain, **quiet)(XS, YS, key=key)) < 1e-12

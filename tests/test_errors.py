@@ -1,5 +1,7 @@
 """The text of every error: what, where, got, need, and a fix to paste."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,29 @@ REFUSED = {
     "text input": (lambda: jx.gradient(f)({"a": X, "b": "text"}), jx.InputError, ["str", "['b']"]),
     "empty input": (lambda: jx.gradient(lambda x: 1.0)({}), jx.InputError, ["no array at all"]),
     "no such argument": (lambda: jx.gradient(f, argnums=1)(X), jx.InputError, ["argnums=1", "1 positional"]),
+    "one argument twice": (lambda: jx.gradient(f, argnums=(0, -1))(X), jx.InputError, ["argnums=(0, -1)", "different"]),
+    "argnums not a number": (lambda: jx.gradient(f, argnums=1.0)(X), jx.InputError, ["integer", "1.0"]),
+    "partial around an explainer": (
+        lambda: jx.smoothgrad(functools.partial(jx.gradient(lambda a, b: f(a * b), argnums=1), X)),
+        jx.SettingError,
+        ["partial", "bind arguments in the score"],
+    ),
+    "info inside a wrapper": (
+        lambda: jx.smoothgrad(jx.with_info(jx.gradient(f))),
+        jx.SettingError,
+        ["info goes outside"],
+    ),
+    "info of a jitted batch": (
+        lambda: jx.with_info(jax.jit(jax.vmap(jx.gradient(f)))),
+        jx.SettingError,
+        ["before any JAX"],
+    ),
+    "info twice": (lambda: jx.with_info(jx.with_info(jx.gradient(f))), jx.SettingError, ["itself"]),
+    "channels inside": (
+        lambda: jx.smoothgrad(jx.saliency(f, channel_axis=-1))(jnp.ones((2, 3)), key=jax.random.key(0)),
+        jx.StructureError,
+        ["reduce channels after"],
+    ),
     "no argument": (lambda: jx.gradient(f)(), jx.InputError, ["0 positional"]),
     "not a function": (lambda: jx.gradient(X), jx.SettingError, ["must be a function", "jx.gradient(score"]),
     "baseline shape": (lambda: IG(f, baseline=jnp.zeros(4))(X), jx.StructureError, ["(4,)", "(3,)", "zeros_like"]),
@@ -75,7 +100,7 @@ REFUSED = {
     "float steps": (lambda: IG(f, n_steps=50.0), jx.SettingError, ["50.0", "shape of the compiled program"]),
     "traced steps": (lambda: jax.jit(lambda n: IG(f, n_steps=n)(X))(3), jx.SettingError, ["Python integer"]),
     "zero samples": (lambda: jx.smoothgrad(jx.gradient(f), n_samples=0), jx.SettingError, ["`n_samples`"]),
-    "one sample's variance": (lambda: jx.vargrad(jx.gradient(f), n_samples=1), jx.SettingError, ["`n_samples`"]),
+    "one sample's variance": (lambda: jx.vargrad(jx.gradient(f), n_samples=1), jx.SettingError, ["at least 2"]),
     "zero chunk": (lambda: IG(f, chunk_size=0), jx.SettingError, ["`chunk_size`"]),
     "quadrature": (lambda: IG(f, quadrature="simpson"), jx.SettingError, ["simpson", "gauss_legendre"]),
     "complete with tol": (lambda: IG(f, complete=True, tol=0.1), jx.SettingError, ["exclude each other"]),

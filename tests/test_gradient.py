@@ -82,6 +82,15 @@ def test_sums_are_float32_even_for_bf16():
     np.testing.assert_array_equal(attribution.astype(np.float32), np.ones(4))
 
 
+def test_channels_are_reduced_in_float32():
+    explain = jx.saliency(lambda x: 300 * x[0] + 400 * x[1], channel_axis=-1, reduction="norm")
+    np.testing.assert_array_equal(explain(jnp.ones(2, jnp.float16)), np.float16(500))
+
+
+def test_a_constant_score_has_a_zero_gradient():
+    np.testing.assert_array_equal(jx.gradient(lambda x: 3.0)(X), np.zeros(3))
+
+
 def test_argnums_and_pytrees():
     def f(a, label, b):
         return jnp.sum(a["u"] * b) * (1 + label) + jnp.sum(a["v"] ** 2)

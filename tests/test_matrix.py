@@ -39,6 +39,7 @@ def assert_close(got: Any, want: Any, rtol: float, what: str) -> None:
         assert a.shape == b.shape and a.dtype == b.dtype, what
         assert np.isfinite(b.astype(float)).all(), f"{what}: the reference itself is not finite"
         scale = np.max(np.abs(b.astype(float)), initial=0.0)
+        assert scale > 0 or not np.issubdtype(b.dtype, np.floating), f"{what}: nothing is compared, all is zero"
         difference = np.max(np.abs(a.astype(float) - b.astype(float)), initial=0.0)
         assert difference <= rtol * max(scale, 1e-12), f"{what}: {difference:.2e} of {scale:.2e}"
 

@@ -82,6 +82,23 @@ def test_any_function_is_an_explainer_and_wrappers_nest(key):
     assert info.n_gradients == 3 * 2 * 2
 
 
+def test_errors_of_tiny_attributions_do_not_underflow(key):
+    for scale in (1.0, 1e-12, 1e-25):
+        f = lambda x, s=scale: jnp.float32(s) * jnp.sum(x**3)
+        _, info = jx.with_info(jx.smoothgrad(jx.gradient(f), n_samples=8))(jnp.arange(1, 4, dtype=jnp.float32), key=key)
+        assert (info.standard_error > 0.01 * scale).all()
+    f = lambda x: jnp.float32(1e-12) * jnp.sum(x**3)
+    variance, info = jx.with_info(jx.vargrad(jx.gradient(f), n_samples=8))(jnp.arange(1, 4, dtype=jnp.float32), key=key)
+    assert (info.standard_error > 0.01 * variance).all()
+
+
+def test_inner_convergence_is_passed_on(key):
+    for tol, want in ((1e-1, True), (1e-15, False)):
+        inner = jx.integrated_gradients(F, n_steps=8, tol=tol, max_steps=30)
+        _, info = jx.with_info(jx.smoothgrad(inner, n_samples=3))(X, key=key)
+        assert bool(info.converged) is want
+
+
 def test_noise_for_each_argument(key):
     f = lambda a, b: jnp.sum(a**3) + jnp.sum(b**3)
     a, b = jnp.arange(3.0), jnp.arange(4.0)

@@ -142,6 +142,7 @@ def test_randomness_that_does_not_reach_the_score_is_fine():
         return jnp.sum(x)
 
     np.testing.assert_array_equal(jx.gradient(score)(X), np.ones(6))
+    np.testing.assert_array_equal(jx.gradient(jax.jit(score))(X), np.ones(6))
 
 
 def test_check_finds_models_that_mix_examples():

@@ -101,8 +101,10 @@ def test_every_method_is_in_the_registry():
 @pytest.mark.parametrize("name", [n for n, _ in _public_methods() if n not in ("line_search", "scaled_input")])
 def test_docstrings_say_what_they_must(name):
     doc = inspect.getdoc(getattr(jx, name))
-    common = ["References:"] if name in ("smoothgrad_squared", "vargrad") else ["Guarantees", "Cost", "References:"]
-    for heading in [*common, "$" if "$" in doc else "R"]:
+    headings = ["$", "References:"]
+    if name not in ("smoothgrad_squared", "vargrad"):  # which refer to smoothgrad
+        headings += ["Guarantees", "Cost", "Returns:" if name in ("gradient", "saliency") else "units"]
+    for heading in headings:
         assert heading in doc, f"{name}: no {heading}"
     parameters = inspect.signature(getattr(jx, name)).parameters
     assert all(p.kind is p.KEYWORD_ONLY for p in list(parameters.values())[1:]), f"{name}: settings are keyword-only"

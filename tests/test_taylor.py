@@ -48,6 +48,21 @@ def test_line_search_in_float32_ends_at_rounding():
     assert abs(info.baseline_value) < 1e-6 and info.root.dtype == jnp.float32
 
 
+def test_a_root_at_zero_keeps_the_gradient_of_the_piece_that_x_is_on():
+    f = relu_net(jax.random.key(0), (5, 7, 6, 1))
+    for x in (jnp.arange(1.0, 6), jnp.arange(1, 6, dtype=jnp.float32)):
+        got, info = jx.with_info(jx.taylor(f, root=jx.line_search()))(x)
+        assert info.converged
+        assert relative(got, x * jax.grad(f)(x)) < 1e-5
+
+
+def test_the_root_keeps_constant_leaves():
+    f = lambda x: jnp.sum(jnp.where(x["mask"], x["image"], 0))
+    x = {"image": jnp.ones(3), "mask": jnp.array([True, True, False])}
+    _, info = jx.with_info(jx.taylor(f, root=0.0))(x)
+    np.testing.assert_array_equal(info.root["mask"], x["mask"])
+
+
 def test_no_root_is_nan_not_a_guess():
     got, info = jx.with_info(jx.taylor(lambda x: jnp.sum(x**2) + 1.0, root=jx.line_search()))(jnp.ones(2))
     assert not info.converged and np.isnan(got).all()

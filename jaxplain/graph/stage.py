@@ -29,18 +29,21 @@ class Program:
         self._out_tree = jax.tree.structure(shape)
 
     def __call__(self, *args: Any) -> Any:
-        return jax.tree.unflatten(self._out_tree, self._run(*jax.tree.leaves(args)))
+        # A constant output comes back as it was written: a Python number.
+        return jax.tree.unflatten(self._out_tree, map(jnp.asarray, self._run(*jax.tree.leaves(args))))
 
     def refuse_randomness(self) -> "Program":
         """Raise if a random draw reaches the output: the explanation would change from call to call."""
-        where, draw = next(_random_draws(_compat.open_jaxpr(self._closed)), (None, None))
+        # Only what reaches the output counts: models split keys, and draw, for things that nothing uses.
+        draws = (_find(e, _compat.is_random) for e in _compat.live_equations(self._closed))
+        where, draw = next((found for found in draws if found), (None, None))
         if draw is not None:
             raise ModelModeError(
                 explain_error(
                     f"{self.method}: the score draws random numbers.",
-                    where=_compat.source_line(where),
+                    where=_compat.source_line(where, draw),
                     got=f"primitive {draw.primitive}",
-                    why="dropout or noise left on makes every explanation of the same input different",
+                    why="dropout or noise left on makes explanations of the same input differ (unless its key is fixed)",
                     fix=(
                         "switch the model to evaluation: model.eval(), nnx.view(model, deterministic=True), "
                         "train=False or deterministic=True",
@@ -161,14 +164,3 @@ def _find(equation: Any, wanted: Callable[[Any], bool]) -> tuple[Any, Any] | Non
             if found := _find(inner, wanted):
                 return equation, found[1]
     return None
-
-
-def _random_draws(jaxpr: Any) -> Iterator[tuple[Any, Any]]:
-    """Random equations whose result reaches an output (Flax models may split keys that nothing uses)."""
-    needed = set(_compat.variables(jaxpr.outvars))
-    for equation in reversed(jaxpr.eqns):
-        if needed.isdisjoint(equation.outvars):
-            continue
-        needed.update(_compat.variables(equation.invars))
-        if found := _find(equation, _compat.is_random):
-            yield found

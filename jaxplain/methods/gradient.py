@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
-from jaxplain._tree import Leaves, multiply
+from jaxplain._tree import Leaves, compute_dtype, multiply
 
 
 def _one_gradient(
@@ -166,10 +166,13 @@ def saliency(
                     fix="channel_axis=-1 for one (height, width, channels) image; None for no reduction",
                 )
             )
-        return reduce(leaf, axis=channel_axis)
+        return reduce(leaf.astype(compute_dtype(leaf)), axis=channel_axis).astype(leaf.dtype)
 
     def evaluate(args: tuple, key: Any, with_info: bool) -> tuple[Any, Info | None]:
         attribution, info = explain.run(args, key, with_info=with_info)
-        return jax.tree.map(reduce_channels, attribution), info
+        reduced = jax.tree.map(
+            lambda a: reduce_channels(a) if jnp.issubdtype(a.dtype, jnp.floating) else a, attribution
+        )
+        return reduced, info
 
     return Explainer("saliency", evaluate, argnums=argnums)

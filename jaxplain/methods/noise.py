@@ -7,17 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxplain._accumulate import accumulate
-from jaxplain._explainer import Explainer, Info, positive_int, require_callable
-from jaxplain._tree import Arguments, Leaves, multiply, subtract, upcast
+from jaxplain._explainer import Explainer, Info, positive_int, require_explainer
+from jaxplain._tree import Arguments, Leaves, multiply, upcast
 from jaxplain.graph.stage import Program
-from jaxplain.methods.path import DEFAULT_CHUNK, standard_error
+from jaxplain.methods.path import DEFAULT_CHUNK, spread_scale, standard_error
 
 
 class _Moments(NamedTuple):
-    """Sums over n samples of d, d², d³, d⁴, where d = attribution − shift (the powers that were asked for)."""
+    """Sums over n samples of d, d², d³, d⁴, where d = (attribution − shift) / scale (the powers that were asked for)."""
 
     n: int
     shift: Leaves
+    scale: Leaves
     powers: tuple[Leaves, ...]
 
 
@@ -46,7 +47,7 @@ def smoothgrad(
 
     Guarantees: unbiased for the mean; `Info.standard_error` is its Monte-Carlo error, entry by entry. Noise zero gives the
     explanation itself. Draw k comes from `fold_in(key, k)`: results do not depend on `chunk_size`.
-    Cost: `n_samples` explanations (one more with info). Info: standard_error, n_gradients.
+    Cost: `n_samples` explanations (one more with info). Info: standard_error, n_gradients, converged (of all inner ones).
     Differs from: Captum's noise is absolute with σ = 1 and 5 samples by default; zennit leaves its last sample noise-free.
 
     Example:
@@ -95,35 +96,38 @@ def vargrad(
 
     The unbiased estimate, $\frac{1}{n-1} \sum_k (R_k - \bar R)^2$; needs `n_samples` ≥ 2. Other arguments, costs and info as in
     `smoothgrad`; units are those of the inner explanation squared. Non-negative; zero where the explanation does not react to
-    the noise. `Info.standard_error` is the large-sample error of the variance, from the fourth moment.
+    the noise. One explanation more is made to centre the sums. `Info.standard_error` is the large-sample error of the variance, from the fourth moment.
 
     References:
         Adebayo et al., Local explanation methods for deep neural networks lack sensitivity to parameter values,
         ICLR workshop 2018.
     """
-    positive_int("vargrad", "n_samples", n_samples - 1 if isinstance(n_samples, int) else n_samples)
+    positive_int("vargrad", "n_samples", n_samples, minimum=2)
     return _noisy("vargrad", _VARIANCE, explain, n_samples, noise, relative, chunk_size, key)
 
 
 def _mean(m: _Moments) -> Leaves:
-    return tuple(s + d / m.n for s, d in zip(m.shift, m.powers[0], strict=True))
+    return tuple(s + c * d / m.n for s, c, d in zip(m.shift, m.scale, m.powers[0], strict=True))
 
 
 def _mean_error(m: _Moments) -> Leaves:
-    return standard_error(m.powers[0], m.powers[1], m.n)
+    return multiply(m.scale, standard_error(m.powers[0], m.powers[1], m.n))
 
 
 def _variance(m: _Moments) -> Leaves:
-    return tuple(jnp.maximum(d2 - d * d / m.n, 0) / (m.n - 1) for d, d2 in zip(m.powers[0], m.powers[1], strict=True))
+    return tuple(
+        c * c * jnp.maximum(d2 - d * d / m.n, 0) / (m.n - 1)
+        for c, d, d2 in zip(m.scale, m.powers[0], m.powers[1], strict=True)
+    )
 
 
 def _variance_error(m: _Moments) -> Leaves:
     """sqrt((μ₄ − σ⁴) / n), with the central fourth moment from the shifted sums."""
     errors = []
-    for d1, d2, d3, d4 in zip(*m.powers, strict=True):
+    for scale, d1, d2, d3, d4 in zip(m.scale, *m.powers, strict=True):
         a, b, c, d = (power / m.n for power in (d1, d2, d3, d4))
         fourth = d - 4 * a * c + 6 * a * a * b - 3 * a**4
-        errors.append(jnp.sqrt(jnp.maximum(fourth - (b - a * a) ** 2, 0) / m.n))
+        errors.append(scale * scale * jnp.sqrt(jnp.maximum(fourth - (b - a * a) ** 2, 0) / m.n))
     return tuple(errors)
 
 
@@ -152,7 +156,7 @@ def _noisy(
     chunk_size: int | None,
     key: jax.Array | None,
 ) -> Explainer:
-    require_callable(method, explain)
+    require_explainer(method, explain)
     positive_int(method, "n_samples", n_samples)
     chunk = positive_int(method, "chunk_size", DEFAULT_CHUNK if chunk_size is None else chunk_size)
     argnums = getattr(explain, "argnums", 0)
@@ -163,21 +167,24 @@ def _noisy(
         x = upcast(arguments.leaves)
         sigma = arguments.like(noise, "noise", none=jnp.zeros_like)
         if relative:
-            sigma = tuple(s * (jnp.max(leaf) - jnp.min(leaf)) for s, leaf in zip(sigma, x, strict=True))
+            sigma = tuple(s * jnp.ptp(leaf) if leaf.size else s for s, leaf in zip(sigma, x, strict=True))
 
-        def inner(leaves: Leaves, inner_key: jax.Array) -> tuple[Leaves, jax.Array | None]:
+        def inner(leaves: Leaves, inner_key: jax.Array) -> tuple[Leaves, tuple]:
             call_args = arguments.fill(tuple(a.astype(b.dtype) for a, b in zip(leaves, arguments.leaves, strict=True)))
             keyword = {"key": inner_key} if inner_needs_key else {}
             if with_info and isinstance(explain, Explainer):
                 attribution, info = explain.run(call_args, keyword.get("key"), with_info=True)
             else:
                 attribution, info = explain(*call_args, **keyword), None
-            leaves = arguments.float_leaves(attribution, "the inner attribution")
-            return tuple(map(statistic.transform, leaves)), info and info.n_gradients
+            leaves = arguments.float_leaves(attribution, "inner attribution")
+            if info is None:
+                return tuple(map(statistic.transform, leaves)), (None, None)
+            failed = None if info.converged is None else jnp.logical_not(info.converged).astype(jnp.int32)
+            return tuple(map(statistic.transform, leaves)), (info.n_gradients, failed)
 
         program = Program(method, inner, x, key)
 
-        def sample(k: jax.Array) -> tuple[Leaves, jax.Array | None]:
+        def sample(k: jax.Array) -> tuple[Leaves, tuple]:
             noise_key, inner_key = jax.random.split(jax.random.fold_in(key, k))
             keys = jax.random.split(noise_key, len(x))
             moved = tuple(
@@ -189,19 +196,24 @@ def _noisy(
         powers = statistic.error_powers if with_info else statistic.powers
         # Deviations from one sample keep the sums of squares accurate; a mean alone needs none.
         shift = sample(jnp.int32(0))[0] if powers > 1 else tuple(map(jnp.zeros_like, x))
+        scale = spread_scale(shift)
 
-        def term(k: jax.Array) -> tuple[tuple[Leaves, ...], jax.Array | None]:
-            attribution, gradients = sample(k)
-            deviations = [subtract(attribution, shift) if powers > 1 else attribution]
+        def term(k: jax.Array) -> tuple[tuple[Leaves, ...], tuple]:
+            attribution, counts = sample(k)
+            deviations = [tuple((a - s) / c for a, s, c in zip(attribution, shift, scale, strict=True))]
             for _ in range(powers - 1):
                 deviations.append(multiply(deviations[-1], deviations[0]))
-            return tuple(deviations), gradients
+            return tuple(deviations), counts
 
-        sums, gradients = accumulate(term, n_samples, chunk)
-        moments = _Moments(n_samples, shift, sums)
+        sums, (gradients, failed) = accumulate(term, n_samples, chunk)
+        moments = _Moments(n_samples, shift, scale, sums)
         attribution = arguments.attribution(statistic.estimate(moments))
         if not with_info:
             return attribution, None
-        return attribution, Info(standard_error=arguments.attribution(statistic.error(moments)), n_gradients=gradients)
+        return attribution, Info(
+            standard_error=arguments.attribution(statistic.error(moments)),
+            n_gradients=gradients,
+            converged=None if failed is None else failed == 0,
+        )
 
     return Explainer(method, evaluate, argnums=argnums, stochastic=True, key=key)

@@ -59,7 +59,8 @@ def taylor(
         root: where to expand:
 
             * `None` or `jx.scaled_input(ε)`: εx, the classical choice for ReLU networks without biases, where
-              R = (1 − ε) x ⊙ ∇f(x);
+              R = (1 − ε) x ⊙ ∇f(x). Not for networks with biases: the gradient near zero input says little about x, and the
+              residual shows it (`input_x_gradient` takes the gradient at x);
             * `jx.line_search(toward=…)`: the nearest zero of f on the line from x towards a point (default: zero input);
             * a number, a pytree like x, or a function `x -> root`: a root you know.
         argnums, allow_random: as in `gradient`.
@@ -71,7 +72,7 @@ def taylor(
     `residual`, and `root` itself). The residual is zero where f is linear between x̃ and x.
     A line search that finds no change of sign gives NaN, for there is no root to expand about (`Info.converged` is False).
     The gradient of the attribution through a found root is exact to first order (implicit function theorem).
-    Cost: 1 gradient; a line search adds n_points + n_bisections evaluations of f and one gradient more.
+    Cost: 1 gradient; a line search adds n_points + 1 + n_bisections evaluations of f and one gradient more.
     Info: value, baseline_value, gap, residual, root, n_gradients, converged (line search).
 
     Example:
@@ -115,7 +116,7 @@ def taylor(
             baseline_value=root_value,
             gap=-residual,
             residual=residual,
-            root=call.arguments.attribution(point),
+            root=call.arguments.point(point),
             n_gradients=jnp.int32(2 if isinstance(plan, LineSearch) else 1),
             converged=converged,
         )
@@ -125,33 +126,36 @@ def taylor(
 
 
 def _search(call: Call, plan: LineSearch) -> tuple[Leaves, jax.Array]:
-    direction = subtract(call.arguments.like(plan.toward, "toward", none=lambda x: x), call.x)
+    end = call.arguments.like(plan.toward, "toward", none=lambda x: x)
+    way = subtract(call.x, end)
 
-    def at(t: jax.Array) -> Leaves:
-        return tuple(x + t.astype(d.dtype) * d for x, d in zip(call.x, direction, strict=True))
+    def at(u: jax.Array) -> Leaves:
+        """From x (u = 1) to the far end (u = 0); near the end u is a small number, and keeps its digits."""
+        return tuple(e + u.astype(w.dtype) * w for e, w in zip(end, way, strict=True))
 
-    def along(t: jax.Array) -> jax.Array:
-        return call.value(at(t))
+    def along(u: jax.Array) -> jax.Array:
+        return call.value(at(u))
 
     dtype = jnp.result_type(*call.x)
-    values = lax.map(along, jnp.linspace(0, 1, plan.n_points + 1, dtype=dtype))
+    values = lax.map(along, jnp.linspace(1, 0, plan.n_points + 1, dtype=dtype))
     sign = jnp.sign(values[0])
     crossed = sign * values <= 0
     found = jnp.any(crossed)
-    right = jnp.argmax(crossed).astype(dtype)
-    bracket = (jnp.maximum(right - 1, 0) / plan.n_points, right / plan.n_points)
+    first = jnp.argmax(crossed).astype(dtype)
+    bracket = (1 - jnp.maximum(first - 1, 0) / plan.n_points, 1 - first / plan.n_points)
 
     def halve(ends: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
-        low, high = ends
-        middle = (low + high) / 2
+        near, far = ends
+        middle = (near + far) / 2
         beyond = sign * along(middle) <= 0
-        return (jnp.where(beyond, low, middle), jnp.where(beyond, middle, high)), None
+        return (jnp.where(beyond, near, middle), jnp.where(beyond, middle, far)), None
 
-    t = lax.stop_gradient(lax.scan(halve, bracket, length=plan.n_bisections)[0][1])
-    t = jnp.where(found, t, jnp.nan)
+    # The end on x's side: at a root where pieces meet (zero, for a network without biases) its gradient is that of x's piece.
+    u = lax.stop_gradient(lax.scan(halve, bracket, length=plan.n_bisections)[0][0])
+    u = jnp.where(found, u, jnp.nan)
     # One Newton step whose slope is held constant: it does not move the root, but gives it the root's derivative.
-    at_root, gradient = call.value_and_gradient(at(t))
-    slope = lax.stop_gradient(total(multiply(gradient, direction)))
+    at_root, gradient = call.value_and_gradient(at(u))
+    slope = lax.stop_gradient(total(multiply(gradient, way)))
     offset = at_root - lax.stop_gradient(at_root)
-    t = t - jnp.where(slope == 0, 0, offset / jnp.where(slope == 0, 1, slope)).astype(dtype)
-    return at(t), found
+    u = u - jnp.where(slope == 0, 0, offset / jnp.where(slope == 0, 1, slope)).astype(dtype)
+    return at(u), found
