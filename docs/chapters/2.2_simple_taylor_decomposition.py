@@ -130,7 +130,7 @@ with jax.enable_x64(True):
 # For the biased network $\varepsilon x$ is no root: the score there is what the biases make of a black image. The
 # library can look for a root instead. `jx.line_search(toward)` walks from $x$ towards a point, black by default, and
 # narrows down the first sign change; if there is none it returns NaN, for there is nothing to expand about. (Without
-# biases the only root on that line is black itself, where all ReLUs are off and the gradient is zero: use $\varepsilon x$.)
+# biases the only root on that line is black itself; the search stops just before it, and gives what $\varepsilon x$ gives.)
 
 # %%
 choices = {"root εx": jx.scaled_input(1e-6), "line search": jx.line_search()}
@@ -198,7 +198,7 @@ plt.show()
 # checked and not assumed: print the residual.
 #
 # All four live strictly inside the strokes: the factor $x_i - \tilde x_i$ is zero on a black background, whatever the
-# network thinks of it. An empty panel is a digit without a root on its line, which the library says rather than hides.
+# network thinks of it. NaN marks a digit without a root on its line, which the library says rather than hides.
 #
 # ## Does it depend on the class, and on what was learnt?
 
