@@ -128,17 +128,19 @@ def integrated_gradients(
             value = call.value(call.x)
             start = accumulate(lambda r: call.value(tuple(b[r] for b in paths.baselines)), paths.n, chunk) / paths.n
 
+        mean = (value - start)[None]  # not a scalar: JAX cannot map a scan over one on an Explicit mesh axis
+
         def term(k: jax.Array) -> tuple[Any, ...]:
             contribution, slope = _node(call, paths, k // n_steps, alphas[k % n_steps])
             weight = w[k % n_steps]
             if not complete:
                 return (_scale(weight, contribution),)
-            tilted = weight * (slope - (value - start))
+            tilted = weight * (slope - mean)
             return (
                 _scale(weight, contribution),
-                _scale(tilted, contribution),
+                _scale(tilted[0], contribution),
                 tilted,
-                tilted * (slope - (value - start)),
+                tilted * (slope - mean),
             )
 
         attribution, *moments = accumulate(term, paths.n * n_steps, chunk)
@@ -146,7 +148,8 @@ def integrated_gradients(
             return attribution, None
         steps, converged = jnp.int32(n_steps), None
         if complete:
-            attribution = _complete(attribution, *moments)
+            tilted, gap, square = moments
+            attribution = _complete(attribution, tilted, gap[0], square[0])
         elif tol is not None:
             attribution, steps, converged = _refine(
                 call, paths, attribution, value - start, tol, atol, n_steps, max_steps, chunk
