@@ -1,0 +1,73 @@
+"""The registry: what is compared with whom. A new peer is a `side_<peer>.py`, its requirement and rows here."""
+
+import itertools
+from typing import Any, Literal, NamedTuple
+
+Settings = tuple[dict[str, Any], ...]
+
+
+class Row(NamedTuple):
+    """One comparison. Each side is given its best settings out of those listed."""
+
+    method: str
+    problem: str
+    peer: str
+    gradients: int  # score gradients per example, for the floor
+    ours: Settings
+    theirs: Settings
+    ours_tuning: dict[str, Any]  # what is smaller while the settings are compared
+    theirs_tuning: dict[str, Any]
+    compare: Literal["equal", "noise"]  # the same numbers, or two estimates with independent draws
+    limit: float  # relative L2 ("equal"), or the ratio to the expected distance ("noise") that is still agreement
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} / {self.problem}"
+
+
+def _each(fixed: dict[str, Any], **choices: tuple) -> Settings:
+    """Every combination of the choices, with what is fixed."""
+    return tuple(fixed | dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values()))
+
+
+N = 50  # steps and samples
+LAYOUTS = ("contiguous", "channels_last")  # PyTorch's memory formats; ours is NHWC
+CHUNKS = (1, 5)
+
+# Limits of equality: a gradient's median example agrees to rounding. A path crosses so many kinks of ReLU and max that some
+# fall on the other side in float32: on vgg112, Captum's own float32 maps are 8e-4 from float64.
+ROWS = tuple(
+    row
+    for problem, batch in (("cnn_maxpool", 256), ("vgg112", 4))
+    for row in (
+        Row("gradient", problem, "captum", 1, ({},), _each({}, layout=LAYOUTS), {}, {}, "equal", 1e-5),
+        Row(
+            "integrated_gradients",
+            problem,
+            "captum",
+            N,
+            _each({"n_steps": N}, chunk_size=CHUNKS),
+            _each(
+                {"n_steps": N, "method": "gausslegendre"},
+                internal_batch_size=(batch, 2 * batch, 5 * batch, 10 * batch),
+                layout=LAYOUTS,
+            ),
+            {"n_steps": 10},
+            {"n_steps": 10},
+            "equal",
+            5e-3,
+        ),
+        Row(
+            "smoothgrad",
+            problem,
+            "captum",
+            N,
+            _each({"n_samples": N}, chunk_size=CHUNKS),
+            _each({"nt_samples": N}, nt_samples_batch_size=(1, 2, 5, 10), layout=LAYOUTS),
+            {"n_samples": 10},
+            {"nt_samples": 10},
+            "noise",
+            1.1,
+        ),
+    )
+)

@@ -1,0 +1,105 @@
+"""Our side: `prepare(job)` compiles a method on a problem and returns the function to be timed."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax import lax
+from problems import Problem, load
+
+import jaxplain as jx
+from jaxplain import zoo
+
+KEY = 20261123
+
+
+def versions() -> dict[str, str]:
+    modules = {"jaxplain": jx, "jax": jax, "jaxlib": jax.lib, "flax": flax, "numpy": np}
+    return {name: module.__version__ for name, module in modules.items()}
+
+
+def limit_threads(threads: int) -> None:
+    """XLA takes as many threads as the process may use, which the worker has limited before this module loads."""
+
+
+def network(problem: Problem) -> Callable[[Any], Any]:
+    """The zoo's own network where there is one (as its users run it), else the layers one by one."""
+    if problem.name in zoo.NAMES:
+        params = traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, problem.weights), sep="/")
+        return lambda xs: zoo.load(problem.name).apply(params, xs)
+    weights = jax.tree.map(jnp.asarray, problem.weights)
+
+    def apply(x: Any) -> Any:
+        for kind, *name in problem.layers:
+            if kind == "conv":
+                kernel, bias = weights[f"{name[0]}/kernel"], weights[f"{name[0]}/bias"]
+                numbers = ("NHWC", "HWIO", "NHWC")
+                x = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers) + bias
+            elif kind == "dense":
+                x = x @ weights[f"{name[0]}/kernel"] + weights[f"{name[0]}/bias"]
+            elif kind == "max_pool":
+                x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
+            else:
+                x = {"relu": jax.nn.relu, "flatten": lambda x: x.reshape(x.shape[0], -1)}[kind](x)
+        return x
+
+    return apply
+
+
+def _floor(score: Any, _problem: Problem, _settings: dict) -> Any:
+    return jax.vmap(jax.grad(score))
+
+
+def _gradient(score: Any, _problem: Problem, _settings: dict) -> Any:
+    return jax.vmap(jx.gradient(score))
+
+
+def _integrated_gradients(score: Any, _problem: Problem, settings: dict) -> Any:
+    return jax.vmap(jx.integrated_gradients(score, **settings))
+
+
+def _smoothgrad(score: Any, problem: Problem, settings: dict) -> Any:
+    explain = jx.smoothgrad(jx.gradient(score), noise=problem.noise, relative=False, **settings)
+    keys = jax.random.split(jax.random.key(KEY), len(problem.x))
+    return lambda xs, labels: jax.vmap(explain)(xs, labels, key=keys)
+
+
+def _smoothgrad_error(score: Any, problem: Problem, settings: dict) -> Any:
+    """The Monte-Carlo standard error of `_smoothgrad`, entry by entry: what two independent runs may differ by."""
+    explain = jx.smoothgrad(jx.gradient(score), noise=problem.noise, relative=False, **settings)
+    keys = jax.random.split(jax.random.key(KEY), len(problem.x))
+    return lambda xs, labels: jax.vmap(jx.with_info(explain))(xs, labels, key=keys)[1].standard_error
+
+
+METHODS = {
+    "floor": _floor,
+    "gradient": _gradient,
+    "integrated_gradients": _integrated_gradients,
+    "smoothgrad": _smoothgrad,
+    "smoothgrad_error": _smoothgrad_error,
+}
+
+
+def compile_job(problem: Problem, method: str, settings: dict) -> tuple[Any, tuple, float]:
+    """The compiled batched method, its arguments, and the seconds of tracing and compiling."""
+    score = jx.logit(network(problem))
+    args = (jnp.asarray(problem.x), jnp.asarray(problem.labels))
+    start = time.perf_counter()
+    compiled = jax.jit(METHODS[method](score, problem, settings)).lower(*args).compile()
+    return compiled, args, time.perf_counter() - start
+
+
+def prepare(job: dict) -> tuple[Callable[[], Any], dict]:
+    compiled, args, seconds = compile_job(load(job["problem"]), job["method"], job["settings"])
+    memory = compiled.memory_analysis()
+    about = {"compile_seconds": seconds, "temp_bytes": memory.temp_size_in_bytes if memory else None}
+    return lambda: jax.block_until_ready(compiled(*args)), about
+
+
+def to_numpy(result: Any) -> np.ndarray:
+    return np.asarray(result)
