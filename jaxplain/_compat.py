@@ -18,10 +18,12 @@ _RANDOM_PRIMITIVES = frozenset(
     for name in ("random_bits_p", "random_gamma_p", "rng_bit_generator_p", "rng_uniform_p", "threefry2x32_p")
 )
 _WHILE = jex.core.primitives.while_p
-JIT = jex.core.primitives.jit_p
 CONV = jex.core.primitives.conv_general_dilated_p
-WINDOW_MAX = jex.core.primitives.reduce_window_max_p
-WINDOW_SUM = jex.core.primitives.reduce_window_sum_p
+SELECT_AND_SCATTER = jex.core.primitives.select_and_scatter_add_p
+# Equations whose bodies may be replaced by equal programs. Those with a derivative of their own stay as they are.
+_TRANSPARENT = frozenset(
+    getattr(jex.core.primitives, name) for name in ("jit_p", "scan_p", "cond_p", "while_p", "remat_p")
+)
 
 jaxpr_as_function: Callable[[Any], Callable[..., list]] = jex.core.jaxpr_as_fun
 
@@ -49,10 +51,60 @@ def read(values: dict[Any, Any], atom: Any) -> Any:
     return atom.val if isinstance(atom, jex.core.Literal) else values[atom]
 
 
-def bind(equation: Any, inputs: list[Any]) -> list[Any]:
-    """Run one equation on new inputs."""
-    outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
+def bind(equation: Any, inputs: list[Any], rewrite: Callable[[Any], Callable[..., list]] | None = None) -> list[Any]:
+    """Run one equation on new inputs; with `rewrite`, on bodies that `rewrite` made of its own."""
+    params = equation.params
+    if rewrite is not None:
+        params = {name: _rewritten(value, rewrite) for name, value in params.items()}
+    outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(params))
     return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+def _rewritten(param: Any, rewrite: Callable[[Any], Callable[..., list]]) -> Any:
+    """A parameter of an equation, with any jaxpr in it staged again from `rewrite(jaxpr)`."""
+    if isinstance(param, tuple) and param and all(hasattr(p, "eqns") for p in param):
+        return tuple(_rewritten(p, rewrite) for p in param)
+    if not hasattr(param, "eqns"):
+        return param
+    is_open = not hasattr(param, "consts")
+    closed = jex.core.ClosedJaxpr(param, ()) if is_open else param
+    new = jax.make_jaxpr(rewrite(closed))(*closed.in_avals)
+    same = [(a.shape, a.dtype) for a in new.out_avals] == [(a.shape, a.dtype) for a in closed.out_avals]
+    if not same or (is_open and new.consts):
+        return param
+    return open_jaxpr(new) if is_open else new
+
+
+def evaluate(closed: Any, inputs: Any, run: Callable[[Any, list], list]) -> list:
+    """The outputs of a program on new inputs, each equation evaluated by `run(equation, its inputs)`."""
+    jaxpr = open_jaxpr(closed)
+    values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    values.update(zip(jaxpr.invars, inputs, strict=True))
+    for equation in jaxpr.eqns:
+        with equation.ctx.manager, jax.named_scope(str(equation.source_info.name_stack)):
+            outputs = run(equation, [read(values, atom) for atom in equation.invars])
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(values, atom) for atom in jaxpr.outvars]
+
+
+def can_rewrite_inside(equation: Any) -> bool:
+    return equation.primitive in _TRANSPARENT
+
+
+def contains(closed: Any, wanted: Callable[[Any], bool]) -> bool:
+    """Whether a program holds a wanted equation, outside of functions with derivatives of their own."""
+    return any(
+        wanted(e) or (can_rewrite_inside(e) and any(contains(j, wanted) for j in inner_jaxprs(e))) for e in closed.eqns
+    )
+
+
+def is_sharded(aval: Any) -> bool:
+    """Whether an abstract value is split over an Explicit mesh axis."""
+    return any(axis is not None for axis in getattr(getattr(aval, "sharding", None), "spec", ()))
+
+
+def selects_the_largest(primitive: Any) -> bool:
+    return primitive is jex.core.primitives.ge_p
 
 
 def live_equations(closed: Any) -> list[Any]:
@@ -86,17 +138,6 @@ def zeros_of(aval: Any) -> jax.Array:
     # Called `vma` before JAX 0.10.
     varying = getattr(getattr(aval, "manual_axis_type", None), "varying", None) or getattr(aval, "vma", None)
     return lax.pcast(zeros, tuple(varying), to="varying") if varying else zeros
-
-
-def explicit_axes() -> tuple[str, ...]:
-    """The Explicit axes of the mesh in use.
-
-    Under `vmap` over such an axis, a `while_loop` whose condition differs between examples fails to lower (JAX 0.10.2 and 0.12:
-    "Resource axis … is not found in mesh").
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Explicit)
 
 
 def forward_only(value: jax.Array, message: str) -> jax.Array:

@@ -42,7 +42,7 @@ class TransformError(JaxplainError, TypeError):
 
 
 class NonFiniteError(JaxplainError, FloatingPointError):
-    """An attribution holds NaN."""
+    """An attribution, or the output of a model that is checked, is not finite."""
 
 
 class DataError(JaxplainError, OSError):

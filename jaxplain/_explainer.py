@@ -68,8 +68,7 @@ class Call:
 
     def value_and_gradient(self, point: Leaves) -> tuple[jax.Array, Leaves]:
         """f(point) and ∇f(point), both in float32 or better; one backward pass."""
-        out, pullback = jax.vjp(self.program, self._native(point))
-        (gradient,) = pullback(jnp.ones_like(out))
+        out, gradient = self.program.value_and_gradient(self._native(point))
         return out.astype(jnp.promote_types(out.dtype, jnp.float32)), upcast(gradient)
 
     def gradient(self, point: Leaves) -> Leaves:

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jaxplain._errors import InputError, StructureError, explain_error
+from jaxplain._errors import InputError, SettingError, StructureError, explain_error
 
 Leaves: TypeAlias = tuple[jax.Array, ...]
 
@@ -58,7 +59,19 @@ def _is_float(leaf: Any) -> bool:
 
 
 def _is_scalar(value: Any) -> bool:
-    return isinstance(value, int | float) or (hasattr(value, "ndim") and value.ndim == 0)
+    return isinstance(value, int | float | complex) or (hasattr(value, "ndim") and value.ndim == 0)
+
+
+def require_not_negative(method: str, name: str, value: Any) -> None:
+    """Refuse a negative or NaN setting if its value is known; a traced one cannot be looked at."""
+    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) >= 0):
+        raise SettingError(
+            explain_error(
+                f"{method}: `{name}` must not be negative or NaN.",
+                got=f"{np.min(np.asarray(value)):g}",
+                need="at least 0",
+            )
+        )
 
 
 class Arguments:
@@ -164,9 +177,23 @@ class Arguments:
                 if (shape[1:] if batched else shape) != need or (batched and not shape):
                     wanted = f"shape (n, {', '.join(map(str, need))})" if batched else f"shape {need}"
                     raise self._mismatch(name, f"shape {shape}", wanted, where)
-                dtype = compute_dtype(jnp.asarray(like))
-                leaves.append(jnp.asarray(leaf).astype(dtype))
+                leaves.append(self._convert(leaf, compute_dtype(jnp.asarray(like)), name, where))
         return tuple(leaves)
+
+    def _convert(self, leaf: Any, dtype: jnp.dtype, name: str, where: str | None = None) -> jax.Array:
+        """A leaf of a setting in the compute dtype; refuses one that it cannot hold or that is out of range."""
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise InputError(
+                explain_error(
+                    f"{self.method}: `{name}` must be real.",
+                    where=where,
+                    got=str(jnp.result_type(leaf)),
+                    fix="explain the real and imaginary parts as two arguments: score(re, im), argnums=(0, 1)",
+                )
+            )
+        if name == "noise":
+            require_not_negative(self.method, name, leaf)
+        return jnp.asarray(leaf).astype(dtype)
 
     def like(self, value: Any, name: str, *, none: Callable[[jax.Array], jax.Array]) -> Leaves:
         """A setting (`baseline`, `noise`) laid out beside the explained leaves, in the compute dtype.
@@ -188,7 +215,9 @@ class Arguments:
             if setting is None and not self.single:
                 leaves.extend(none(leaf) for leaf in upcast(one.leaves))
             elif _is_scalar(setting):
-                leaves.extend(jnp.broadcast_to(jnp.asarray(setting, x.dtype), x.shape) for x in upcast(one.leaves))
+                leaves.extend(
+                    jnp.broadcast_to(self._convert(setting, x.dtype, name), x.shape) for x in upcast(one.leaves)
+                )
             else:
                 leaves.extend(one.float_leaves(setting, name))
         return tuple(leaves)

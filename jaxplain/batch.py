@@ -37,7 +37,8 @@ def batched(
 
     Returns:
         `run(xs, *args, key=None)`. Called with arrays (or pytrees) with a leading axis of examples it returns the stacked
-        results; called with one iterator of batches `(x_batch, *args)` it returns a generator with the results of each.
+        results; called with one iterator of batches `(x_batch, *args)` it returns a generator with the results of each (an
+        empty batch has an empty result).
         Weights that the explainer closes over are those of the first call, as under `jax.jit`: pass weights that change as an
         argument with `in_axes=None`, or build `run` again.
         A stochastic explainer needs one `key`; example number i gets `fold_in(key, i)`, so results do not depend on
@@ -76,6 +77,10 @@ def batched(
         mapped = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
         shared = [arg for arg, axis in zip(args, axes, strict=True) if axis is None]
         n = _leading_axis(mapped)
+        if n == 0:
+            rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), jnp.result_type(a)), mapped)
+            like = jax.eval_shape(compiled, rows, shared, jnp.arange(batch_size, dtype=jnp.int32), key)
+            return jax.tree.map(lambda out: np.zeros((0, *out.shape[1:]), out.dtype), like)
         outputs: list[Any] = []
         running: list[tuple[Any, np.ndarray]] = []  # at most one chunk is computed while another is collected
         for first in range(0, n, batch_size):
@@ -136,10 +141,10 @@ def _merge(mapped: list, shared: list, axes: tuple[int | None, ...]) -> list:
 
 def _leading_axis(mapped: list) -> int:
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(mapped)}
-    if len(lengths) != 1 or lengths in ({()}, {(0,)}):
+    if len(lengths) != 1 or lengths == {()}:
         raise StructureError(
             explain_error(
-                "batched: mapped arguments need the same leading axis, of length ≥ 1.",
+                "batched: mapped arguments need the same leading axis.",
                 got=f"leading axes {sorted(map(list, lengths))}",
                 fix="arguments that are the same for all examples: in_axes=(0, None, …)",
             )

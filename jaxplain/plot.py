@@ -63,6 +63,7 @@ def image(
     input: ArrayLike | None = None,
     *,
     vmax: float | None = None,
+    percentile: float = 99.5,
     title: str | None = None,
     colorbar: bool = True,
     ax: "Axes | None" = None,
@@ -72,14 +73,14 @@ def image(
     Arguments:
         attribution: (height, width[, channels]); channels are summed.
         input: the explained image, drawn underneath as a faint grey outline; `None` for the map alone.
-        vmax: colour limit (±vmax); `None` takes the 99.5th percentile of |attribution|.
+        vmax: colour limit (±vmax); `None` takes the `percentile` of |attribution|.
         ax: where to draw; `None` makes a new figure.
     """
     plt = _pyplot()
     values = _map2d(attribution)
     if ax is None:
         _, ax = plt.subplots(figsize=(3, 3), layout="constrained")
-    shown = ax.imshow(values, **_colors([values], limit([values]) if vmax is None else vmax))
+    shown = ax.imshow(values, **_colors([values], limit([values], percentile) if vmax is None else vmax))
     if input is not None:
         outline(ax, input)
     ax.set_xticks([])
@@ -110,6 +111,7 @@ def grid(
     titles: Sequence[str] | None = None,
     suptitle: str | None = None,
     share: bool = True,
+    percentile: float = 99.5,
     size: float = 0.95,
 ) -> "Figure":
     """Methods × examples: the inputs on the first row, then one row of maps for each method with its own colour bar.
@@ -119,6 +121,7 @@ def grid(
         inputs: the explained images.
         titles: one title for each example.
         share: one colour scale for each row (`True`), or one for each map.
+        percentile: each scale ends at this percentile of the |values| that share it.
         size: inches per panel.
     """
     n, rows = len(inputs), len(maps) + 1
@@ -139,9 +142,9 @@ def grid(
     _row_label(axes[0, 0], "input")
     for row, (name, values) in zip(axes[1:], maps.items(), strict=True):
         flat = [_map2d(value) for value in values]
-        shared = _colors(flat, limit(flat))
+        shared = _colors(flat, limit(flat, percentile))
         for ax, value, picture in zip(row[:n], flat, inputs, strict=True):
-            shown = ax.imshow(value, **(shared if share else _colors([value], limit([value]))))
+            shown = ax.imshow(value, **(shared if share else _colors([value], limit([value], percentile))))
             if np.isfinite(value).any():
                 outline(ax, picture)
             else:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain._errors import LabelError, ModelModeError, ScoreError, SettingError, explain_error
+from jaxplain._errors import LabelError, ModelModeError, NonFiniteError, ScoreError, SettingError, explain_error
 from jaxplain._explainer import require_callable
 from jaxplain.graph.stage import Program
 
@@ -69,8 +69,7 @@ def logit(
     if of == "contrast":
 
         def contrast(x: Any, a: Any, b: Any, *rest: Any) -> jax.Array:
-            z = outputs(x, rest)
-            return _pick(z, a) - _pick(z, b)
+            return _SCORES[of](outputs(x, rest), a, b)
 
         return contrast
 
@@ -83,12 +82,17 @@ def logit(
 def _pick(values: jax.Array, label: Any) -> jax.Array:
     """values[label]; out of range an error, or NaN (in its derivative too) for a traced label."""
     n = values.shape[0]
-    if jnp.shape(label) != () or not jnp.issubdtype(jnp.result_type(label), jnp.integer):
+    shape, dtype = getattr(label, "shape", ()), getattr(label, "dtype", type(label))
+    if shape != () or not jnp.issubdtype(dtype, jnp.integer):
         raise LabelError(
             explain_error(
                 "logit: the label must be one integer for one example.",
-                got=f"{jnp.result_type(label)}{list(jnp.shape(label))}",
-                fix="map over the batch: jax.vmap(explain)(images, labels)",
+                got=f"{dtype}{list(shape)}" if hasattr(label, "dtype") else repr(label),
+                need=f"0 to {n - 1}: the model has {n} classes",
+                fix=(
+                    "a batch of labels: jax.vmap(explain)(images, labels)",
+                    "a class by its name: explain(image, names.index(name))",
+                ),
             )
         )
     if not isinstance(label, jax.core.Tracer):
@@ -118,7 +122,7 @@ _SCORES: dict[str, Callable[..., jax.Array]] = {
     "log_prob": lambda z, label: _pick(jax.nn.log_softmax(z), label),
     "prob": lambda z, label: _pick(jax.nn.softmax(z), label),
     "margin": _margin,
-    "contrast": _pick,  # the difference of two picks; see `logit`
+    "contrast": lambda z, a, b: _pick(z, a) - _pick(z, b),
     "centered": lambda z, label: _pick(z, label) - jnp.mean(z),
 }
 
@@ -127,19 +131,24 @@ def check(apply: Callable[..., Any], xs: Any, *rest: Any, n_examples: int = 4, r
     """Check that `apply(xs, *rest)` treats every example on its own and the same way each time.
 
     Run it once on a few examples before explaining a model. It traces `apply` (training-mode state changes and dropout
-    surface there, without touching the model's state), looks for random draws, runs the batch twice through separate
-    traces, and compares examples run alone with the same examples run together: batch statistics and any other mixing of
-    examples differ.
+    surface there, without touching the model's state), looks for random draws, and runs the batch twice through separate
+    traces. Then it compares each example in its batch with
+
+    * itself among copies of itself. Batch statistics and any other mixing change it. Shapes and program are the same, so
+      every digit must be: mixing shows even beside a large offset, as long as it moves the last digit of the output's dtype;
+    * itself alone. What depends on the size of the batch changes it, by more than `rtol` or it goes unseen.
 
     Arguments:
         apply: the batched model: outputs with a leading batch axis (any pytree).
         xs: inputs with a leading batch axis of at least 2; take real, different examples.
         *rest: further arguments of `apply`, the same for all examples.
-        n_examples: how many examples are also run alone.
-        rtol: largest difference accepted, relative to the largest output (float32 sums differ by about 1e-6 between
-            batch sizes, bf16 models by about 1e-2).
+        n_examples: how many examples are compared.
+        rtol: largest difference accepted of an example alone, relative to the spread of the outputs, largest minus smallest.
+            Sums are rounded differently in batches of another size: 16 units in the last place of the largest output are
+            accepted beside it.
 
     Raises:
+        NonFiniteError: the output holds NaN or infinity.
         ModelModeError: naming what was found, the size of the difference, and the fix.
     """
     require_callable("check", apply)
@@ -152,19 +161,27 @@ def check(apply: Callable[..., Any], xs: Any, *rest: Any, n_examples: int = 4, r
             )
         )
     xs = jax.tree.map(jnp.asarray, xs)
-    together = Program("check", lambda x: apply(x, *rest), xs).refuse_randomness()(xs)
+    run = Program("check", lambda x: apply(x, *rest), xs).refuse_randomness()
+    together = run(xs)
+    _require_finite(together)
     again = Program("check", lambda x: apply(x, *rest), xs)(xs)
-    _compare(
-        "two runs of the same batch differ", together, again, 0.0, "it keeps state or draws random numbers in Python"
-    )
+    _compare("two runs of the same batch differ", together, again, "it keeps state or draws random numbers in Python")
     alone = Program("check", lambda x: apply(x, *rest), _example(xs, 0)).refuse_randomness()
+    allowed = [_allowed(leaf, rtol) for leaf in jax.tree.leaves(together)]
     for i in range(min(n_examples, next(iter(size))[0])):
+        expected = _example(together, i)
+        _compare(
+            f"example {i} changes with the other examples of its batch",
+            expected,
+            _example(run(_copies(xs, i)), i),
+            "batch statistics (batch-norm in training mode), or an operation across the batch axis",
+        )
         _compare(
             f"example {i} alone and in the batch differ",
-            _example(together, i),
+            expected,
             alone(_example(xs, i)),
-            rtol,
-            "batch statistics (batch-norm in training mode), or an operation across the batch axis",
+            "something depends on the size of the batch",
+            allowed,
         )
 
 
@@ -173,17 +190,49 @@ def _example(batch: Any, i: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[i : i + 1], batch)
 
 
-def _compare(what: str, expected: Any, got: Any, rtol: float, why: str) -> None:
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(got), strict=True):
-        a, b = np.asarray(a), np.asarray(b)
-        difference = np.max(np.abs(a.astype(float) - b.astype(float)), initial=0.0) if a.shape == b.shape else np.inf
-        if not difference <= rtol * np.max(np.abs(a.astype(float)), initial=0.0):
+def _copies(batch: Any, i: int) -> Any:
+    """The batch with example i in every place."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[i], leaf.shape), batch)
+
+
+def _require_finite(outputs: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(outputs):
+        if not np.isfinite(_wide(leaf)).all():
+            raise NonFiniteError(
+                explain_error(
+                    "check: the model's output holds NaN or infinity.",
+                    where=f"output{jax.tree_util.keystr(path)}",
+                    got=f"{np.sum(~np.isfinite(_wide(leaf)))} of {leaf.size} numbers",
+                    fix=("look for NaN in xs and in the weights", "find where it begins: jax.debug_nans(True)"),
+                )
+            )
+
+
+def _wide(leaf: Any) -> np.ndarray:
+    """The leaf in double precision, in which neither bf16 nor differences of unsigned integers lose anything."""
+    array = np.asarray(leaf)
+    return array.astype(np.promote_types(array.dtype, np.float64))
+
+
+def _allowed(leaf: jax.Array, rtol: float) -> float:
+    """How far an example may differ between two batch sizes: `rtol` of the outputs' spread, and rounding of the largest."""
+    values = _wide(leaf)
+    rounding = 16 * jnp.finfo(leaf.dtype).eps if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
+    return float(rtol * np.ptp(values) + rounding * np.max(np.abs(values))) if values.size else 0.0
+
+
+def _compare(what: str, expected: Any, got: Any, why: str, allowed: list[float] | None = None) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(expected)
+    for (path, a), b, limit in zip(leaves, jax.tree.leaves(got), allowed or [0.0] * len(leaves), strict=True):
+        a, b = _wide(a), _wide(b)
+        difference = np.max(np.abs(a - b), initial=0.0) if a.shape == b.shape else np.inf
+        if not difference <= limit:
             raise ModelModeError(
                 explain_error(
                     f"check: {what}.",
                     where=f"output{jax.tree_util.keystr(path)}",
                     got=f"largest difference {difference:.2e}",
-                    need=f"at most {rtol:g} of the largest output",
+                    need=f"at most {limit:.2e}",
                     why=why,
                     fix="model.eval(), nnx.view(model, deterministic=True, use_running_average=True), or train=False",
                 )

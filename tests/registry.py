@@ -23,7 +23,6 @@ class Method(NamedTuple):
     make: Callable[..., jx.Explainer]  # make(score, x) -> explainer
     stochastic: bool = False
     reverse: bool = True  # whether reverse mode goes through it
-    auto_axes: bool = False  # refuses Explicit mesh axes; its error names auto_axes, which the row then uses
     condition: float = 1.0  # how much rounding in the score is magnified
 
 
@@ -58,7 +57,6 @@ METHODS: dict[str, Method] = {
     "integrated_gradients_tol": Method(
         lambda f, x: jx.integrated_gradients(f, n_steps=2, tol=1e-2, max_steps=60, chunk_size=4),
         reverse=False,
-        auto_axes=True,
     ),
     "integrated_gradients_references": Method(
         lambda f, x: jx.integrated_gradients(f, baseline=_pool(x), n_steps=2, quadrature="midpoint")
@@ -94,7 +92,6 @@ class Setup(NamedTuple):
     xs: Any
     labels: jax.Array
     keys: jax.Array
-    needs_auto_axes: bool = False
 
 
 Transform = Callable[[Setup], Any]
@@ -174,8 +171,6 @@ def _mesh(kind: Any) -> jax.sharding.Mesh:
 
 def _sharded(s: Setup, kind: Any) -> Any:
     mesh, run = _mesh(kind), jax.vmap(_closed(s))
-    if kind == jax.sharding.AxisType.Explicit and s.needs_auto_axes:
-        run = jax.sharding.auto_axes(run, out_sharding=jax.P("data"))
     with jax.set_mesh(mesh):
         args = jax.device_put(_four(s), jax.NamedSharding(mesh, jax.P("data")))
         out = jax.jit(run)(*args)

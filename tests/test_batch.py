@@ -91,6 +91,16 @@ def test_an_iterator_of_batches_is_streamed(key):
     assert relative(got, jx.batched(explain, **quiet)(XS, YS, key=key)) < 1e-12
 
 
+def test_an_empty_batch_has_an_empty_result(key):
+    explain = jx.with_info(jx.smoothgrad(jx.gradient(SCORE), n_samples=3))
+    run = jx.batched(explain, batch_size=4, **quiet)
+    parts = list(run(iter([(XS[:0], YS[:0]), (XS[:6], YS[:6]), (XS[6:6], YS[6:6]), (XS[6:], YS[6:])]), key=key))
+    assert [len(maps) for maps, _ in parts] == [0, 6, 0, 5] and parts[0][1].n_gradients.shape == (0,)
+    want, _ = run(XS, YS, key=key)
+    assert parts[0][0].dtype == want.dtype and relative(np.concatenate([maps for maps, _ in parts]), want) < 1e-12
+    assert run(np.asarray(XS[:0]), YS[:0], key=key)[0].shape == (0, 6)
+
+
 def test_nan_is_reported_by_example_or_marked():
     labels = YS.at[7].set(9)
     run = jx.batched(jx.gradient(SCORE), batch_size=4, **quiet)

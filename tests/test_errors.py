@@ -77,6 +77,18 @@ REFUSED = {
         jx.StructureError,
         ["1 entries", "2 entries"],
     ),
+    "complex baseline": (
+        lambda: IG(f, baseline=X * 1j)(X),
+        jx.InputError,
+        ["`baseline` must be real", "argument 0", "complex128", "score(re, im)"],
+    ),
+    "complex number as baseline": (lambda: IG(f, baseline=1j)(X), jx.InputError, ["`baseline`", "complex"]),
+    "complex baseline function": (lambda: IG(f, baseline=lambda x: x * 1j)(X), jx.InputError, ["`baseline`"]),
+    "complex references": (
+        lambda: IG(f, baseline=jx.references(jnp.ones((2, 3)) * 1j))(X),
+        jx.InputError,
+        ["`references`"],
+    ),
     "baseline None": (lambda: IG(f, baseline=None)(X), jx.StructureError, ["`baseline`"]),
     "references shape": (
         lambda: IG(f, baseline=jx.references(jnp.zeros((5, 4))))(X),
@@ -104,6 +116,24 @@ REFUSED = {
     "zero chunk": (lambda: IG(f, chunk_size=0), jx.SettingError, ["`chunk_size`"]),
     "quadrature": (lambda: IG(f, quadrature="simpson"), jx.SettingError, ["simpson", "gauss_legendre"]),
     "complete with tol": (lambda: IG(f, complete=True, tol=0.1), jx.SettingError, ["exclude each other"]),
+    "negative tol": (lambda: IG(f, tol=-1e-3), jx.SettingError, ["`tol`", "-0.001", "at least 0"]),
+    "NaN tol": (lambda: IG(f, tol=jnp.nan), jx.SettingError, ["`tol`", "nan"]),
+    "negative atol": (lambda: IG(f, tol=1e-3, atol=jnp.float32(-1)), jx.SettingError, ["`atol`", "-1"]),
+    "negative noise": (
+        lambda: jax.jit(jx.smoothgrad(jx.gradient(f), noise=-0.1))(X, key=jax.random.key(0)),
+        jx.SettingError,
+        ["smoothgrad: `noise`", "-0.1"],
+    ),
+    "NaN noise": (
+        lambda: jx.vargrad(jx.gradient(f), noise=np.array([0.1, np.nan, 0.1]))(X, key=jax.random.key(0)),
+        jx.SettingError,
+        ["vargrad: `noise`", "nan"],
+    ),
+    "negative noise function": (
+        lambda: jx.smoothgrad_squared(jx.gradient(f), noise=lambda x: -x)(X, key=jax.random.key(0)),
+        jx.SettingError,
+        ["`noise`", "-3"],
+    ),
     "max_steps": (lambda: IG(f, n_steps=50, tol=0.1, max_steps=10), jx.SettingError, ["max_steps=10"]),
     "noise shape": (
         lambda: jx.smoothgrad(jx.gradient(f), noise=jnp.ones(2))(X, key=jax.random.key(0)),

@@ -24,7 +24,7 @@ def setup(model: str, method: str) -> Setup:
         return explain(x, label, key=key)
 
     keys = jax.random.split(jax.random.key(7), BATCH)
-    return Setup(explain_with, case.weights, case.xs, case.labels, keys, spec.auto_axes)
+    return Setup(explain_with, case.weights, case.xs, case.labels, keys)
 
 
 @functools.cache

@@ -29,6 +29,16 @@ def test_one_pixel_does_not_hide_the_rest():
     assert jx.plot.limit([values]) < 10
 
 
+def test_the_percentile_can_be_chosen():
+    values = RNG.random((1, 10, 10))
+    for percentile in (50, 100):
+        want = np.percentile(values, percentile)
+        assert jx.plot.image(values[0], percentile=percentile).images[0].get_clim()[1] == want
+        for share in (True, False):
+            figure = jx.plot.grid({"a": values}, values, percentile=percentile, share=share)
+            assert figure.axes[2].images[0].get_clim()[1] == want
+
+
 def test_degenerate_maps_still_have_a_scale():
     assert jx.plot.limit([np.zeros((4, 4))]) == 1
     assert jx.plot.limit([np.full((4, 4), np.nan)]) == 1

@@ -56,10 +56,13 @@ def test_labels_that_do_not_exist(of, label):
     assert np.isnan(jax.jit(jx.gradient(score))(X, *labels)).all(), "the explanation of no class must not look like one"
 
 
-def test_labels_of_the_wrong_kind():
-    for label in (jnp.array([1, 2]), 1.0):
-        with pytest.raises(jx.LabelError, match="one integer"):
-            jx.logit(apply)(X, label)
+@pytest.mark.parametrize("of", ["logit", "margin", "contrast"])
+@pytest.mark.parametrize("label", [jnp.array([1, 2]), [1, 2], 1.0, True, "cat", None])
+def test_labels_of_the_wrong_kind(of, label):
+    labels = (1, label) if of == "contrast" else (label,)
+    with pytest.raises(jx.LabelError, match="one integer") as error:
+        jx.gradient(jx.logit(apply, of=of))(X, *labels)
+    assert "0 to 3" in text(error) and (hasattr(label, "dtype") or repr(label) in text(error))
 
 
 def test_outputs_of_the_wrong_shape():
@@ -117,7 +120,7 @@ def test_linen_training_mode_is_refused():
     assert "random" in explain_all(lambda x: noisy(x[None])[0, 1], X)
     quiet = LinenNet(dropout=False)
     batchy = lambda x: quiet.apply(variables, x, train=True, mutable="batch_stats")[0]
-    with pytest.raises(jx.ModelModeError, match="alone and in the batch differ"):
+    with pytest.raises(jx.ModelModeError, match="changes with the other examples"):
         jx.check(batchy, jax.random.normal(jax.random.key(0), (5, 6)))
     jx.check(lambda x: net.apply(variables, x, train=False), jax.random.normal(jax.random.key(0), (5, 6)))
 
@@ -149,6 +152,8 @@ def test_check_finds_models_that_mix_examples():
     with pytest.raises(jx.ModelModeError) as error:
         jx.check(lambda x: x - x.mean(axis=0), jax.random.normal(jax.random.key(0), (5, 6)))
     assert "example 0" in text(error) and "largest difference" in text(error)
+    with pytest.raises(jx.ModelModeError, match="example 0 alone and in the batch differ"):
+        jx.check(lambda x: x / len(x), jax.random.normal(jax.random.key(0), (5, 6)))
     calls = []
 
     def stateful(x):
@@ -162,6 +167,34 @@ def test_check_finds_models_that_mix_examples():
     with pytest.raises(jx.SettingError, match="at least two"):
         jx.check(apply, X[None])
     jx.check(lambda x, w: {"a": x @ w}, jnp.ones((3, 6)), W)
+
+
+def test_check_finds_mixing_beside_a_large_offset_and_a_large_example():
+    xs, w = jax.random.normal(jax.random.key(0), (5, 6), jnp.float32), W.astype(jnp.float32)
+    honest = lambda x: x @ w + jnp.float32(1e3)
+    mixing = lambda x: honest(x) + 1e-3 * jnp.mean(x @ w, axis=0)
+    for batch in (xs, xs.at[4].mul(1e6)):
+        jx.check(honest, batch)
+        with pytest.raises(jx.ModelModeError, match="example 0 changes with the other examples"):
+            jx.check(mixing, batch)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_check_accepts_rounding(dtype):
+    keys = jax.random.split(jax.random.key(0), 3)
+    w, v = jax.random.normal(keys[0], (300, 500), dtype), jax.random.normal(keys[1], (500, 1), dtype)
+    xs = jax.random.normal(keys[2], (33, 300), dtype)
+    jx.check(lambda x: jnp.tanh(x @ w) @ v, xs, n_examples=33)
+    jx.check(lambda x: jnp.tanh(x @ w) @ v + dtype(1e3), xs)
+
+
+def test_check_names_nan_in_the_output():
+    xs = jnp.array([[1.0], [-1.0], [2.0]])
+    for model in (jnp.log, lambda x: {"a": x, "b": 1 / (x - 1)}):
+        with pytest.raises(jx.NonFiniteError) as error:
+            jx.check(model, xs)
+        assert "1 of 3 numbers" in text(error)
+    assert "output['b']" in text(error)
 
 
 def test_while_loops_on_the_path_are_refused():

@@ -18,6 +18,7 @@ import jaxplain.methods.noise
 import jaxplain.methods.path
 import jaxplain.methods.taylor
 import jaxplain.scores
+import jaxplain.zoo
 
 ROOT = Path(jx.__file__).parent
 REPOSITORY = ROOT.parent
@@ -119,6 +120,7 @@ MODULES = [
     jaxplain.methods.path,
     jaxplain.methods.taylor,
     jaxplain.scores,
+    jaxplain.zoo,
 ]
 
 

@@ -7,6 +7,7 @@ abstract: every other argument is closed over as it is, so a Python label stays 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -14,10 +15,14 @@ import jax.numpy as jnp
 
 from jaxplain import _compat
 from jaxplain._errors import ModelModeError, ScoreError, TransformError, explain_error
+from jaxplain.graph.kernels import faster
 
 
 class Program:
-    """A staged function: called with arrays of the staged shapes, it replays the recorded equations."""
+    """A staged function: called with arrays of the staged shapes, it replays the recorded equations.
+
+    A replay uses the kernels of `graph.kernels`; `gradient` differentiates the recorded equations, not the kernels.
+    """
 
     def __init__(self, method: str, function: Callable, *args: Any):
         with _training_mode_named(method):
@@ -25,12 +30,27 @@ class Program:
         self.method = method
         self.out_shape = shape
         self._closed = closed
-        self._run = _compat.jaxpr_as_function(closed)
+        self._args = args
+        self._recorded = _compat.jaxpr_as_function(closed)
+        self._faster = faster(closed)
         self._out_tree = jax.tree.structure(shape)
 
-    def __call__(self, *args: Any) -> Any:
+    def _outputs(self, run: Callable[..., list], args: tuple) -> Any:
         # A constant output comes back as it was written: a Python number.
-        return jax.tree.unflatten(self._out_tree, map(jnp.asarray, self._run(*jax.tree.leaves(args))))
+        return jax.tree.unflatten(self._out_tree, map(jnp.asarray, run(*jax.tree.leaves(args))))
+
+    def __call__(self, *args: Any) -> Any:
+        return self._outputs(self._faster, args)
+
+    @cached_property
+    def value_and_gradient(self) -> "Program":
+        """The program `(f(x), ∇f(x))` of a program `f` with one real output; one backward pass."""
+
+        def run(x: Any) -> tuple[Any, Any]:
+            out, pullback = jax.vjp(lambda x: self._outputs(self._recorded, (x,)), x)
+            return out, pullback(jnp.ones_like(out))[0]
+
+        return Program(self.method, run, *self._args)
 
     def refuse_randomness(self) -> "Program":
         """Raise if a random draw reaches the output: the explanation would change from call to call."""
@@ -60,7 +80,7 @@ class Program:
         if loop is None:
             return self
         try:
-            jax.eval_shape(jax.grad(self), *self._in_shapes())
+            self.value_and_gradient  # noqa: B018 - staging it is the test
         except ValueError as error:
             raise TransformError(
                 explain_error(
@@ -76,11 +96,6 @@ class Program:
                 )
             ) from error
         return self
-
-    def _in_shapes(self) -> list:
-        # The program takes one argument: the tuple of explained leaves.
-        avals = [variable.aval for variable in _compat.open_jaxpr(self._closed).invars]
-        return [tuple(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)]
 
 
 def stage_score(method: str, score: Callable[[Any], Any], leaves: Any, *, allow_random: bool) -> Program:

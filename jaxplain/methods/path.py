@@ -12,10 +12,10 @@ from jax import lax
 
 from jaxplain import _compat
 from jaxplain._accumulate import accumulate
-from jaxplain._errors import SettingError, TransformError, explain_error
+from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, positive_int, sum_gap
 from jaxplain._references import References, draw
-from jaxplain._tree import Leaves, beside, multiply, subtract, total
+from jaxplain._tree import Leaves, beside, multiply, require_not_negative, subtract, total
 from jaxplain.methods.quadrature import nodes_and_weights
 
 DEFAULT_CHUNK = 1  # under vmap the batch is parallel enough: see docs/internals.md, "Chunks"
@@ -84,10 +84,9 @@ def integrated_gradients(
 
     Guarantees: completeness, Σ R = f(x) − f(b), up to `Info.gap`; sensitivity and implementation invariance; linear in f
     (not with `complete` or `tol`, whose weights depend on f).
-    Cost: `n_steps` gradients per baseline; with `tol` as many as needed. Info: value, baseline_value, gap, n_steps, n_gradients,
-    and with `tol` converged.
-    Errors: reverse mode through a `tol=` explainer (its loop has no fixed length): use `n_steps`; `tol=` on Explicit mesh axes: use
-    `jax.sharding.auto_axes`.
+    Cost: `n_steps` gradients per baseline; with `tol` as many as needed, and under `vmap` a `tol=` explainer runs until the slowest
+    example of the batch is done. Info: value, baseline_value, gap, n_steps, n_gradients, and with `tol` converged.
+    Errors: reverse mode through a `tol=` explainer (its loop has no fixed length): use `n_steps`.
     Differs from: Captum has the same default rule, but its weights are float32 even for float64 inputs, which stops
     completeness near 1e-7. No peer controls the error.
 
@@ -114,6 +113,9 @@ def integrated_gradients(
                 fix=("tol=1e-3 for an accurate map", "complete=True for an exact sum at a fixed cost"),
             )
         )
+    for name, value in (("tol", tol), ("atol", atol)):
+        if value is not None:
+            require_not_negative(method, name, value)
     nodes, weights = nodes_and_weights(method, quadrature, n_steps)
     if tol is not None and positive_int(method, "max_steps", max_steps) < n_steps:
         raise SettingError(explain_error(f"{method}: max_steps={max_steps} is below n_steps={n_steps}."))
@@ -227,21 +229,10 @@ def _refine(
 ) -> tuple[Leaves, jax.Array, jax.Array]:
     """Midpoint rules of 2n, 6n, 18n … nodes until the gap is within tolerance: each threefold rule keeps the nodes of
     the one before (the middle third of each cell), so no gradient is wasted."""
-    if axes := _compat.explicit_axes():
-        raise TransformError(
-            explain_error(
-                "integrated_gradients: a `tol=` explainer does not run on Explicit mesh axes.",
-                got=f"axes {', '.join(axes)}",
-                why="JAX cannot lower a while loop whose condition differs between examples there",
-                fix=(
-                    "make the axes automatic around the batch:\n"
-                    "          jax.sharding.auto_axes(jax.vmap(explain), out_sharding=jax.P('data'))(xs, labels)",
-                    "fix the steps: integrated_gradients(f, n_steps=200)",
-                ),
-            )
-        )
     dtype = jnp.result_type(*call.x)
     bound = tol * jnp.maximum(jnp.abs(delta_f), atol)
+    # Not jnp.int32(0): JAX cannot map a loop that carries a scalar made without a mesh over an Explicit mesh axis.
+    zero = jnp.zeros(1, jnp.int32)[0]
 
     def miss(attribution: Leaves) -> jax.Array:
         return jnp.abs(total(attribution) - delta_f)
@@ -272,7 +263,7 @@ def _refine(
 
         kept = jnp.where(first_round, 0.0, 1 / 3)
         start = tuple(kept.astype(leaf.dtype) * leaf for leaf in state.midpoint)
-        midpoint = lax.fori_loop(0, -(-fresh * paths.n // chunk), add_chunk, start)
+        midpoint = lax.fori_loop(zero, -(-fresh * paths.n // chunk), add_chunk, start)
         better = miss(midpoint) < miss(state.best)
         best = tuple(jnp.where(better, m, b) for m, b in zip(midpoint, state.best, strict=True))
         return _Round(midpoint, best, old + jnp.where(first_round, 0, fresh), state.steps + fresh)
@@ -283,7 +274,7 @@ def _refine(
         # NaN cannot improve: without the last condition one such example would keep its whole batch running.
         return (miss(state.best) > bound) & affordable & jnp.isfinite(delta_f)
 
-    end = lax.while_loop(unfinished, round_, _Round(first, first, jnp.int32(0), jnp.int32(n_steps)))
+    end = lax.while_loop(unfinished, round_, _Round(first, first, zero, zero + n_steps))
     attribution = tuple(_compat.forward_only(leaf, _NO_REVERSE) for leaf in end.best)
     return attribution, end.steps, miss(end.best) <= bound
 

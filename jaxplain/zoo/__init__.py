@@ -1,26 +1,26 @@
 """Small trained networks that the documentation, the tests and you can share.
 
-Every one takes raw 28x28 digits and ships with its weights::
+Every one takes raw 28×28 digits and ships with its weights:
 
-    from jaxplain import datasets, zoo
+| name | network |
+| --- | --- |
+| `"mlp"` | 784-256-256-10, ReLU |
+| `"mlp_no_bias"` | the same without biases: positively homogeneous |
+| `"cnn_maxpool"` | three convolutions with max-pooling, two dense layers |
+| `"cnn_avgpool"` | the same with average pooling and without biases |
+| `"all_conv"` | strided convolutions only; written in Flax Linen |
+| `"gap"` | convolutions, global average pooling, one dense layer (CAM) |
 
-    digits = datasets.mnist()
-    net = zoo.load("cnn_maxpool")
-    logits = net(digits.x_test[:5])                 # (5, 10)
-    logits = net.apply(net.params, digits.x_test[:5])   # the same, as a pure function
+`python -m jaxplain.zoo` trains them anew; `train` trains one.
 
-=============  ==========================================================
-name           network
-=============  ==========================================================
-mlp            784-256-256-10, ReLU
-mlp_no_bias    the same without biases: positively homogeneous
-cnn_maxpool    three convolutions with max-pooling, two dense layers
-cnn_avgpool    the same with average pooling and without biases
-all_conv       strided convolutions only; written in Flax Linen
-gap            convolutions, global average pooling, one dense layer (CAM)
-=============  ==========================================================
-
-``python -m jaxplain.zoo`` trains them anew; :func:`train` trains one.
+Example:
+    >>> import jaxplain as jx
+    >>> digits = jx.datasets.mnist()
+    >>> net = jx.zoo.load("cnn_maxpool")
+    >>> net(digits.x_test[:5]).shape
+    (5, 10)
+    >>> net.apply(net.params, digits.x_test[:5]).shape  # the same, as a pure function
+    (5, 10)
 """
 
 from jaxplain.zoo._network import (

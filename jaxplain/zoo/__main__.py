@@ -1,4 +1,4 @@
-"""``python -m jaxplain.zoo [names]``: train networks and write their weights."""
+"""`python -m jaxplain.zoo [names]`: train networks and write their weights."""
 
 from __future__ import annotations
 

@@ -27,11 +27,10 @@ class Network:
     """A network: a pure function and the parameters it was trained to.
 
     Attributes:
-        name: one of :data:`NAMES`.
-        params: a nested dict of arrays, e.g. ``params["conv1"]["kernel"]``.
-        apply: ``apply(params, images) -> logits``, a pure function from
-            ``(..., 28, 28, 1)`` to ``(..., 10)``; the same object for every
-            network of this name, so ``jax.jit(net.apply)`` compiles once.
+        name: one of `NAMES`.
+        params: a nested dict of arrays, e.g. `params["conv1"]["kernel"]`.
+        apply: `apply(params, images)` → logits, a pure function from (…, 28, 28, 1) to (…, 10); the same object for every
+            network of this name, so `jax.jit(net.apply)` compiles once.
     """
 
     name: str
@@ -39,7 +38,7 @@ class Network:
     apply: Callable[[Params, jax.Array | np.ndarray], jax.Array]
 
     def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
-        """Return the logits ``(..., 10)`` of images ``(..., 28, 28, 1)``."""
+        """The logits (…, 10) of images (…, 28, 28, 1)."""
         return self.apply(self.params, images)
 
     def __repr__(self) -> str:
@@ -51,8 +50,8 @@ class Network:
 class Recipe:
     """How a network is built and trained, and the accuracy it must reach.
 
-    ``build`` is a Linen module, or a function from ``rngs`` to an NNX module.
-    ``accuracy`` is the share of the 1,000 held-out digits to get right.
+    `build` is a Linen module, or a function from `rngs` to an NNX module. `accuracy` is the share of the 1,000 held-out digits
+    to get right.
     """
 
     build: linen.Module | Callable[..., nnx.Module]
@@ -70,23 +69,19 @@ RECIPES: dict[str, Recipe] = {
     "gap": Recipe(GAP, 16, 1e-2, 0.975),
 }
 
-#: The names that :func:`load` and :func:`train` know.
-NAMES: tuple[str, ...] = tuple(RECIPES)
+NAMES: tuple[str, ...] = tuple(RECIPES)  # what `load` and `train` know
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
 
 def load(name: str) -> Network:
-    """Return the network of that name with the weights that jaxplain ships.
+    """The network of that name, one of `NAMES`, with the weights that jaxplain ships.
 
-    The weights are float32, with or without ``jax_enable_x64``. For float64::
-
-        net = dataclasses.replace(
-            net, params=jax.tree.map(lambda w: w.astype("float64"), net.params)
-        )
+    The weights are float32, with or without `jax_enable_x64`. For float64:
+    `dataclasses.replace(net, params=jax.tree.map(lambda w: w.astype("float64"), net.params))`.
 
     Raises:
-        SettingError: (a ValueError) if ``name`` is not one of :data:`NAMES`.
+        SettingError: there is no such network.
     """
     _, apply = _functional(name)
     with np.load(_WEIGHTS / f"{name}.npz") as file:
@@ -95,7 +90,7 @@ def load(name: str) -> Network:
 
 
 def save(net: Network, folder: str | Path) -> Path:
-    """Write ``<folder>/<name>.npz``, one array per slash-joined parameter path."""
+    """Write `<folder>/<name>.npz`, one array per slash-joined parameter path."""
     arrays = traverse_util.flatten_dict(net.params, sep="/")
     path = Path(folder) / f"{net.name}.npz"
     np.savez_compressed(path, **jax.tree.map(np.asarray, arrays))
@@ -105,15 +100,14 @@ def save(net: Network, folder: str | Path) -> Path:
 def train(name: str, seed: int = 0, epochs: int | None = None, progress: bool = True) -> Network:
     """Train a network from scratch on the 9,000 training digits.
 
-    Takes less than a minute on two cores. The digits are shifted by up to two
-    pixels at random. The same seed gives the same weights on the same machine.
+    Takes less than a minute on two cores. The digits are shifted by up to two pixels at random. The same seed gives the same
+    weights on the same machine.
 
-    Args:
-        name: one of :data:`NAMES`.
+    Arguments:
+        name: one of `NAMES`.
         seed: decides the initial weights, the order of the digits, the shifts.
-        epochs: passes through the digits; by default as many as the network
-            needs, see :data:`RECIPES`.
-        progress: whether to show a progress bar.
+        epochs: passes through the digits; `None` is as many as the network needs.
+        progress: show a progress bar.
     """
     init, apply = _functional(name)
     recipe = RECIPES[name]
@@ -133,10 +127,9 @@ def train(name: str, seed: int = 0, epochs: int | None = None, progress: bool = 
 
 
 def randomized(net: Network, key: jax.Array) -> Network:
-    """Return ``net`` with freshly initialised weights, in the dtypes it had.
+    """`net` with freshly initialised weights, in the dtypes it had.
 
-    What an explanation of this network shows, it does not show because of
-    anything learnt: the control for sanity checks.
+    What an explanation of this network shows, it does not show because of anything learnt: the control for sanity checks.
     """
     init, _ = _functional(net.name)
     fresh = jax.tree.map(lambda new, old: new.astype(old.dtype), init(key), net.params)
@@ -144,7 +137,7 @@ def randomized(net: Network, key: jax.Array) -> Network:
 
 
 def accuracy(net: Network, images: jax.Array | np.ndarray, labels: jax.Array | np.ndarray) -> float:
-    """Return the share of images ``(n, 28, 28, 1)`` given their label ``(n,)``."""
+    """The share of images (n, 28, 28, 1) given their label (n,)."""
     apply = jax.jit(net.apply)
     right = 0
     for start in range(0, len(images), 1000):  # in parts, to bound the memory
@@ -156,7 +149,7 @@ def accuracy(net: Network, images: jax.Array | np.ndarray, labels: jax.Array | n
 
 @functools.cache
 def _functional(name: str) -> tuple[Callable[..., Params], Callable[..., jax.Array]]:
-    """Return ``init(key) -> params`` and ``apply(params, images) -> logits``."""
+    """`init(key)` → params and `apply(params, images)` → logits."""
     if name not in RECIPES:
         raise SettingError(explain_error(f"zoo: there is no network {name!r}.", need=", ".join(map(repr, NAMES))))
     build = RECIPES[name].build

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from jaxplain.zoo._fast import fast
+from jaxplain.graph.stage import Program
 
 BATCH_SIZE = 100
 
@@ -66,10 +66,9 @@ def fit(
     # A warm-up of a fifth, then a cosine to zero.
     schedule = optax.cosine_onecycle_schedule(epochs * batches, learning_rate, 0.2)
     optimizer = optax.adamw(schedule, weight_decay=1e-4)
-    quick = fast(apply)
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        logits = quick(params, x)
+        logits = apply(params, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     # The images are arguments rather than constants: XLA need not fold them.
@@ -82,7 +81,8 @@ def fit(
 
         def step(carry: Any, batch: Any) -> Any:
             params, state = carry
-            value, grads = jax.value_and_grad(loss)(params, *batch)
+            # Staged, so that the kernels of `graph.kernels` run it.
+            value, grads = Program("zoo.train", jax.value_and_grad(loss), params, *batch)(params, *batch)
             updates, state = optimizer.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), value
 

@@ -1,12 +1,10 @@
 """The architectures of the zoo, written the way a reader would write them.
 
-Five are Flax NNX modules, :class:`AllConv` is a Flax Linen module, so that
-both styles are exercised everywhere the zoo is used. None of them knows
-anything about jaxplain.
+`AllConv` is a Flax Linen module, the others are Flax NNX modules, so that both styles are exercised everywhere the zoo is
+used. None of them knows anything about jaxplain.
 
-All take images of shape ``(..., 28, 28, 1)`` with values in [0, 1] (raw
-pixels, no mean subtracted) and return logits of shape ``(..., 10)``. Nothing
-is cast: a network computes in the dtype of its parameters and images.
+All take images of shape (…, 28, 28, 1) with values in [0, 1] (raw pixels, no mean subtracted) and return logits of shape
+(…, 10). Nothing is cast: a network computes in the dtype of its parameters and images.
 """
 
 # Type checkers that do not follow flax see its modules and decorators as Any.
@@ -23,10 +21,9 @@ from flax import nnx
 
 
 class MLP(nnx.Module):
-    """784 - width - width - 10 with ReLU.
+    """784 – width – width – 10 with ReLU.
 
-    With ``use_bias=False`` the network is positively homogeneous,
-    ``f(c * x) == c * f(x)`` for ``c > 0``, and so ``f(x) == f'(x) @ x``.
+    With `use_bias=False` it is positively homogeneous, f(cx) = c f(x) for c > 0, and so f(x) = ∇f(x)·x.
     """
 
     def __init__(self, width: int, use_bias: bool, *, rngs: nnx.Rngs) -> None:
@@ -42,10 +39,10 @@ class MLP(nnx.Module):
 
 
 class CNN(nnx.Module):
-    """Three rounds of convolution, ReLU and 2x2 pooling, then two dense layers.
+    """Three rounds of convolution, ReLU and 2×2 pooling, then two dense layers.
 
-    ``pool`` is ``nnx.max_pool`` or ``nnx.avg_pool``; the maps shrink
-    28 -> 14 -> 7 -> 4, the last step with one row and column of padding.
+    `pool` is `nnx.max_pool` or `nnx.avg_pool`; the maps shrink 28 → 14 → 7 → 4, the last step with one row and column of
+    padding.
     """
 
     def __init__(self, pool: Callable[..., jax.Array], use_bias: bool, *, rngs: nnx.Rngs) -> None:
@@ -68,9 +65,8 @@ class CNN(nnx.Module):
 class GAP(nnx.Module):
     """Convolutions, global average pooling, one dense layer without bias.
 
-    The network of class activation maps: the logits are the spatial mean of
-    the last maps, ``(..., 7, 7, 128)``, times ``dense/kernel``, and nothing
-    else, so the map of a class is an exact decomposition of its logit.
+    The network of class activation maps: the logits are the spatial mean of the last maps, (…, 7, 7, 128), times
+    `dense/kernel`, and nothing else, so the map of a class is an exact decomposition of its logit.
     """
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
@@ -91,7 +87,7 @@ class GAP(nnx.Module):
 class AllConv(nn.Module):
     """Convolutions only, in Flax Linen: strides instead of pooling.
 
-    The last convolution makes one 7x7 map per class; its mean is the logit.
+    The last convolution makes one 7×7 map per class; its mean is the logit.
     """
 
     @nn.compact
