@@ -82,6 +82,15 @@ def test_max_pooling_places_its_gradient_where_xla_does(seed):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 
+def test_a_pooling_window_larger_than_its_input_has_no_gradient():
+    def score(x):
+        pooled = lax.reduce_window(x, -jnp.inf, lax.max, (3, 3), (2, 2), "VALID")
+        return jnp.sum(pooled) + jnp.sum(x**2)
+
+    x = jnp.array([[1.0, -2.0, 3.0]])
+    assert (jx.gradient(score)(x) == 2 * x).all()
+
+
 def test_a_cropped_and_padded_convolution_stays_inside_its_input():
     # XLA's own float32 convolution reads beyond its input here (jaxlib 0.10.2, CPU): the gradient was garbage memory.
     rng = np.random.default_rng(0)

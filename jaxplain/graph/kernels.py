@@ -22,6 +22,7 @@ from jax import lax
 from jaxplain import _compat
 
 FEW_CHANNELS = 4  # at most this many input or output channels: one matrix product over the window beats the convolution
+MANY_TAPS = 126  # the winning tap of a pooling window is counted in int8
 FEW_PRODUCTS = 4  # at most this many weights per group and tap: shifted products beat one convolution per group
 
 
@@ -306,7 +307,8 @@ def _max_pool_gradient(equation: Any) -> Callable | None:
     operand = equation.invars[1].aval
     if not _compat.selects_the_largest(p["select_prim"]) or not _real(operand) or _is_spread_out(equation):
         return None
-    if math.prod(p["window_dimensions"]) > 126 or 0 in operand.shape:
+    empty = 0 in (*operand.shape, *equation.invars[0].aval.shape)  # a window larger than its input has no outputs
+    if empty or math.prod(p["window_dimensions"]) > MANY_TAPS:
         return None
     return partial(
         _place_in_windows,
