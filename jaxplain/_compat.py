@@ -2,6 +2,7 @@
 
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,33 @@ def open_jaxpr(closed: Any) -> Any:
     return closed.jaxpr
 
 
+def constants(closed: Any) -> list[Any]:
+    """The values of a program's constants; an open jaxpr has none."""
+    return list(getattr(closed, "consts", ()))
+
+
+def closed_bodies(equation: Any) -> Iterator[Any]:
+    """The programs held by an equation's parameters, with their constants."""
+    for param in equation.params.values():
+        for body in param if isinstance(param, tuple) else (param,):
+            if hasattr(body, "eqns"):
+                yield body if hasattr(body, "consts") else jex.core.ClosedJaxpr(body, ())
+
+
+def is_literal(atom: Any) -> bool:
+    return isinstance(atom, jex.core.Literal)
+
+
+def scan_counts(equation: Any) -> tuple[int, int]:
+    """How many of a scan's inputs are constants, and how many are carried."""
+    params = equation.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    # JAX 0.11 keeps three flat trees (constants, carry, scanned) instead of the counts.
+    consts, carry, _ = map(list, params["ft_in"].update(tuple(range(len(equation.invars)))).unpack())
+    return len(consts), len(carry)
+
+
 def is_random(equation: Any) -> bool:
     return equation.primitive in _RANDOM_PRIMITIVES
 
@@ -48,7 +76,7 @@ def inner_jaxprs(equation: Any) -> Iterator[Any]:
 
 def read(values: dict[Any, Any], atom: Any) -> Any:
     """The value of a variable or literal, given the values of the variables."""
-    return atom.val if isinstance(atom, jex.core.Literal) else values[atom]
+    return atom.val if is_literal(atom) else values[atom]
 
 
 def bind(equation: Any, inputs: list[Any], rewrite: Callable[[Any], Callable[..., list]] | None = None) -> list[Any]:
@@ -75,13 +103,20 @@ def _rewritten(param: Any, rewrite: Callable[[Any], Callable[..., list]]) -> Any
     return open_jaxpr(new) if is_open else new
 
 
+@contextmanager
+def context(equation: Any) -> Iterator[None]:
+    """The settings and name scopes that an equation was written under."""
+    with equation.ctx.manager, jax.named_scope(str(equation.source_info.name_stack)):
+        yield
+
+
 def evaluate(closed: Any, inputs: Any, run: Callable[[Any, list], list]) -> list:
     """The outputs of a program on new inputs, each equation evaluated by `run(equation, its inputs)`."""
     jaxpr = open_jaxpr(closed)
     values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     values.update(zip(jaxpr.invars, inputs, strict=True))
     for equation in jaxpr.eqns:
-        with equation.ctx.manager, jax.named_scope(str(equation.source_info.name_stack)):
+        with context(equation):
             outputs = run(equation, [read(values, atom) for atom in equation.invars])
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(values, atom) for atom in jaxpr.outvars]
@@ -132,12 +167,25 @@ def _users_line(source_info: Any) -> str | None:
     return None
 
 
+def zeros_like(value: jax.Array) -> jax.Array:
+    """Zeros like a value: its sharding, and varying over the same `shard_map` axes."""
+    return _varying_like(jnp.zeros_like(value), jax.typeof(value))
+
+
 def zeros_of(aval: Any) -> jax.Array:
     """Zeros of an abstract value, varying over the same `shard_map` axes, so that they can start a scan."""
-    zeros = jnp.zeros(aval.shape, aval.dtype)
+    return _varying_like(jnp.zeros(aval.shape, aval.dtype), aval)
+
+
+def _varying_axes(aval: Any) -> frozenset:
     # Called `vma` before JAX 0.10.
     varying = getattr(getattr(aval, "manual_axis_type", None), "varying", None) or getattr(aval, "vma", None)
-    return lax.pcast(zeros, tuple(varying), to="varying") if varying else zeros
+    return frozenset(varying or ())
+
+
+def _varying_like(value: jax.Array, aval: Any) -> jax.Array:
+    missing = tuple(_varying_axes(aval) - _varying_axes(jax.typeof(value)))
+    return lax.pcast(value, missing, to="varying") if missing else value
 
 
 def forward_only(value: jax.Array, message: str) -> jax.Array:

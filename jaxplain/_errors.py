@@ -41,6 +41,10 @@ class TransformError(JaxplainError, TypeError):
     """A JAX transform was applied where it cannot work."""
 
 
+class UnknownNodeError(JaxplainError, NotImplementedError):
+    """The score holds operations that a propagation rule cannot be chosen for."""
+
+
 class NonFiniteError(JaxplainError, FloatingPointError):
     """An attribution, or the output of a model that is checked, is not finite."""
 

@@ -191,7 +191,7 @@ def linen_batchnorm_depthwise() -> Case:
 
     net = Net()
     variables = net.init(jax.random.key(0), jnp.zeros((1, 6, 6, 2)), train=False)
-    variables = jax.tree.map(lambda v: v + 0.1 * jnp.arange(1.0 * v.size).reshape(v.shape) / v.size, variables)
+    variables = jax.tree.map(lambda v: v + 0.1 * (jnp.arange(1.0 * v.size).reshape(v.shape) + 0.5) / v.size, variables)
     return case(lambda v, x, y: net.apply(v, x[None], train=False)[0, y], variables, 6, 6, 2)
 
 

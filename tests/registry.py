@@ -41,6 +41,9 @@ def _pool(x: Any) -> Any:
     return jx.references(jax.tree.map(lambda leaf: jnp.stack([leaf * 0, leaf]), x))
 
 
+# A stabiliser that keeps relevance smooth at the scale of the registry's finite differences.
+EPSILON = 0.1
+
 METHODS: dict[str, Method] = {
     "gradient": Method(lambda f, x: jx.gradient(f)),
     "saliency": Method(lambda f, x: jx.saliency(f)),
@@ -72,6 +75,13 @@ METHODS: dict[str, Method] = {
     ),
     "taylor_root": Method(lambda f, x: jx.taylor(f, root=lambda x: scaled(0.5, x))),
     "vargrad": Method(lambda f, x: jx.vargrad(jx.input_x_gradient(f), n_samples=3), stochastic=True),
+    "guided_backprop": Method(lambda f, x: jx.guided_backprop(f)),
+    "deconvnet": Method(lambda f, x: jx.deconvnet(f)),
+    "deep_taylor": Method(lambda f, x: jx.deep_taylor(f, pooling="sum", epsilon=EPSILON)),
+    "excitation_backprop": Method(lambda f, x: jx.excitation_backprop(f, epsilon=EPSILON)),
+    "lrp": Method(lambda f, x: jx.lrp(f, rules=jx.composites.epsilon_plus_flat(EPSILON))),
+    "lrp_gamma_box": Method(lambda f, x: jx.lrp(f, rules=jx.composites.epsilon_gamma_box(-4.0, 4.0, epsilon=EPSILON))),
+    "lrp_attention": Method(lambda f, x: jx.lrp(f, rules=jx.composites.attention(EPSILON), start=1.0)),
 }
 
 

@@ -16,7 +16,9 @@ import jaxplain.batch
 import jaxplain.methods.gradient
 import jaxplain.methods.noise
 import jaxplain.methods.path
+import jaxplain.methods.propagation
 import jaxplain.methods.taylor
+import jaxplain.rules.composites
 import jaxplain.scores
 import jaxplain.zoo
 
@@ -28,7 +30,7 @@ LAYERS = [
     ["_errors"],
     ["_compat", "_tree"],
     ["_accumulate", "graph"],
-    ["_explainer"],
+    ["_explainer", "rules"],
     ["_references"],
     ["scores", "methods"],
     ["batch", "plot"],
@@ -75,7 +77,9 @@ def test_peers_are_never_imported():
         for path in folder.rglob("*.py"):
             if path.name.startswith("make_"):  # the scripts that made golden arrays
                 continue
-            assert not {"torch", "captum", "zennit", "quantus"} & {name.split(".")[0] for name in _imports(path)}, path
+            assert not {"torch", "captum", "zennit", "lxt", "quantus"} & {
+                name.split(".")[0] for name in _imports(path)
+            }, path
 
 
 def test_importing_the_package_imports_no_plotting_and_starts_no_backend():
@@ -118,7 +122,9 @@ MODULES = [
     jaxplain.methods.gradient,
     jaxplain.methods.noise,
     jaxplain.methods.path,
+    jaxplain.methods.propagation,
     jaxplain.methods.taylor,
+    jaxplain.rules.composites,
     jaxplain.scores,
     jaxplain.zoo,
 ]

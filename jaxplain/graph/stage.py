@@ -29,7 +29,7 @@ class Program:
             closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
         self.method = method
         self.out_shape = shape
-        self._closed = closed
+        self.closed = closed
         self._args = args
         self._recorded = _compat.jaxpr_as_function(closed)
         self._faster = faster(closed)
@@ -55,7 +55,7 @@ class Program:
     def refuse_randomness(self) -> "Program":
         """Raise if a random draw reaches the output: the explanation would change from call to call."""
         # Only what reaches the output counts: models split keys, and draw, for things that nothing uses.
-        draws = (_find(e, _compat.is_random) for e in _compat.live_equations(self._closed))
+        draws = (_find(e, _compat.is_random) for e in _compat.live_equations(self.closed))
         where, draw = next((found for found in draws if found), (None, None))
         if draw is not None:
             raise ModelModeError(
@@ -75,7 +75,7 @@ class Program:
 
     def refuse_while_in_reverse(self) -> "Program":
         """Raise if the derivative would have to go backwards through a `while_loop`."""
-        loops = (_find(e, _compat.is_while) for e in _compat.open_jaxpr(self._closed).eqns)
+        loops = (_find(e, _compat.is_while) for e in _compat.open_jaxpr(self.closed).eqns)
         loop = next((found[0] for found in loops if found), None)
         if loop is None:
             return self

@@ -1,0 +1,425 @@
+"""What a program is made of: its nodes, the units that rules act on.
+
+Order matters. Activity first, then normalisation and softmax (or every `rsqrt` and `exp` in them would be an activation), then
+activations, then affine runs, then what is left. Whatever no step recognises is a node of kind "unknown".
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jaxplain import _compat
+from jaxplain.graph import tables
+from jaxplain.graph.activity import ACTIVE, Activity, activities
+from jaxplain.graph.bounds import Bounds
+from jaxplain.graph.flat import Equation, Graph, Value, equations_inside, flatten
+from jaxplain.graph.patterns import Normalisation, Softmax, normalisations, softmaxes
+from jaxplain.graph.segments import Flow, Segment, activations
+
+# Kinds that distribute relevance by weights; "first" and "last" are counted among these.
+LAYERS = ("dense", "convolution")
+CONTRACTIONS = (*LAYERS, "sum", "fft")
+KINDS = (
+    *CONTRACTIONS,
+    *("scale_shift", "normalisation", "activation", "softmax", "log_softmax", "logsumexp"),
+    *("add", "product", "gate", "max", "structural", "loop", "branch", "checkpoint", "unknown"),
+)
+
+
+class Node:
+    """One unit of a program: `outputs` from the active `inputs` and from `others`, by `equations` in program order.
+
+    An affine node is prefix → core → suffix: scale and shift before the contraction, the contraction, scale and shift after.
+
+    Attributes:
+        kind: one of KINDS.
+        path: the name scopes of the model's layer, joined by "/"; empty where the model has none.
+        is_first: no layer with weights lies before it on any way from the explained input.
+        is_last: no layer with weights lies after it on any way to the score.
+        is_nonnegative: its input cannot be negative (it comes from a ReLU, a softmax, …).
+        signal: for a gate, which input is the signal.
+        scale_axes: axes of the core's output along which the suffix may scale differently.
+        bodies: the analyses of a loop's, a branch's or a checkpoint's programs.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        inputs: Sequence[Value],
+        outputs: Sequence[Value],
+        equations: Iterable[Equation],
+        order: dict[Equation, int],
+        *,
+        named: Equation | None = None,
+        core: Equation | None = None,
+        prefix: Sequence[Equation] = (),
+        suffix: Sequence[Equation] = (),
+    ):
+        self.kind = kind
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.equations = tuple(sorted(equations, key=order.__getitem__))
+        made = {value for equation in self.equations for value in equation.outputs}
+        read = dict.fromkeys(value for equation in self.equations for value in equation.inputs)
+        self.others = tuple(v for v in read if v not in made and v not in self.inputs)
+        self.named = named or core or self.equations[-1]
+        self.core = core
+        self.prefix = tuple(prefix)
+        self.suffix = tuple(suffix)
+        self.is_first = self.is_last = False
+        self.is_nonnegative = False
+        self.signal: int | None = None
+        self.scale_axes: frozenset[int] | None = None
+        self.bodies: tuple[Analysis, ...] = ()
+
+    @property
+    def path(self) -> str:
+        return self.named.path
+
+    @property
+    def source(self) -> str:
+        """The user's source line, for messages."""
+        return _compat.source_line(self.named.origin)
+
+    @property
+    def primitive(self) -> str:
+        return self.named.primitive
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.path or self.primitive} {list(self.outputs[0].shape)}>"
+
+
+class Analysis:
+    """A graph and its nodes. `steps` is how to run it: nodes, and the equations that no node carries out."""
+
+    def __init__(self, graph: Graph, activity: dict[Value, Activity]):
+        self.graph = graph
+        self.activity = activity
+        order = {equation: index for index, equation in enumerate(graph.equations)}
+        softs = softmaxes(graph, activity)
+        norms = normalisations(graph, activity, {equation for softmax in softs for equation in softmax.equations})
+        held = {(norm.equation, norm.factor) for norm in norms}
+        self.flow = Flow(graph, activity, held)
+        self.bounds = Bounds(graph)
+        self.nodes = sorted(
+            _nodes(self.flow, softs, norms, self.bounds, order), key=lambda node: order[node.equations[-1]]
+        )
+        for node in self.nodes:
+            node.bodies = tuple(
+                Analysis(body, activity) for body in (node.equations[0].bodies if node.kind in _BODY_KINDS else ())
+            )
+        self.steps = _steps(graph, self.nodes)
+
+    def all_nodes(self) -> list[Node]:
+        """The nodes of this program and of the bodies in it, in order; a loop's come after the loop."""
+        return [n for node in self.nodes for n in (node, *(m for body in node.bodies for m in body.all_nodes()))]
+
+
+_BODY_KINDS = ("loop", "branch", "checkpoint")
+
+
+def analyse(closed: Any) -> Analysis:
+    """The analysis of a staged score, all of whose inputs are explained."""
+    graph = flatten(closed)
+    activity = activities(graph, [ACTIVE] * len(graph.inputs))
+    # An elementwise call of several active values (logaddexp of two branches) is no activation: its equations may tell more.
+    mixed = {
+        id(e.origin)
+        for e in equations_inside(graph)
+        if e.primitive in tables.CUSTOM and sum(activity[v] is ACTIVE for v in e.inputs) > 1
+    }
+    if mixed:
+        graph = flatten(closed, opens=lambda origin: id(origin) in mixed)
+        activity = activities(graph, [ACTIVE] * len(graph.inputs))
+    analysis = Analysis(graph, activity)
+    _mark_first(analysis, [False] * len(graph.inputs))
+    _mark_last(analysis, [False] * len(graph.outputs))
+    return analysis
+
+
+def _nodes(
+    flow: Flow, softs: list[Softmax], norms: list[Normalisation], bounds: Bounds, order: dict[Equation, int]
+) -> list[Node]:
+    claimed: set[Equation] = set()
+    nodes: list[Node] = []
+
+    def claim(node: Node) -> None:
+        nodes.append(node)
+        claimed.update(node.equations)
+
+    for softmax in softs:
+        if softmax.output in flow.live:
+            claim(Node(softmax.kind, [softmax.root], [softmax.output], softmax.equations, order))
+    cores = {norm.equation for norm in norms}
+    found = activations(flow, claimed | cores)
+    inside = {e for segment in found for e in segment.equations}
+    for segment in found:
+        claim(_activation(segment, order))
+    # What carries no relevance is in no other node.
+    claimed.update(e for e in flow.graph.equations if not flow.is_live(e))
+    runs = _Runs(flow, claimed, cores, order)
+    for norm in norms:
+        if flow.is_live(norm.equation) and norm.equation not in inside:
+            claim(runs.normalisation(norm))
+    for equation in flow.graph.equations:
+        if equation not in claimed and equation.primitive in tables.CONTRACTION and len(flow.active(equation)) == 1:
+            claim(runs.contraction(equation))
+    for equation in flow.graph.equations:
+        if equation not in claimed:
+            claim(runs.scale_shift(equation) if flow.is_affine(equation) else _other(equation, flow, bounds, order))
+    for node in nodes:
+        node.is_nonnegative = bounds[node.inputs[0]][0] >= 0
+    return nodes
+
+
+def _activation(segment: Segment, order: dict[Equation, int]) -> Node:
+    return Node("activation", [segment.root], [segment.output], segment.equations, order)
+
+
+def _other(equation: Equation, flow: Flow, bounds: Bounds, order: dict[Equation, int]) -> Node:
+    """The node of an equation that is neither an activation nor affine in one operand."""
+    active = list(dict.fromkeys(flow.active(equation)))
+    outputs = [value for value in equation.outputs if value in flow.live]
+    node = Node(_kind(equation, active), active, outputs, [equation], order)
+    if node.kind == "product" and len(active) == 2 and equation.primitive == "mul":
+        gates = [bounds[v][0] >= 0 and bounds[v][1] <= 1 for v in active]
+        if sum(gates) == 1:
+            node.kind, node.signal = "gate", gates.index(False)
+    return node
+
+
+def _kind(equation: Equation, active: list[Value]) -> str:
+    name = equation.primitive
+    if name in tables.CHECKPOINT:
+        return "checkpoint"
+    if name in ("scan", "cond"):
+        return "loop" if name == "scan" else "branch"
+    if name in tables.SUMS or name in ("scatter-add", "scatter_add", "scatter-sub"):
+        return "add"
+    if name in tables.PRODUCTS or name in tables.WEIGHTED:
+        # A scalar that scales an array is affine in that scalar, and the array is constant.
+        return "product" if len(active) > 1 else "sum"
+    if name in tables.MAXIMUM:
+        return "max"
+    if name in tables.STRUCTURAL or (name == "select_n" and equation.inputs[0] not in active):
+        return "structural"
+    if name in tables.AFFINE:
+        return "structural"  # a cast or a sign of something that several equations read
+    return "unknown"
+
+
+class _Runs:
+    """Affine runs: a core, and the scaling, shifting and moving around it that nothing else reads."""
+
+    def __init__(self, flow: Flow, claimed: set[Equation], cores: set[Equation], order: dict[Equation, int]):
+        self._flow = flow
+        self._claimed = claimed
+        self._cores = cores
+        self._order = order
+
+    def contraction(self, core: Equation) -> Node:
+        (operand,) = self._flow.active(core)
+        (output,) = core.outputs
+        prefix, start = self._before(core, operand)
+        suffix, end = self._after(output)
+        kind = tables.WEIGHTED.get(core.primitive) or ("fft" if core.primitive == "fft" else "sum")
+        if kind == "sum" and any(self._weighs(equation) for equation in prefix):
+            kind = "dense"  # sum(x * w)
+        node = Node(
+            kind, [start], [end], [*prefix, core, *suffix], self._order, core=core, prefix=prefix, suffix=suffix
+        )
+        node.scale_axes = _scale_axes(suffix, output, self._flow)
+        return node
+
+    def normalisation(self, norm: Normalisation) -> Node:
+        equations = [norm.equation]
+        root = norm.equation.inputs[1 - norm.factor]
+        inside = {norm.equation, *norm.centring}
+        if norm.centring and self._claimed.isdisjoint(norm.centring) and self._reads_only_inside(norm, inside):
+            equations, root = [*norm.centring, norm.equation], norm.root
+        suffix, end = self._after(norm.equation.outputs[0])
+        equations = [*equations, *suffix]
+        return Node("normalisation", [root], [end], equations, self._order, named=norm.equation, suffix=suffix)
+
+    def _reads_only_inside(self, norm: Normalisation, inside: set[Equation]) -> bool:
+        made = [value for equation in norm.centring for value in equation.outputs]
+        return all(user in inside for value in made for user in self._flow.users.get(value, []))
+
+    def scale_shift(self, first: Equation) -> Node:
+        suffix, end = self._after(first.outputs[0])
+        return Node("scale_shift", self._flow.active(first), [end], [first, *suffix], self._order, suffix=suffix)
+
+    def _weighs(self, equation: Equation) -> bool:
+        others = [v for v in equation.inputs if v not in self._flow.active(equation)]
+        return equation.primitive in tables.PRODUCTS and any(v.aval.size > 1 for v in others)
+
+    def _is_free(self, equation: Equation) -> bool:
+        return equation not in self._claimed and equation not in self._cores
+
+    def _moves(self, equation: Equation, value: Value) -> bool:
+        return equation.primitive in tables.MOVES and equation.inputs[0] is value
+
+    def _after(self, value: Value) -> tuple[list[Equation], Value]:
+        """Scaling, shifting and moving after `value`, up to the last scale or shift."""
+        way: list[Equation] = []
+        kept, end = 0, value
+        while (user := self._flow.only_user(value)) and self._is_free(user):
+            is_affine = self._flow.is_affine(user)
+            if not is_affine and not self._moves(user, value):
+                break
+            way.append(user)
+            value = user.outputs[0]
+            if is_affine:
+                kept, end = len(way), value
+        return way[:kept], end
+
+    def _before(self, core: Equation, value: Value) -> tuple[list[Equation], Value]:
+        """Scaling, shifting and moving before the core, from the first scale or shift on."""
+        way: list[Equation] = []
+        kept, start, user = 0, value, core
+        while (source := value.source) and self._is_free(source) and self._flow.only_user(value) is user:
+            is_affine = self._flow.is_affine(source)
+            if not is_affine and not (self._moves(source, source.inputs[0]) and self._flow.active(source)):
+                break
+            way.append(source)
+            user, (value,) = source, self._flow.active(source)
+            if is_affine:
+                kept, start = len(way), value
+        return way[:kept][::-1], start
+
+
+def _scale_axes(suffix: Sequence[Equation], output: Value, flow: Flow) -> frozenset[int] | None:
+    """Axes of `output` along which the factors in its suffix may differ; None if that is not clear."""
+    # Follow each axis of the core's output through the moves; a new axis of size 1 has no origin.
+    axes: list[int | None] = list(range(len(output.shape)))
+    found: set[int] = set()
+    for equation in suffix:
+        if equation.primitive in tables.PRODUCTS:
+            (factor,) = (v for v in equation.inputs if v not in flow.active(equation))
+            varying = _varying_axes(factor) if factor.shape else ()
+            found.update(a for axis in varying if (a := axes[axis]) is not None)
+        elif equation.primitive in tables.MOVES:
+            moved = _moved_axes(equation, axes)
+            if moved is None:
+                return None
+            axes = moved
+    return frozenset(found)
+
+
+def _moved_axes(equation: Equation, axes: list[int | None]) -> list[int | None] | None:
+    name, old, new = equation.primitive, equation.inputs[0].shape, equation.outputs[0].shape
+    if name == "transpose":
+        return [axes[axis] for axis in equation.params["permutation"]]
+    if name in ("reshape", "squeeze", "expand_dims"):
+        # Only axes of size 1 may come or go.
+        if [n for n in old if n > 1] != [n for n in new if n > 1]:
+            return None
+        kept = iter([axis for axis, n in zip(axes, old, strict=True) if n > 1])
+        return [next(kept) if n > 1 else None for n in new]
+    return axes if name in ("copy", "copy_p") else None
+
+
+def _varying_axes(value: Value) -> frozenset[int]:
+    """Axes along which a value may differ."""
+    equation = value.source
+    every = frozenset(axis for axis, n in enumerate(value.shape) if n > 1)
+    if equation is None:
+        return every
+    if equation.primitive == "broadcast_in_dim":
+        inner = _varying_axes(equation.inputs[0])
+        dimensions = equation.params["broadcast_dimensions"]
+        return frozenset(dimensions[axis] for axis in inner) & every
+    if equation.primitive in tables.ELEMENTWISE:
+        return frozenset().union(*(_varying_axes(v) for v in equation.inputs if v.shape == value.shape)) & every
+    if equation.primitive in tables.MOVES:
+        moved = _moved_axes(equation, list(range(len(equation.inputs[0].shape))))
+        if moved is not None:
+            inner = _varying_axes(equation.inputs[0])
+            return frozenset(axis for axis, old in enumerate(moved) if old in inner) & every
+    return every
+
+
+def _steps(graph: Graph, nodes: list[Node]) -> list[Node | Equation]:
+    """Nodes at the place of their last equation, and every equation that something outside of nodes still needs."""
+    ends: dict[Equation, list[Node]] = {}
+    for node in nodes:
+        ends.setdefault(node.equations[-1], []).append(node)
+    inside = {equation for node in nodes for equation in node.equations}
+    made = {value for node in nodes for value in node.outputs}
+    needed: set[Value] = {*graph.outputs}
+    steps: list[Node | Equation] = []
+    for equation in reversed(graph.equations):
+        for node in ends.get(equation, ()):
+            steps.append(node)
+            needed.update(node.inputs, node.others)
+        if equation not in inside or needed.intersection(set(equation.outputs) - made):
+            steps.append(equation)
+            needed.update(equation.inputs)
+    return steps[::-1]
+
+
+def _mark_first(analysis: Analysis, inputs: Sequence[bool]) -> list[bool]:
+    """Mark the layers that no other layer precedes; return whether a layer lies behind each output."""
+    behind: dict[Value, bool] = dict(zip(analysis.graph.inputs, inputs, strict=True))
+    for node in analysis.nodes:
+        before = any(behind.get(value, False) for value in node.inputs)
+        node.is_first = node.kind in LAYERS and not before
+        after = [before or node.kind in LAYERS] * len(node.outputs)
+        if node.bodies:
+            whole = _through(node, lambda body, flags: _mark_first(body, flags), behind)
+            after = [whole[node.equations[0].outputs.index(value)] for value in node.outputs]
+        behind.update(zip(node.outputs, after, strict=True))
+    return [behind.get(value, False) for value in analysis.graph.outputs]
+
+
+def _through(node: Node, visit: Any, behind: dict[Value, bool]) -> list[bool]:
+    """Flags of a node's outputs from those of its inputs, by visiting its bodies; a loop's carry until nothing changes."""
+    (equation,) = node.equations
+    flags = [behind.get(value, False) for value in equation.inputs]
+    if node.kind == "loop":
+        n_consts, n_carry = _compat.scan_counts(equation.origin)
+        while True:
+            out = visit(node.bodies[0], flags)
+            carry = [a or b for a, b in zip(flags[n_consts : n_consts + n_carry], out[:n_carry], strict=True)]
+            if carry == flags[n_consts : n_consts + n_carry]:
+                return [*carry, *out[n_carry:]]
+            flags[n_consts : n_consts + n_carry] = carry
+    if node.kind == "branch":
+        return [any(several) for several in zip(*(visit(body, flags[1:]) for body in node.bodies), strict=True)]
+    return visit(node.bodies[0], flags)
+
+
+def _mark_last(analysis: Analysis, outputs: Sequence[bool]) -> list[bool]:
+    """Mark the layers that no other layer follows; return whether a layer lies ahead of each input."""
+    ahead: dict[Value, bool] = {}
+    for value, flag in zip(analysis.graph.outputs, outputs, strict=True):
+        ahead[value] = ahead.get(value, False) or flag
+    for node in reversed(analysis.nodes):
+        after = any(ahead.get(value, False) for value in node.outputs)
+        node.is_last = node.kind in LAYERS and not after
+        before = dict.fromkeys(node.inputs, after or node.kind in LAYERS)
+        if node.bodies:
+            before = _backwards_through(node, ahead)
+        for value, flag in before.items():
+            ahead[value] = ahead.get(value, False) or flag
+    return [ahead.get(value, False) for value in analysis.graph.inputs]
+
+
+def _backwards_through(node: Node, ahead: dict[Value, bool]) -> dict[Value, bool]:
+    (equation,) = node.equations
+    flags = [ahead.get(value, False) for value in equation.outputs]
+    if node.kind == "loop":
+        n_consts, n_carry = _compat.scan_counts(equation.origin)
+        while True:
+            inputs = _mark_last(node.bodies[0], flags)
+            carry = [a or b for a, b in zip(flags[:n_carry], inputs[n_consts : n_consts + n_carry], strict=True)]
+            if carry == flags[:n_carry]:
+                break
+            flags[:n_carry] = carry
+    elif node.kind == "branch":
+        several = [_mark_last(body, flags) for body in node.bodies]
+        inputs = [False, *map(any, zip(*several, strict=True))]
+    else:
+        inputs = _mark_last(node.bodies[0], flags)
+    return {
+        value: any(flag for v, flag in zip(equation.inputs, inputs, strict=True) if v is value) for value in node.inputs
+    }

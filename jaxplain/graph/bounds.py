@@ -1,0 +1,108 @@
+"""Static bounds of values: which activations cannot be negative, which factors are gates between 0 and 1."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxplain import _compat
+from jaxplain.graph import tables
+from jaxplain.graph.flat import Equation, Graph, Value, flatten
+
+Interval = tuple[float, float]
+ANY: Interval = (-math.inf, math.inf)
+
+
+class Bounds:
+    """The interval that each value of a graph lies in, from the program alone: arrays are never looked into."""
+
+    def __init__(self, graph: Graph, inputs: Sequence[Interval] = ()):
+        self._found: dict[Value, Interval] = dict.fromkeys(graph.inputs, ANY)
+        self._found.update(zip(graph.inputs, inputs, strict=False))
+        for value, constant in graph.constants.items():
+            self._found[value] = _of_constant(constant)
+        for equation in graph.equations:
+            interval = self._of(equation)
+            self._found.update((value, interval) for value in equation.outputs)
+
+    def __getitem__(self, value: Value) -> Interval:
+        return self._found.get(value, ANY)
+
+    def _of(self, equation: Equation) -> Interval:
+        name = equation.primitive
+        inputs = [self[v] for v in equation.inputs]
+        if name in tables.CUSTOM:
+            body = flatten(next(_compat.closed_bodies(equation.origin)))
+            return Bounds(body, inputs)[body.outputs[0]]
+        if name in _RULES:
+            return _RULES[name](*inputs)
+        if name == "integer_pow":
+            return (0.0, math.inf) if equation.params["y"] % 2 == 0 else ANY
+        if name == "select_n":
+            return _hull(inputs[1:])
+        if name in ("gather", "dynamic_slice", "reshape", "broadcast_in_dim", "slice", "stop_gradient"):
+            return inputs[0]
+        if name in tables.MOVES | {"concatenate", "pad", "split", "convert_element_type", "reduce_precision"}:
+            return _hull(inputs)
+        if name in tables.MAXIMUM:
+            return inputs[0]
+        if name in tables.SUMMING and all(low >= 0 for low, _ in inputs):
+            return 0.0, math.inf
+        return ANY
+
+
+def _of_constant(constant: Any) -> Interval:
+    # Only Python and NumPy scalars of the program's text: an array may be a traced weight.
+    if isinstance(constant, int | float | np.generic):
+        return float(constant), float(constant)
+    return ANY
+
+
+def _hull(intervals: Sequence[Interval]) -> Interval:
+    return min(low for low, _ in intervals), max(high for _, high in intervals)
+
+
+def _corners(operation: Any, a: Interval, b: Interval) -> Interval:
+    results = [operation(x, y) for x in a for y in b]
+    return min(results), max(results)
+
+
+def _times(x: float, y: float) -> float:
+    return 0.0 if x == 0 or y == 0 else x * y
+
+
+def _over(a: Interval, b: Interval) -> Interval:
+    if b[0] < 0:
+        return ANY
+    # 1/b, with 1/0 = ∞
+    inverse = (0.0 if math.isinf(b[1]) else 1 / b[1] if b[1] else math.inf, math.inf if b[0] == 0 else 1 / b[0])
+    return _corners(_times, a, inverse)
+
+
+def _exp(x: float) -> float:
+    return math.inf if x > 700 else math.exp(x)
+
+
+_RULES: dict[str, Any] = {
+    "add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    "add_any": lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    "sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),
+    "mul": lambda a, b: _corners(_times, a, b),
+    "div": _over,
+    "neg": lambda a: (-a[1], -a[0]),
+    "max": lambda a, b: (max(a[0], b[0]), max(a[1], b[1])),
+    "min": lambda a, b: (min(a[0], b[0]), min(a[1], b[1])),
+    "clamp": lambda low, _, high: (min(low[0], high[0]), high[1]),
+    "logistic": lambda _: (0.0, 1.0),
+    "tanh": lambda _: (-1.0, 1.0),
+    "erf": lambda _: (-1.0, 1.0),
+    "erfc": lambda _: (0.0, 2.0),
+    "exp": lambda a: (_exp(a[0]), _exp(a[1])),
+    "exp2": lambda _: (0.0, math.inf),
+    "log1p": lambda a: (math.log1p(a[0]) if 0 <= a[0] < math.inf else -math.inf, math.inf),
+    "abs": lambda a: (0.0, max(abs(a[0]), abs(a[1]))),
+    "square": lambda _: (0.0, math.inf),
+    "sqrt": lambda _: (0.0, math.inf),
+    "rsqrt": lambda _: (0.0, math.inf),
+}

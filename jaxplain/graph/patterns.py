@@ -1,0 +1,286 @@
+"""Softmax and normalisation, found by what they compute and not by how they are spelled."""
+
+from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
+
+from jaxplain.graph import tables
+from jaxplain.graph.activity import ACTIVE, CONSTANT, Activity
+from jaxplain.graph.flat import Equation, Graph, Value
+
+Activities = dict[Value, Activity]
+Users = dict[Value, list[Equation]]
+_CASTS = frozenset({"convert_element_type", "copy", "copy_p", "reduce_precision"})
+_SPREADS = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "gather"}) | _CASTS
+_TOTALS = frozenset({"reduce_sum", "scatter-add", "scatter_add"})
+SEARCH = 60  # equations that a statistic may be away from the value it belongs to
+
+
+class Softmax(NamedTuple):
+    """A function of `root` along an axis, or over segments. `kind` is "softmax", its logarithm "log_softmax", or "logsumexp"."""
+
+    kind: str
+    root: Value
+    output: Value
+    equations: frozenset[Equation]
+
+
+def softmaxes(graph: Graph, activity: Activities) -> list[Softmax]:
+    """Every exponential whose own sum divides it, or goes into a logarithm. Masks stay outside, the shift is inside."""
+    users = graph.users()
+    found: list[Softmax] = []
+    for equation in graph.equations:
+        if equation.primitive == "exp" and activity[equation.outputs[0]] is ACTIVE:
+            found.extend(_outermost(list(_softmaxes_of(equation, users, activity)), graph, users, activity))
+    return found
+
+
+def _outermost(found: list[Softmax], graph: Graph, users: Users, activity: Activities) -> list[Softmax]:
+    """Those of one exponential whose outputs are read outside; none if something between is read outside too."""
+    inside = frozenset[Equation]().union(*(softmax.equations for softmax in found))
+    outputs = {softmax.output for softmax in found}
+
+    def escapes(value: Value) -> bool:
+        return value in graph.outputs or any(
+            user not in inside and activity[out] is ACTIVE for user in users.get(value, []) for out in user.outputs
+        )
+
+    if any(escapes(v) for equation in inside for v in equation.outputs if v not in outputs and activity[v] is ACTIVE):
+        return []
+    return [softmax for softmax in found if escapes(softmax.output)]
+
+
+def _softmaxes_of(exponential: Equation, users: Users, activity: Activities) -> Iterator[Softmax]:
+    shifted = exponential.inputs[0]
+    root, shift = _unshifted(shifted, activity)
+    weights = dict(_moved(exponential.outputs[0], users, _CASTS | {"select_n"}, activity))
+    for weight, cast in weights.items():
+        for total in (e for e in users.get(weight, []) if e.primitive in _TOTALS):
+            start = {exponential, *shift, *cast, total}
+            for denominator, back in _moved(total.outputs[0], users, _SPREADS | {"abs", "max", "add"}, activity):
+                way = {*start, *back}
+                for end in users.get(denominator, []):
+                    if end.primitive == "log":
+                        yield Softmax("logsumexp", root, end.outputs[0], frozenset({*way, end}))
+                        for log, on in _moved(end.outputs[0], users, _SPREADS):
+                            for last in users.get(log, []):
+                                if last.primitive == "sub" and last.inputs == (shifted, log):
+                                    whole = frozenset({*way, end, *on, last})
+                                    yield Softmax("log_softmax", root, last.outputs[0], whole)
+                    elif end.primitive == "div" and end.inputs[1] is denominator and end.inputs[0] in weights:
+                        whole = frozenset({*way, *weights[end.inputs[0]], end})
+                        yield Softmax("softmax", root, end.outputs[0], whole)
+                    elif _is_reciprocal(end, denominator, activity):
+                        for factor, on in _moved(end.outputs[0], users, _SPREADS):
+                            for last in (e for e in users.get(factor, []) if e.primitive == "mul"):
+                                for other in (v for v in last.inputs if v in weights):
+                                    whole = frozenset({*way, end, *on, *weights[other], last})
+                                    yield Softmax("softmax", root, last.outputs[0], whole)
+
+
+def _is_reciprocal(equation: Equation, value: Value, activity: Activities) -> bool:
+    if equation.primitive == "integer_pow":
+        return equation.params["y"] == -1
+    return equation.primitive == "div" and equation.inputs[1] is value and activity[equation.inputs[0]] is CONSTANT
+
+
+def _moved(
+    value: Value, users: Users, moves: frozenset[str], activity: Activities | None = None
+) -> Iterator[tuple[Value, tuple[Equation, ...]]]:
+    """The value and all that it becomes by data movement, with the equations on the way."""
+    yield value, ()
+    for equation in users.get(value, []):
+        others = [v for v in equation.inputs if v is not value]
+        # `add` and `max` are guards against a zero sum, `select_n` is a mask: with constants only.
+        guard = activity is None or all(activity[v] is CONSTANT for v in others)
+        if equation.primitive in moves and guard and _is_moved(equation, value):
+            for moved, way in _moved(equation.outputs[0], users, moves, activity):
+                yield moved, (equation, *way)
+
+
+def _is_moved(equation: Equation, value: Value) -> bool:
+    return value in (equation.inputs if equation.primitive in ("add", "max", "select_n") else equation.inputs[:1])
+
+
+def _unshifted(value: Value, activity: Activities) -> tuple[Value, tuple[Equation, ...]]:
+    """What the exponential is taken of, before its own maximum was subtracted for safety."""
+    equation = value.source
+    if equation is None or equation.primitive != "sub":
+        return value, ()
+    root, shift = equation.inputs
+    behind, seen = shift, set()
+    while (source := behind.source) is not None and source.primitive not in (
+        "reduce_max",
+        "scatter-max",
+        "scatter_max",
+    ):
+        if source.primitive not in _SPREADS | {"stop_gradient", "max", "select_n", "pmax"}:
+            return value, ()
+        seen.add(source)
+        varying = [v for v in source.inputs if activity[v] is not CONSTANT and v.aval.dtype == behind.aval.dtype]
+        if len(varying) != 1:
+            return value, ()
+        (behind,) = varying
+    if source is None or root not in (source.inputs[-1], source.inputs[0]):
+        return value, ()
+    # Only what carries a derivative needs to be inside: a stopped maximum is dependent, and stays outside.
+    inside = {e for e in {*seen, source} if activity[e.outputs[0]] is ACTIVE}
+    return root, (equation, *inside)
+
+
+class Normalisation(NamedTuple):
+    """`equation` multiplies (or divides) a signal by a statistic of its own size: operand `factor` of it is that statistic.
+
+    `centring` are the equations between `root` and the signal (root − mean), if the signal is centred there.
+    """
+
+    equation: Equation
+    factor: int
+    root: Value
+    centring: tuple[Equation, ...]
+
+
+def normalisations(graph: Graph, activity: Activities, claimed: Collection[Equation] = ()) -> list[Normalisation]:
+    """Layer, RMS, group, instance, L1, L2 normalisation …: a signal divided by its own size along some axis.
+
+    By degrees of homogeneity: for some value r through which both operands get all they know of the input, the signal has
+    degree d in r (r → c·r multiplies it by c^d) and the other factor −d, and that factor is constant along an axis.
+    """
+    found = []
+    for equation in graph.equations:
+        if equation.primitive not in tables.PRODUCTS or equation in claimed:
+            continue
+        if any(activity[v] is not ACTIVE for v in equation.inputs):
+            continue
+        for index in (1,) if equation.primitive == "div" else (1, 0):
+            factor, signal = equation.inputs[index], equation.inputs[1 - index]
+            if _is_spread(factor, signal.shape, activity) and _undoes(equation, signal, factor, activity):
+                root, centring = _centred(signal, activity)
+                found.append(Normalisation(equation, index, root, centring))
+                break
+    return found
+
+
+def _is_spread(factor: Value, shape: tuple[int, ...], activity: Activities) -> bool:
+    """Whether a value is constant along an axis of `shape`, up to constant factors (a scale may be multiplied in first)."""
+    if factor.shape == () or any(a == 1 and b > 1 for a, b in zip(factor.shape, shape, strict=True)):
+        return shape != ()
+    equation = factor.source
+    if equation is None:
+        return False
+    if equation.primitive == "broadcast_in_dim":
+        operand, dimensions = equation.inputs[0], equation.params["broadcast_dimensions"]
+        kept = {axis for axis, n in zip(dimensions, operand.shape, strict=True) if n == factor.shape[axis]}
+        return any(n > 1 for axis, n in enumerate(factor.shape) if axis not in kept)
+    active = [value for value in equation.inputs if activity[value] is ACTIVE]
+    if len(active) != 1:
+        return False
+    return equation.primitive in tables.ELEMENTWISE and _is_spread(active[0], shape, activity)
+
+
+def _undoes(equation: Equation, signal: Value, factor: Value, activity: Activities) -> bool:
+    sign = 1 if equation.primitive == "div" else -1
+    for root in _ancestors(factor, activity):
+        degrees: dict[Value, float | None] = {root: 1.0}
+        of_signal = _degree(signal, degrees, activity)
+        of_factor = _degree(factor, degrees, activity)
+        if of_signal and of_factor == sign * of_signal:
+            return True
+    return False
+
+
+def _ancestors(value: Value, activity: Activities) -> list[Value]:
+    """Active values behind this one, the nearest first."""
+    found: dict[Value, None] = {}
+    front = [value]
+    while front and len(found) < SEARCH:
+        current = front.pop(0)
+        if current.source is None or current.source.bodies:
+            continue
+        for v in current.source.inputs:
+            if activity[v] is ACTIVE and v not in found:
+                found[v] = None
+                front.append(v)
+    return list(found)
+
+
+def _centred(signal: Value, activity: Activities) -> tuple[Value, tuple[Equation, ...]]:
+    """The value whose mean was subtracted to make `signal`, and the equations that did it; else the signal itself."""
+    casts, value = [], signal
+    while value.source is not None and value.source.primitive in _CASTS:
+        casts.append(value.source)
+        value = value.source.inputs[0]
+    equation = value.source
+    if equation is None or equation.primitive != "sub":
+        return signal, ()
+    root, mean = equation.inputs
+    way = []
+    while mean is not root:
+        source = mean.source
+        if source is None or source.primitive not in _SPREADS | {"reduce_sum", "div", "mul", "dot_general"}:
+            return signal, ()
+        way.append(source)
+        active = [v for v in source.inputs if activity[v] is ACTIVE]
+        if len(active) != 1:
+            return signal, ()
+        (mean,) = active
+    is_mean = any(e.primitive in ("reduce_sum", "dot_general") for e in way)
+    return (root, (*casts, equation, *way)) if is_mean else (signal, ())
+
+
+def _degree(value: Value, degrees: dict[Value, float | None], activity: Activities) -> float | None:
+    """The degree of homogeneity of a value in the root (0: constant); None if it has none, or knows more than the root."""
+    if value not in degrees:
+        degrees[value] = None  # what fails once fails always
+        degrees[value] = 0.0 if activity[value] is CONSTANT else _degree_of(value, degrees, activity)
+    return degrees[value]
+
+
+_POWERS: dict[str, Callable[[Equation], float]] = {
+    "square": lambda _: 2.0,
+    "integer_pow": lambda e: e.params["y"],
+    "sqrt": lambda _: 0.5,
+    "rsqrt": lambda _: -0.5,
+}
+_KEEPING = (
+    tables.STRUCTURAL | tables.CONTRACTION | tables.MAXIMUM | _CASTS | {"neg", "abs", "select_n", "stop_gradient"}
+) - {"dot_general", "conv_general_dilated", "ragged_dot_general"}
+
+
+def _degree_of(value: Value, degrees: dict[Value, float | None], activity: Activities) -> float | None:
+    equation = value.source
+    if equation is None or equation.bodies:
+        return None
+    name = equation.primitive
+    inputs = [_degree(v, degrees, activity) for v in equation.inputs]
+    if any(d is None for d in inputs):
+        return None
+    known = [d for d in inputs if d is not None]
+    varying = {d for d, v in zip(known, equation.inputs, strict=True) if activity[v] is not CONSTANT}
+    if name in ("mul", "dot_general", "conv_general_dilated"):
+        return sum(known)
+    if name == "div":
+        return known[0] - known[1]
+    if name in _POWERS:
+        return _POWERS[name](equation) * known[0]
+    if len(varying) != 1:
+        return None
+    if name in tables.SUMS:
+        constants = [v for v in equation.inputs if activity[v] is CONSTANT]
+        # A single constant number added to a statistic is its ε. Anything else added is a bias.
+        is_epsilon = all(v.aval.size == 1 for v in constants) and _is_statistic(value)
+        return varying.pop() if not constants or is_epsilon else None
+    return varying.pop() if name in _KEEPING else None
+
+
+def _is_statistic(value: Value) -> bool:
+    """Whether a value came out of a sum or a maximum."""
+    front, seen = [value], 0
+    while front and seen < SEARCH:
+        seen += 1
+        source = front.pop().source
+        if source is None:
+            continue
+        if source.primitive in ("reduce_sum", "dot_general", "reduce_window_sum", "reduce_max"):
+            return True
+        front.extend(source.inputs)
+    return False

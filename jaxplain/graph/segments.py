@@ -1,0 +1,189 @@
+"""Activations: which stretches of elementwise equations are one scalar function of one value.
+
+An edge leads from an operand of an elementwise equation to its output if both have the same shape; broadcasts, reshapes and
+sums are cuts, beyond which everything counts as unrelated. The *immediate dominator* of a value is the nearest value that all
+it knows of the explained input comes through. What lies between the two is one function of one variable: GELU, SiLU, a leaky
+ReLU written with `where`, a formula of the user's own; all are the same to the analysis.
+"""
+
+from typing import NamedTuple
+
+from jaxplain import _compat
+from jaxplain.graph import tables
+from jaxplain.graph.activity import ACTIVE, CONSTANT, Activity
+from jaxplain.graph.flat import Equation, Graph, Value, is_elementwise_call
+
+
+class Flow:
+    """What matters of a graph to relevance: activity, operands held constant, and what leads to an output."""
+
+    def __init__(self, graph: Graph, activity: dict[Value, Activity], held: set[tuple[Equation, int]]):
+        self.graph = graph
+        self.activity = activity
+        self.held = held
+        self.live = {value for value in graph.outputs if activity[value] is ACTIVE}
+        for equation in reversed(graph.equations):
+            if self.live.intersection(equation.outputs):
+                self.live.update(self.active(equation))
+        self.users = {
+            value: [e for e in users if self.is_live(e) and value in self.active(e)]
+            for value, users in graph.users().items()
+        }
+
+    def active(self, equation: Equation) -> list[Value]:
+        """The operands that carry a derivative and are not held constant, as often as they occur."""
+        return [
+            value
+            for index, value in enumerate(equation.inputs)
+            if self.activity[value] is ACTIVE and (equation, index) not in self.held
+        ]
+
+    def is_live(self, equation: Equation) -> bool:
+        return not self.live.isdisjoint(equation.outputs)
+
+    def only_user(self, value: Value) -> Equation | None:
+        """The equation that alone carries the relevance of a value, if there is one."""
+        users = self.users.get(value, [])
+        return users[0] if len(users) == 1 and value not in self.graph.outputs else None
+
+    def is_affine(self, equation: Equation) -> bool:
+        """Whether an equation is elementwise and affine in its one active operand, of the output's shape."""
+        active = self.active(equation)
+        return (
+            equation.primitive in tables.AFFINE
+            and len(active) == 1
+            and active[0].shape == equation.outputs[0].shape
+            and not (equation.primitive == "div" and active[0] is equation.inputs[1])
+        )
+
+
+class Segment(NamedTuple):
+    """A scalar function of `root`, applied at every element."""
+
+    root: Value
+    output: Value
+    equations: frozenset[Equation]
+
+
+def activations(flow: Flow, claimed: set[Equation]) -> list[Segment]:
+    """The outermost nonlinear segments of the equations that are not claimed, adjacent ones joined."""
+    dominators = _Dominators(flow, claimed)
+    chosen: list[Segment] = []
+    holders: dict[Equation, list[Segment]] = {}
+
+    def is_wanted(value: Value) -> bool:
+        """Whether somebody outside the segments that make a value reads it."""
+        source = value.source
+        if source not in holders or value in flow.graph.outputs:
+            return True
+        return any(all(source not in s.equations for s in holders.get(u, [])) for u in flow.users.get(value, []))
+
+    for equation in reversed(flow.graph.equations):
+        for output in equation.outputs[:1]:
+            root = dominators.above.get(output)
+            if output not in flow.live or root is None or not is_wanted(output):
+                continue
+            inside = dominators.between(root, output)
+            if all(_is_transparent(e, inside, flow) for e in inside):
+                continue
+            segment = Segment(root, output, frozenset(inside))
+            chosen.append(segment)
+            for e in inside:
+                holders.setdefault(e, []).append(segment)
+    return _joined(chosen, flow)
+
+
+def _is_transparent(equation: Equation, inside: set[Equation], flow: Flow) -> bool:
+    """Whether an equation of a segment does nothing nonlinear: sums, scaling, a choice that the segment does not make."""
+    if equation.primitive == "select_n":
+        return equation.inputs[0].source not in inside
+    if equation.primitive in tables.PRODUCTS:
+        return flow.is_affine(equation) and not any(
+            v.source in inside for v in equation.inputs if flow.activity[v] is not ACTIVE
+        )
+    return equation.primitive in tables.AFFINE
+
+
+def _joined(segments: list[Segment], flow: Flow) -> list[Segment]:
+    """Activations that follow each other directly are one: ReLU6 written as a maximum and a minimum."""
+    by_root = {segment.root: segment for segment in segments}
+    joined: list[Segment] = []
+    for segment in reversed(segments):  # in program order
+        while (after := by_root.get(segment.output)) and (
+            segment.output not in flow.graph.outputs
+            and all(user in after.equations for user in flow.users[segment.output])
+        ):
+            segment = Segment(segment.root, after.output, segment.equations | after.equations)
+        if not any(segment.equations < other.equations for other in joined):
+            joined.append(segment)
+    return joined
+
+
+class _Dominators:
+    """The immediate dominator of every value that elementwise equations make; None stands for "many, or beyond a cut"."""
+
+    def __init__(self, flow: Flow, claimed: set[Equation]):
+        self._flow = flow
+        self.above: dict[Value, Value | None] = {}
+        self._depth: dict[Value, int] = {}
+        for equation in flow.graph.equations:
+            if equation not in claimed and is_elementwise(equation):
+                output = equation.outputs[0]
+                self.above[output] = above = self._dominator(equation)
+                self._depth[output] = 0 if above is None else self._depth.get(above, 0) + 1
+
+    def _related(self, equation: Equation) -> list[Value]:
+        """The operands through which an equation knows the explained input, and not only as a mask from elsewhere."""
+        active = set(self._flow.active(equation))
+        return [
+            value
+            for value in dict.fromkeys(equation.inputs)
+            if value in active
+            or (self._flow.activity[value] is not CONSTANT and self.above.get(value) and value not in active)
+        ]
+
+    def _dominator(self, equation: Equation) -> Value | None:
+        shape = equation.outputs[0].shape
+        related = [value for value in self._related(equation) if value.shape == shape]
+        active = list(dict.fromkeys(self._flow.active(equation)))
+        if not related or any(value.shape != shape for value in active):
+            return None
+        common: Value | None = related[0]
+        for value in related[1:]:
+            common = self._common(common, value)
+        if common is not None and self._flow.activity[common] is ACTIVE:
+            return common
+        # A mask from elsewhere is held: what remains is a function of the one active operand.
+        return active[0] if len(active) == 1 else None
+
+    def _common(self, a: Value | None, b: Value | None) -> Value | None:
+        while a is not b and a is not None and b is not None:
+            if self._depth.get(a, 0) >= self._depth.get(b, 0):
+                a = self.above.get(a)
+            else:
+                b = self.above.get(b)
+        return a if a is b else None
+
+    def between(self, root: Value, output: Value) -> set[Equation]:
+        """The equations on the ways from root to output."""
+        leads: dict[Value, bool] = {root: True}
+        stack = [output]
+        while stack:
+            value = stack[-1]
+            if value in leads:
+                stack.pop()
+                continue
+            behind = self._related(value.source) if value.source and self.above.get(value) is not None else []
+            waiting = [v for v in behind if v not in leads]
+            if waiting:
+                stack.extend(waiting)
+            else:
+                leads[value] = any(leads[v] for v in behind)
+                stack.pop()
+        return {value.source for value, is_on in leads.items() if is_on and value is not root and value.source}
+
+
+def is_elementwise(equation: Equation) -> bool:
+    if equation.primitive in tables.CUSTOM:
+        return is_elementwise_call(equation.origin, next(_compat.closed_bodies(equation.origin)))
+    return equation.primitive in tables.ELEMENTWISE

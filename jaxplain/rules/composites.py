@@ -1,0 +1,205 @@
+"""Composites: which rule each node of a program gets, as data.
+
+A composite is a list of (selector, rule). For a node, the last entry counts whose selector fits and whose rule applies to the node's
+kind. A selector is
+
+- a kind: "dense", "convolution", "sum" (average pooling, means), "fft", "scale_shift", "normalisation", "activation", "softmax",
+  "log_softmax", "logsumexp", "add", "product", "gate", "max", "unknown";
+- a group: "layer" (dense and convolution), "contraction" (those, sum and fft), "any";
+- a position: "first" or "last", the layers that no other layer precedes or follows;
+- a layer's path as a glob: "encoder/*", "*/Dense_1";
+- a function of the node, `lambda node: node.path.endswith("head")`;
+- a tuple of these, which must all fit: `("first", "convolution")`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, TypeAlias
+
+from jaxplain._errors import SettingError, explain_error
+from jaxplain.graph.analysis import CONTRACTIONS, KINDS, LAYERS, Node
+from jaxplain.rules import lrp
+from jaxplain.rules.rule import Rule
+
+Selector: TypeAlias = str | Callable[[Node], bool] | tuple
+
+
+class Composite(NamedTuple):
+    """A named list of (selector, rule); the last fitting entry counts.
+
+    `fallback` is the rule of what no entry fits, if the user asks for a gradient there: gradient × input.
+    """
+
+    name: str
+    entries: tuple[tuple[Selector, Rule], ...]
+    fallback: Rule = lrp.epsilon()
+
+    def rule(self, node: Node) -> Rule | None:
+        """The rule that a node gets, or None if no entry fits."""
+        fitting = (r for selector, r in reversed(self.entries) if node.kind in r.kinds and _fits(selector, node))
+        return next(fitting, None)
+
+    def require_matches(self, method: str, nodes: Iterable[Node]) -> None:
+        """Raise if a path of this composite fits no node: a misspelt layer would silently keep its default rule."""
+        nodes = list(nodes)
+        for selector, rule in self.entries:
+            globs = [part for part in _parts(selector) if isinstance(part, str) and part not in _WORDS]
+            for glob in globs:
+                if not any(_fits(glob, node) for node in nodes if node.kind in rule.kinds):
+                    paths = sorted({node.path for node in nodes if node.kind in rule.kinds} - {""})
+                    raise SettingError(
+                        explain_error(
+                            f"{method}: no node fits the selector {glob!r} of rule {rule.name}.",
+                            got=f"paths {', '.join(paths)}" if paths else "a model without layer names",
+                            need=f"a path, a glob, or one of {', '.join(_WORDS)}",
+                            fix="list the nodes: print(jx.layers(score)(x))",
+                        )
+                    )
+
+    def __repr__(self) -> str:
+        return f"composites.{self.name}"
+
+
+_GROUPS: dict[str, tuple[str, ...]] = {"layer": LAYERS, "contraction": CONTRACTIONS, "any": KINDS}
+_WORDS = (*KINDS, *_GROUPS, "first", "last")
+
+
+def _parts(selector: Selector) -> tuple:
+    return selector if isinstance(selector, tuple) else (selector,)
+
+
+def _fits(selector: Selector, node: Node) -> bool:
+    return all(_fits_one(part, node) for part in _parts(selector))
+
+
+def _fits_one(part: Any, node: Node) -> bool:
+    if callable(part):
+        return bool(part(node))
+    if part in ("first", "last"):
+        return node.is_first if part == "first" else node.is_last
+    if part in _WORDS:
+        return node.kind in _GROUPS.get(part, (part,))
+    return fnmatchcase(node.path, part)
+
+
+def compose(base: "Composite | Rule", rules: Mapping[Any, Rule], name: str = "compose") -> Composite:
+    """`base` with further entries, which count before those of base; later ones before earlier ones.
+
+    Example:
+        >>> from jaxplain import composites, rules
+        >>> mine = composites.compose(composites.epsilon_plus(), {"first": rules.flat(), "*/head": rules.epsilon(0.1)})
+    """
+    for selector, rule in rules.items():
+        if not isinstance(rule, Rule):
+            raise SettingError(
+                explain_error(
+                    f"composites.{name}: the entry for {selector!r} is not a rule.",
+                    got=repr(rule),
+                    fix="rules.epsilon() and not rules.epsilon: a rule is built by calling it",
+                )
+            )
+    base = as_composite(base)
+    return Composite(name, (*base.entries, *rules.items()), base.fallback)
+
+
+def as_composite(rules: "Composite | Rule") -> Composite:
+    """A composite as it is; one rule for every contraction as a composite, sums and shifts in proportion with its ε."""
+    if isinstance(rules, Composite):
+        return rules
+    proportional = lrp.epsilon(rules.epsilon)
+    return Composite(
+        rules.name,
+        (
+            *_base(rules.epsilon).entries,
+            ("contraction", proportional),
+            ("scale_shift", proportional),
+            ("contraction", rules),
+        ),
+    )
+
+
+def _base(epsilon: float) -> Composite:
+    """What is the same in all composites: everything but layers."""
+    entries: tuple[tuple[Selector, Rule], ...] = (
+        ("sum", lrp.norm(epsilon)),
+        ("fft", lrp.epsilon(epsilon)),
+        ("scale_shift", lrp.pass_through()),
+        ("normalisation", lrp.epsilon(epsilon)),
+        ("activation", lrp.pass_through()),
+        ("softmax", lrp.gradient_x_input()),
+        ("log_softmax", lrp.log_softmax(epsilon=epsilon)),
+        ("logsumexp", lrp.winner()),
+        ("add", lrp.norm(epsilon)),
+        ("product", lrp.uniform(epsilon=epsilon)),
+        ("gate", lrp.signal()),
+        ("max", lrp.winner()),
+        ("structural", lrp.copy()),
+    )
+    return Composite("base", entries)
+
+
+def epsilon_plus(epsilon: float = 1e-6) -> Composite:
+    """z⁺ for convolutions, ε for dense layers."""
+    entries = {"dense": lrp.epsilon(epsilon), "convolution": lrp.zplus(epsilon=epsilon)}
+    return compose(_base(epsilon), entries, "epsilon_plus")
+
+
+def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
+    """`epsilon_plus` with the flat rule for the first layers: the usual choice for image classifiers."""
+    return compose(epsilon_plus(epsilon), {"first": lrp.flat(epsilon=epsilon)}, "epsilon_plus_flat")
+
+
+def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
+    """α2β1 for convolutions, ε for dense layers."""
+    entries = {"dense": lrp.epsilon(epsilon), "convolution": lrp.alpha_beta(2, 1, epsilon=epsilon)}
+    return compose(_base(epsilon), entries, "epsilon_alpha2_beta1")
+
+
+def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Composite:
+    """`epsilon_alpha2_beta1` with the flat rule for the first layers."""
+    return compose(epsilon_alpha2_beta1(epsilon), {"first": lrp.flat(epsilon=epsilon)}, "epsilon_alpha2_beta1_flat")
+
+
+def epsilon_gamma_box(low: Any, high: Any, gamma: float = 0.25, epsilon: float = 1e-6) -> Composite:
+    """γ for convolutions, ε for dense layers, z^B for the first layers; `low` and `high` bound the input."""
+    entries = {
+        "dense": lrp.epsilon(epsilon),
+        "convolution": lrp.gamma(gamma, epsilon=epsilon),
+        "first": lrp.zbox(low, high, epsilon=epsilon),
+    }
+    return compose(_base(epsilon), entries, "epsilon_gamma_box")
+
+
+def excitation_backprop(*, absorb_bias: bool = False, epsilon: float = 1e-6) -> Composite:
+    """z⁺ everywhere, without biases: probabilities of winning, passed down. Zhang et al., ECCV 2016."""
+    rule = lrp.zplus(absorb_bias=absorb_bias, epsilon=epsilon)
+    return compose(_base(epsilon), {"layer": rule}, "excitation_backprop")
+
+
+def deep_taylor(low: Any = None, high: Any = None, *, pooling: str = "winner", epsilon: float = 1e-9) -> Composite:
+    """z⁺ without biases in hidden layers; in the first, z^B if the input is bounded and w² if it is not."""
+    if pooling not in ("winner", "sum"):
+        raise SettingError(
+            explain_error("composites.deep_taylor: unknown `pooling`.", got=repr(pooling), need="'winner', 'sum'")
+        )
+    if (low is None) != (high is None):
+        raise SettingError(
+            explain_error(
+                "composites.deep_taylor: give both bounds of the input, or none.",
+                got=f"low={low!r}, high={high!r}",
+                fix=("low=0.0, high=1.0 for pixels", "neither, for real-valued inputs: the w² rule"),
+            )
+        )
+    first = lrp.wsquare(epsilon=epsilon) if low is None else lrp.zbox(low, high, epsilon=epsilon)
+    pool = lrp.winner() if pooling == "winner" else lrp.proportional_pooling(epsilon=epsilon)
+    entries = {"layer": lrp.zplus(absorb_bias=False, epsilon=epsilon), "max": pool, "first": first}
+    return compose(_base(epsilon), entries, "deep_taylor")
+
+
+def attention(epsilon: float = 1e-6) -> Composite:
+    """AttnLRP for transformers: ε for layers and normalisations, half for each factor of a matrix product, gradient × input for softmax.
+
+    Achtibat et al., ICML 2024.
+    """
+    entries = {"layer": lrp.epsilon(epsilon), "scale_shift": lrp.epsilon(epsilon)}
+    return compose(_base(epsilon), entries, "attention")

@@ -1,0 +1,68 @@
+"""What a rule is, and the arithmetic that the LRP rules share."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxplain.graph.layer import Layer, Weights
+
+Relevance = jax.Array
+
+
+class Rule(NamedTuple):
+    """How relevance goes back through a node.
+
+    Attributes:
+        name: for tables and messages.
+        kinds: the kinds of node that it can be applied to (`jaxplain.graph.analysis.KINDS`).
+        backward: `backward(layer, *relevance) -> relevance of the input`, or a tuple with one entry for each input. `layer` is
+            the node as it was evaluated; there is one relevance for each of its outputs. `None`: the node's own derivative.
+        epsilon: the stabiliser it was built with, for composites that derive other rules from it.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    backward: Callable[..., Relevance | tuple[Relevance, ...]] | None
+    epsilon: float = 1e-6
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def stabilise(z: jax.Array, epsilon: float) -> jax.Array:
+    """z + ε·sign(z), with sign(0) = +1: a denominator that is never zero and keeps its sign."""
+    return z + jnp.where(z >= 0, epsilon, -epsilon)
+
+
+def times(v: jax.Array, share: jax.Array) -> jax.Array:
+    """v · share, where no share means no relevance even of an infinite value (a masked logit)."""
+    # The value is replaced, not the product: else the derivative with respect to the share would be 0 · ∞.
+    return jnp.where(jnp.isinf(v) & (share == 0), 0, v) * share
+
+
+def distribute(
+    layer: Layer,
+    relevance: Relevance,
+    terms: Sequence[tuple[jax.Array, Weights]],
+    *,
+    bias: jax.Array | float = 0.0,
+    epsilon: float = 1e-6,
+) -> Relevance:
+    """Relevance in proportion to contributions: R_i = Σ_terms v_i Σ_j w_ij R_j / stab(z_j), with z = Σ_terms w·v + bias.
+
+    Each term is a vector in the layout of the layer's input, and which weights it meets: "as they are", "positive", "negative", "squared"
+    or "ones". What goes to the bias is lost, and counted in the ledger.
+    """
+    z: jax.Array | float = bias
+    pullbacks = []
+    for v, weights in terms:
+        contribution, pullback = jax.vjp(layer.linear(weights), v)
+        z = z + contribution
+        pullbacks.append(pullback)
+    share = relevance / stabilise(jnp.asarray(z), epsilon)
+    layer.to_bias = layer.to_bias + jnp.sum(times(jnp.broadcast_to(bias, share.shape), share))
+    share = share.astype(layer.output.dtype)
+    parts = [times(v, pullback(share)[0]) for (v, _), pullback in zip(terms, pullbacks, strict=True)]
+    return sum(parts[1:], parts[0])
