@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from jaxplain import datasets as datasets
+from jaxplain import nnx as nnx
 from jaxplain import plot as plot
 from jaxplain import rules as rules
 from jaxplain import zoo as zoo
@@ -27,6 +28,10 @@ from jaxplain.methods.gradient import gradient as gradient
 from jaxplain.methods.gradient import input_x_gradient as input_x_gradient
 from jaxplain.methods.gradient import saliency as saliency
 from jaxplain.methods.gradient import sensitivity as sensitivity
+from jaxplain.methods.inspection import Ledger as Ledger
+from jaxplain.methods.inspection import layers as layers
+from jaxplain.methods.inspection import ledger as ledger
+from jaxplain.methods.inspection import plan as plan
 from jaxplain.methods.noise import smoothgrad as smoothgrad
 from jaxplain.methods.noise import smoothgrad_squared as smoothgrad_squared
 from jaxplain.methods.noise import vargrad as vargrad

@@ -12,7 +12,7 @@ from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
 from jaxplain._tree import Leaves, cast_like, upcast
 from jaxplain.graph.analysis import Analysis, Node, analyse
 from jaxplain.graph.layer import Layer
-from jaxplain.graph.replay import Backward, replay
+from jaxplain.graph.replay import Backward, Tally, replay
 from jaxplain.graph.stage import Program
 from jaxplain.rules import backprop, composites
 from jaxplain.rules.composites import Composite
@@ -40,7 +40,7 @@ def _explainer(
         analysis = analyse(call.program.closed)
         rules = chosen_rules(method, analysis, composite, on_missing)
         native = cast_like(call.x, call.arguments.leaves)
-        value, leaves = propagated(method, analysis, rules, start, native)(native)
+        value, leaves, _ = propagated(method, analysis, rules, start, native)(native)
         leaves = upcast(leaves)
         if not with_info:
             return leaves, None
@@ -51,13 +51,24 @@ def _explainer(
     return make_explainer(method, f, compute, argnums=argnums, allow_random=allow_random)
 
 
-def propagated(method: str, analysis: Analysis, rules: dict[Node, Rule], start: Start, leaves: Leaves) -> Program:
-    """The staged program `leaves -> (f, relevance of the leaves)`."""
-    run = replay(analysis, lambda node: _backward(rules[node]))
+def propagated(
+    method: str,
+    analysis: Analysis,
+    rules: dict[Node, Rule],
+    start: Start,
+    leaves: Leaves,
+    accounts: tuple[dict[Node, jax.Array], Tally] | None = None,
+) -> Program:
+    """The staged program `leaves -> (f, relevance of the leaves, tally of each node of accounts)`."""
+    probes, tally = accounts or ({}, None)
 
-    def relevance(leaves: Leaves) -> tuple[jax.Array, Leaves]:
-        (value,), pullback = jax.vjp(lambda leaves: run(*leaves), leaves)
-        return value, pullback([_started(start, value)])[0]
+    def relevance(leaves: Leaves) -> tuple[jax.Array, Leaves, list[jax.Array]]:
+        def run(leaves: Leaves, zeros: list[jax.Array]) -> jax.Array:
+            probe = dict(zip(probes, zeros, strict=True))
+            return replay(analysis, lambda node: _backward(rules[node]), probe, tally)(*leaves)[0]
+
+        value, pullback = jax.vjp(run, leaves, list(probes.values()))
+        return value, *pullback(_started(start, value))
 
     return Program(method, relevance, leaves)
 
@@ -84,6 +95,10 @@ def _backward(rule: Rule) -> Backward | None:
 _BODIES = Rule("inside", ("loop", "branch", "checkpoint"), None)
 
 
+def rule_of(node: Node, composite: Composite) -> Rule | None:
+    return _BODIES if node.bodies else composite.rule(node)
+
+
 def chosen_rules(
     method: str, analysis: Analysis, composite: Composite, on_missing: OnMissing = "error"
 ) -> dict[Node, Rule]:
@@ -93,7 +108,7 @@ def chosen_rules(
     rules: dict[Node, Rule] = {}
     missing = []
     for node in nodes:
-        rule = _BODIES if node.bodies else composite.rule(node)
+        rule = rule_of(node, composite)
         if rule is None and on_missing == "gradient":
             rule = composite.fallback
         if rule is None:
@@ -103,6 +118,23 @@ def chosen_rules(
     if missing:
         raise UnknownNodeError(_missing(method, missing))
     return rules
+
+
+def rules_setting(method: str, rules: Any) -> Composite:
+    """`rules` as a composite, or an error that pastes the presets."""
+    if not isinstance(rules, Composite | Rule):
+        raise SettingError(
+            explain_error(
+                f"{method}: `rules` must be a composite or a rule.",
+                got=repr(rules),
+                fix=(
+                    "images: rules=jx.composites.epsilon_plus_flat(), or epsilon_gamma_box(low, high)",
+                    "transformers: rules=jx.composites.attention()",
+                    "one rule for every layer: rules=jx.rules.epsilon(1e-6)",
+                ),
+            )
+        )
+    return composites.as_composite(rules)
 
 
 def _missing(method: str, nodes: list[Node]) -> str:
@@ -164,19 +196,7 @@ def lrp(
         Bach et al., On pixel-wise explanations for non-linear classifier decisions by LRP, PLoS ONE 10, 2015.
         Montavon et al., Layer-wise relevance propagation: an overview, LNCS 11700, 2019.
     """
-    if not isinstance(rules, Composite | Rule):
-        raise SettingError(
-            explain_error(
-                "lrp: `rules` must be a composite or a rule.",
-                got=repr(rules),
-                fix=(
-                    "images: rules=jx.composites.epsilon_plus_flat(), or epsilon_gamma_box(low, high)",
-                    "transformers: rules=jx.composites.attention()",
-                    "one rule for every layer: rules=jx.rules.epsilon(1e-6)",
-                ),
-            )
-        )
-    return _explainer("lrp", f, composites.as_composite(rules), start, on_missing, argnums, allow_random)
+    return _explainer("lrp", f, rules_setting("lrp", rules), start, on_missing, argnums, allow_random)
 
 
 def deep_taylor(
@@ -245,9 +265,9 @@ def excitation_backprop(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxplain as jx
-        >>> explain = jx.excitation_backprop(lambda x: jax.nn.relu(x) @ jnp.array([1.0, 3.0, -2.0]))
+        >>> explain = jx.excitation_backprop(lambda x: jax.nn.relu(x) @ jnp.array([2.0, 2.0, -3.0]))
         >>> print(explain(jnp.ones(3)).round(3))
-        [0.25 0.75 0.  ]
+        [0.5 0.5 0. ]
 
     References:
         Zhang et al., Top-down neural attention by excitation backprop, ECCV 2016.

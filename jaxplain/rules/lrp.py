@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxplain import _compat
 from jaxplain._errors import SettingError, explain_error
 from jaxplain.graph.layer import Layer
 from jaxplain.rules.rule import Relevance, Rule, distribute, stabilise, times
@@ -169,7 +170,7 @@ def zbox(low: Any, high: Any, *, epsilon: float = 1e-6) -> Rule:
         bounds = []
         for name, bound in (("low", low), ("high", high)):
             try:
-                bounds.append(jnp.broadcast_to(jnp.asarray(bound, x.dtype), x.shape))
+                bounds.append(_compat.zeros_like(x) + jnp.broadcast_to(jnp.asarray(bound, x.dtype), x.shape))
             except ValueError as error:
                 raise SettingError(
                     explain_error(
