@@ -11,7 +11,7 @@ from jaxplain import _compat
 from jaxplain.graph import tables
 from jaxplain.graph.activity import ACTIVE, Activity, activities
 from jaxplain.graph.bounds import Bounds
-from jaxplain.graph.flat import Equation, Graph, Value, equations_inside, flatten
+from jaxplain.graph.flat import Equation, Graph, Value, equations_inside, flatten, is_opened, is_readable
 from jaxplain.graph.patterns import Normalisation, Softmax, normalisations, softmaxes
 from jaxplain.graph.segments import Flow, Segment, activations
 
@@ -128,7 +128,8 @@ def analyse(closed: Any) -> Analysis:
         if e.primitive in tables.CUSTOM and sum(activity[v] is ACTIVE for v in e.inputs) > 1
     }
     if mixed:
-        graph = flatten(closed, opens=lambda origin: id(origin) in mixed)
+        opens = lambda origin, body: is_readable(body) if id(origin) in mixed else is_opened(origin, body)  # noqa: E731
+        graph = flatten(closed, opens=opens)
         activity = activities(graph, [ACTIVE] * len(graph.inputs))
     analysis = Analysis(graph, activity)
     _mark_first(analysis, [False] * len(graph.inputs))

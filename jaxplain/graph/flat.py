@@ -69,19 +69,19 @@ class Graph:
         return found
 
 
-Opens = Callable[[Any], bool]
+Opens = Callable[[Any, Any], bool]
 
 
 def flatten(closed: Any, path: str = "", opens: Opens | None = None) -> Graph:
-    """The graph of a staged program. `opens(equation)` says which elementwise calls are opened nevertheless."""
+    """The graph of a staged program. `opens(equation, body)` says which calls with a derivative of their own are opened."""
     graph = Graph()
     jaxpr = _compat.open_jaxpr(closed)
     graph.inputs = tuple(Value(variable.aval) for variable in jaxpr.invars)
-    graph.outputs = _append(graph, closed, graph.inputs, path, opens)
+    graph.outputs = _append(graph, closed, graph.inputs, path, opens or is_opened)
     return graph
 
 
-def _append(graph: Graph, closed: Any, inputs: Sequence[Value], path: str, opens: Opens | None) -> tuple[Value, ...]:
+def _append(graph: Graph, closed: Any, inputs: Sequence[Value], path: str, opens: Opens) -> tuple[Value, ...]:
     """Append the equations of `closed` on `inputs`; return the values of its outputs."""
     jaxpr = _compat.open_jaxpr(closed)
     values = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -101,7 +101,7 @@ def _append(graph: Graph, closed: Any, inputs: Sequence[Value], path: str, opens
         arguments = [look(atom) for atom in origin.invars]
         name = origin.primitive.name
         body = next(_compat.closed_bodies(origin)) if name in tables.CALLS | tables.CUSTOM else None
-        if body is not None and (name in tables.CALLS or _is_opened(origin, body, opens)):
+        if body is not None and (name in tables.CALLS or opens(origin, body)):
             outputs = _append(graph, body, arguments, here, opens)
         else:
             equation = Equation(origin, arguments, here)
@@ -113,15 +113,17 @@ def _append(graph: Graph, closed: Any, inputs: Sequence[Value], path: str, opens
     return tuple(look(atom) for atom in jaxpr.outvars)
 
 
-def _is_opened(origin: Any, body: Any, opens: Opens | None) -> bool:
+def is_opened(origin: Any, body: Any) -> bool:
     """Whether the equations of a call with a derivative of its own stand in place of it.
 
     One elementwise formula (relu, softplus) stays one equation: its derivative is the author's (relu′(0) = 0). A body that
     could not be read (a while loop, an unknown primitive) keeps its own derivative too.
     """
-    if not all(map(_is_known, body.eqns)):
-        return False
-    return not is_elementwise_call(origin, body) or (opens is not None and opens(origin))
+    return is_readable(body) and not is_elementwise_call(origin, body)
+
+
+def is_readable(body: Any) -> bool:
+    return all(map(_is_known, body.eqns))
 
 
 def is_elementwise_call(origin: Any, body: Any) -> bool:

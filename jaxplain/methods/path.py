@@ -16,23 +16,52 @@ from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, positive_int, sum_gap
 from jaxplain._references import References, draw
 from jaxplain._tree import Leaves, beside, multiply, require_not_negative, subtract, total
+from jaxplain.graph.head import affine_head
 from jaxplain.methods.quadrature import nodes_and_weights
 
 DEFAULT_CHUNK = 1  # under vmap the batch is parallel enough: see docs/internals.md, "Chunks"
 
 
-class _Paths(NamedTuple):
-    """The straight lines from one or several baselines to x; leaves of `baselines` have a leading axis."""
+class _Paths:
+    """The straight lines from one or several baselines to x; leaves of `baselines` have a leading axis.
 
-    x: Leaves
-    baselines: Leaves
-    n: int
+    What is summed over nodes is a *summand*; `attribution` makes the sum an attribution. With one baseline a summand is ∇f alone, taken with
+    respect to the output h of the score's affine head: h runs along a straight line too, so the head and its pullback run
+    once, not once for every node. With several, it is Δ⊙∇f.
+    """
 
-    def point(self, which: jax.Array | int, alpha: jax.Array) -> tuple[Leaves, Leaves]:
-        """The point at `alpha` on path number `which`, and that path's Δ."""
+    def __init__(self, call: Call, baselines: Leaves, n: int, *, hoist: bool = True):
+        self.n = n
+        self.baselines = baselines
+        self._call = call
+        self._head = affine_head(call.program, call.x) if n == 1 and hoist else None
+        if self._head is not None:
+            self._start = self._head.head(tuple(b[0] for b in baselines))
+            self._delta = subtract(self._head.head(call.x), self._start)
+
+    def summand(self, which: jax.Array | int, alpha: jax.Array) -> tuple[Leaves, jax.Array]:
+        """The summand of the node at `alpha` on path number `which`, and its slope s."""
+        if self._head is not None:
+            gradient = self._head.tail.value_and_gradient(_along(self._start, self._delta, alpha))[1]
+            return gradient, self.total(gradient)
         baseline = tuple(leaf[which] for leaf in self.baselines)
-        delta = subtract(self.x, baseline)
-        return tuple(b + alpha.astype(d.dtype) * d for b, d in zip(baseline, delta, strict=True)), delta
+        delta = subtract(self._call.x, baseline)
+        contribution = multiply(delta, self._call.gradient(_along(baseline, delta, alpha)))
+        return contribution, total(contribution)
+
+    def total(self, summed: Leaves) -> jax.Array:
+        """The sum of the attribution that `summed` makes."""
+        return total(summed if self._head is None else multiply(self._delta, summed))
+
+    def attribution(self, summed: Leaves) -> Leaves:
+        if self._head is None:
+            return summed
+        x = self._call.x
+        return multiply(subtract(x, tuple(b[0] for b in self.baselines)), self._head.pullback(x, summed))
+
+
+def _along(start: Leaves, delta: Leaves, alpha: jax.Array) -> Leaves:
+    return tuple(b + alpha.astype(d.dtype) * d for b, d in zip(start, delta, strict=True))
 
 
 def integrated_gradients(
@@ -133,29 +162,23 @@ def integrated_gradients(
         mean = (value - start)[None]  # not a scalar: JAX cannot map a scan over one on an Explicit mesh axis
 
         def term(k: jax.Array) -> tuple[Any, ...]:
-            contribution, slope = _node(call, paths, k // n_steps, alphas[k % n_steps])
+            summand, slope = paths.summand(k // n_steps, alphas[k % n_steps])
             weight = w[k % n_steps]
             if not complete:
-                return (_scale(weight, contribution),)
+                return (_scale(weight, summand),)
             tilted = weight * (slope - mean)
-            return (
-                _scale(weight, contribution),
-                _scale(tilted[0], contribution),
-                tilted,
-                tilted * (slope - mean),
-            )
+            return _scale(weight, summand), _scale(tilted[0], summand), tilted, tilted * (slope - mean)
 
-        attribution, *moments = accumulate(term, paths.n * n_steps, chunk)
+        summed, *moments = accumulate(term, paths.n * n_steps, chunk)
         if not (with_info or complete or tol is not None):
-            return attribution, None
+            return paths.attribution(summed), None
         steps, converged = jnp.int32(n_steps), None
         if complete:
             tilted, gap, square = moments
-            attribution = _complete(attribution, tilted, gap[0], square[0])
+            summed = _complete(summed, tilted, gap[0], square[0])
         elif tol is not None:
-            attribution, steps, converged = _refine(
-                call, paths, attribution, value - start, tol, atol, n_steps, max_steps, chunk
-            )
+            summed, steps, converged = _refine(paths, summed, value - start, tol, atol, n_steps, max_steps, chunk)
+        attribution = paths.attribution(summed)
         info = Info(
             value=value,
             baseline_value=start,
@@ -177,33 +200,24 @@ def _paths(call: Call, baseline: Any, key: Any) -> _Paths:
         pool, size = baseline.leaves(call.arguments)
     else:
         pool, size = jax.vmap(draw(baseline, call.arguments))(jax.random.split(key, baseline.n)), baseline.n
-    return _Paths(call.x, beside(call.x, pool), size)
-
-
-def _node(call: Call, paths: _Paths, which: jax.Array | int, alpha: jax.Array) -> tuple[Leaves, jax.Array]:
-    """Δ⊙∇f at one node, and its sum s."""
-    point, delta = paths.point(which, alpha)
-    contribution = multiply(delta, call.gradient(point))
-    return contribution, total(contribution)
+    return _Paths(call, beside(call.x, pool), size)
 
 
 def _scale(weight: jax.Array, leaves: Leaves) -> Leaves:
     return tuple(weight.astype(leaf.dtype) * leaf for leaf in leaves)
 
 
-def _complete(attribution: Leaves, tilted: Leaves, gap: jax.Array, square: jax.Array) -> Leaves:
-    """The attribution Σ w c with its gap closed, given Σ w d c, Σ w d and Σ w d² over the nodes.
+def _complete(summed: Leaves, tilted: Leaves, gap: jax.Array, square: jax.Array) -> Leaves:
+    """The sum Σ w c with its gap closed, given Σ w d c, Σ w d and Σ w d² over the nodes.
 
-    c = Δ⊙∇f is a node's contribution and d = s − Δf its slope less the known mean, so that Σ w d is the gap itself. Tilting
+    c is a node's summand and d = s − Δf its slope less the known mean, so that Σ w d is the gap itself. Tilting
     the weights by d moves the sum by the tilt times Var(d) (a control variate). A gap of more than one standard deviation
     of the slopes says that the nodes are too few to tell; it is left open.
     """
     variance = jnp.maximum(square - gap**2, 0)
     solvable = (variance > 0) & (jnp.abs(gap) <= jnp.sqrt(variance))
     tilt = jnp.where(solvable, -gap / jnp.where(solvable, variance, 1), 0)
-    return tuple(
-        a + tilt.astype(a.dtype) * (t - gap.astype(a.dtype) * a) for a, t in zip(attribution, tilted, strict=True)
-    )
+    return tuple(a + tilt.astype(a.dtype) * (t - gap.astype(a.dtype) * a) for a, t in zip(summed, tilted, strict=True))
 
 
 _NO_REVERSE = explain_error(
@@ -217,7 +231,6 @@ _NO_REVERSE = explain_error(
 
 
 def _refine(
-    call: Call,
     paths: _Paths,
     first: Leaves,
     delta_f: jax.Array,
@@ -229,13 +242,13 @@ def _refine(
 ) -> tuple[Leaves, jax.Array, jax.Array]:
     """Midpoint rules of 2n, 6n, 18n … nodes until the gap is within tolerance: each threefold rule keeps the nodes of
     the one before (the middle third of each cell), so no gradient is wasted."""
-    dtype = jnp.result_type(*call.x)
+    dtype = jnp.result_type(*first)
     bound = tol * jnp.maximum(jnp.abs(delta_f), atol)
     # Not jnp.int32(0): JAX cannot map a loop that carries a scalar made without a mesh over an Explicit mesh axis.
     zero = jnp.zeros(1, jnp.int32)[0]
 
-    def miss(attribution: Leaves) -> jax.Array:
-        return jnp.abs(total(attribution) - delta_f)
+    def miss(summed: Leaves) -> jax.Array:
+        return jnp.abs(paths.total(summed) - delta_f)
 
     def fresh_nodes(cells: jax.Array, first_round: jax.Array) -> Callable[[jax.Array], jax.Array]:
         # First round: the middle of each cell. Later: the two outer sixths that thirds add to each old cell.
@@ -256,8 +269,8 @@ def _refine(
         def add_chunk(i: jax.Array, sums: Leaves) -> Leaves:
             def term(k: jax.Array) -> Leaves:
                 j, which = (i * chunk + k) % fresh, (i * chunk + k) // fresh
-                contribution, _ = _node(call, paths, jnp.minimum(which, paths.n - 1), node(j))
-                return _scale(jnp.where(which < paths.n, share, 0), contribution)
+                summand, _ = paths.summand(jnp.minimum(which, paths.n - 1), node(j))
+                return _scale(jnp.where(which < paths.n, share, 0), summand)
 
             return tuple(map(jnp.add, sums, accumulate(term, chunk, chunk)))
 
@@ -275,8 +288,8 @@ def _refine(
         return (miss(state.best) > bound) & affordable & jnp.isfinite(delta_f)
 
     end = lax.while_loop(unfinished, round_, _Round(first, first, zero, zero + n_steps))
-    attribution = tuple(_compat.forward_only(leaf, _NO_REVERSE) for leaf in end.best)
-    return attribution, end.steps, miss(end.best) <= bound
+    summed = tuple(_compat.forward_only(leaf, _NO_REVERSE) for leaf in end.best)
+    return summed, end.steps, miss(end.best) <= bound
 
 
 class _Round(NamedTuple):
@@ -333,9 +346,9 @@ def expected_gradients(
         def one(k: jax.Array) -> tuple[Leaves, Leaves]:
             reference_key, alpha_key = jax.random.split(jax.random.fold_in(key, k))
             reference = sample(reference_key)
-            paths = _Paths(call.x, tuple(leaf[None] for leaf in reference), 1)
+            paths = _Paths(call, tuple(leaf[None] for leaf in reference), 1, hoist=False)
             alpha = jax.random.uniform(alpha_key, (), dtype)
-            return _node(call, paths, 0, alpha)[0], reference
+            return paths.summand(0, alpha)[0], reference
 
         if not with_info:
             sums = accumulate(lambda k: one(k)[0], n_samples, chunk)
