@@ -17,7 +17,7 @@ def _head(score, x):
 
 
 def _dense(x):
-    weights = jax.random.normal(jax.random.key(0), (100, 8))
+    weights = jnp.sin(jnp.arange(800.0)).reshape(100, 8)
     return jnp.sum(jnp.tanh((x - 0.3) / 2 @ weights + 1) ** 2)
 
 
