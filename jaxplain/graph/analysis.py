@@ -78,7 +78,7 @@ class Node:
     @property
     def source(self) -> str:
         """The user's source line, for messages."""
-        return _compat.source_line(self.named.origin)
+        return self.named.line
 
     @property
     def primitive(self) -> str:
@@ -96,10 +96,11 @@ class Analysis:
         self.activity = activity
         order = {equation: index for index, equation in enumerate(graph.equations)}
         softs = softmaxes(graph, activity)
-        norms = normalisations(graph, activity, {equation for softmax in softs for equation in softmax.equations})
+        self.bounds = Bounds(graph)
+        inside = {equation for softmax in softs for equation in softmax.equations}
+        norms = normalisations(graph, activity, self.bounds, inside)
         held = {(norm.equation, norm.factor) for norm in norms}
         self.flow = Flow(graph, activity, held)
-        self.bounds = Bounds(graph)
         self.nodes = sorted(
             _nodes(self.flow, softs, norms, self.bounds, order), key=lambda node: order[node.equations[-1]]
         )
@@ -257,7 +258,7 @@ class _Runs:
         return equation not in self._claimed and equation not in self._cores
 
     def _moves(self, equation: Equation, value: Value) -> bool:
-        return equation.primitive in tables.MOVES and equation.inputs[0] is value
+        return equation.is_move and equation.inputs[0] is value
 
     def _after(self, value: Value) -> tuple[list[Equation], Value]:
         """Scaling, shifting and moving after `value`, up to the last scale or shift."""
@@ -298,7 +299,7 @@ def _scale_axes(suffix: Sequence[Equation], output: Value, flow: Flow) -> frozen
             (factor,) = (v for v in equation.inputs if v not in flow.active(equation))
             varying = _varying_axes(factor) if factor.shape else ()
             found.update(a for axis in varying if (a := axes[axis]) is not None)
-        elif equation.primitive in tables.MOVES:
+        elif equation.is_move:
             moved = _moved_axes(equation, axes)
             if moved is None:
                 return None
@@ -310,7 +311,7 @@ def _moved_axes(equation: Equation, axes: list[int | None]) -> list[int | None] 
     name, old, new = equation.primitive, equation.inputs[0].shape, equation.outputs[0].shape
     if name == "transpose":
         return [axes[axis] for axis in equation.params["permutation"]]
-    if name in ("reshape", "squeeze", "expand_dims"):
+    if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
         # Only axes of size 1 may come or go.
         if [n for n in old if n > 1] != [n for n in new if n > 1]:
             return None
@@ -331,7 +332,7 @@ def _varying_axes(value: Value) -> frozenset[int]:
         return frozenset(dimensions[axis] for axis in inner) & every
     if equation.primitive in tables.ELEMENTWISE:
         return frozenset().union(*(_varying_axes(v) for v in equation.inputs if v.shape == value.shape)) & every
-    if equation.primitive in tables.MOVES:
+    if equation.is_move:
         moved = _moved_axes(equation, list(range(len(equation.inputs[0].shape))))
         if moved is not None:
             inner = _varying_axes(equation.inputs[0])

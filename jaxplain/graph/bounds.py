@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxplain import _compat
@@ -53,10 +54,10 @@ class Bounds:
 
 
 def _of_constant(constant: Any) -> Interval:
-    # Only Python and NumPy scalars of the program's text: an array may be a traced weight.
-    if isinstance(constant, int | float | np.generic):
-        return float(constant), float(constant)
-    return ANY
+    # Only the numbers of the program's text: an array may be a traced weight.
+    if isinstance(constant, jax.Array) or np.ndim(constant) or not np.isrealobj(constant):
+        return ANY
+    return float(constant), float(constant)
 
 
 def _hull(intervals: Sequence[Interval]) -> Interval:

@@ -30,10 +30,11 @@ class Value:
 class Equation:
     """One equation, with the values it reads and makes, and its bodies if it is a loop, a branch or a checkpoint."""
 
-    __slots__ = ("bodies", "inputs", "origin", "outputs", "path")
+    __slots__ = ("bodies", "caller", "inputs", "origin", "outputs", "path")
 
-    def __init__(self, origin: Any, inputs: Sequence[Value], path: str):
+    def __init__(self, origin: Any, inputs: Sequence[Value], path: str, caller: Any = None):
         self.origin = origin
+        self.caller = caller  # the outermost call around it: inside JAX's own functions there is no line of the user's
         self.inputs = tuple(inputs)
         self.outputs = tuple(Value(variable.aval, self) for variable in origin.outvars)
         self.path = path
@@ -47,8 +48,19 @@ class Equation:
     def params(self) -> dict[str, Any]:
         return self.origin.params
 
+    @property
+    def is_move(self) -> bool:
+        """Whether it only arranges the elements of its operand anew; `x[None]` is written as a broadcast."""
+        is_added_axis = self.primitive == "broadcast_in_dim" and self.inputs[0].aval.size == self.outputs[0].aval.size
+        return is_added_axis or self.primitive in tables.MOVES
+
     def __repr__(self) -> str:
-        return f"{self.primitive} at {_compat.source_line(self.origin)}"
+        return f"{self.primitive} at {self.line}"
+
+    @property
+    def line(self) -> str:
+        """The user's source line, for messages."""
+        return _compat.source_line(self.caller or self.origin, self.origin)
 
 
 class Graph:
@@ -72,16 +84,18 @@ class Graph:
 Opens = Callable[[Any, Any], bool]
 
 
-def flatten(closed: Any, path: str = "", opens: Opens | None = None) -> Graph:
+def flatten(closed: Any, path: str = "", opens: Opens | None = None, caller: Any = None) -> Graph:
     """The graph of a staged program. `opens(equation, body)` says which calls with a derivative of their own are opened."""
     graph = Graph()
     jaxpr = _compat.open_jaxpr(closed)
     graph.inputs = tuple(Value(variable.aval) for variable in jaxpr.invars)
-    graph.outputs = _append(graph, closed, graph.inputs, path, opens or is_opened)
+    graph.outputs = _append(graph, closed, graph.inputs, path, opens or is_opened, caller)
     return graph
 
 
-def _append(graph: Graph, closed: Any, inputs: Sequence[Value], path: str, opens: Opens) -> tuple[Value, ...]:
+def _append(
+    graph: Graph, closed: Any, inputs: Sequence[Value], path: str, opens: Opens, caller: Any
+) -> tuple[Value, ...]:
     """Append the equations of `closed` on `inputs`; return the values of its outputs."""
     jaxpr = _compat.open_jaxpr(closed)
     values = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -102,11 +116,13 @@ def _append(graph: Graph, closed: Any, inputs: Sequence[Value], path: str, opens
         name = origin.primitive.name
         body = next(_compat.closed_bodies(origin)) if name in tables.CALLS | tables.CUSTOM else None
         if body is not None and (name in tables.CALLS or opens(origin, body)):
-            outputs = _append(graph, body, arguments, here, opens)
+            outputs = _append(graph, body, arguments, here, opens, caller or origin)
         else:
-            equation = Equation(origin, arguments, here)
+            equation = Equation(origin, arguments, here, caller)
             if name in tables.WITH_BODIES:
-                equation.bodies = tuple(flatten(body, here, opens) for body in _compat.closed_bodies(origin))
+                equation.bodies = tuple(
+                    flatten(body, here, opens, caller or origin) for body in _compat.closed_bodies(origin)
+                )
             graph.equations.append(equation)
             outputs = equation.outputs
         values.update(zip(origin.outvars, outputs, strict=True))

@@ -70,7 +70,7 @@ class Layer:
     def pass_back(self, relevance: jax.Array) -> jax.Array:
         """Relevance of the output in the layout of the input: through the node's reshapes, nothing else."""
         node = self.node
-        if not node.suffix or not any(e.primitive in tables.MOVES for e in node.suffix):
+        if not node.suffix or not any(e.is_move for e in node.suffix):
             return relevance
         (start,) = (v for v in node.suffix[0].inputs if v in node.inputs or v.source in node.equations)
         like = jnp.zeros(start.shape, relevance.dtype)
@@ -134,7 +134,7 @@ class Layer:
         moved = {start: v}
         for equation in equations:
             (operand,) = (value for value in equation.inputs if value in moved)
-            if equation.primitive in tables.MOVES:
+            if equation.is_move:
                 (moved[equation.outputs[0]],) = run_equation(equation, [moved[operand]])
             else:
                 moved[equation.outputs[0]] = moved[operand].astype(equation.outputs[0].aval.dtype)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from jaxplain.graph import tables
 from jaxplain.graph.activity import ACTIVE, CONSTANT, Activity
+from jaxplain.graph.bounds import Bounds
 from jaxplain.graph.flat import Equation, Graph, Value
 
 Activities = dict[Value, Activity]
@@ -139,7 +140,9 @@ class Normalisation(NamedTuple):
     centring: tuple[Equation, ...]
 
 
-def normalisations(graph: Graph, activity: Activities, claimed: Collection[Equation] = ()) -> list[Normalisation]:
+def normalisations(
+    graph: Graph, activity: Activities, bounds: Bounds, claimed: Collection[Equation] = ()
+) -> list[Normalisation]:
     """Layer, RMS, group, instance, L1, L2 normalisation …: a signal divided by its own size along some axis.
 
     By degrees of homogeneity: for some value r through which both operands get all they know of the input, the signal has
@@ -153,7 +156,7 @@ def normalisations(graph: Graph, activity: Activities, claimed: Collection[Equat
             continue
         for index in (1,) if equation.primitive == "div" else (1, 0):
             factor, signal = equation.inputs[index], equation.inputs[1 - index]
-            if _is_spread(factor, signal.shape, activity) and _undoes(equation, signal, factor, activity):
+            if _is_spread(factor, signal.shape, activity) and _undoes(equation, signal, factor, activity, bounds):
                 root, centring = _centred(signal, activity)
                 found.append(Normalisation(equation, index, root, centring))
                 break
@@ -167,22 +170,23 @@ def _is_spread(factor: Value, shape: tuple[int, ...], activity: Activities) -> b
     equation = factor.source
     if equation is None:
         return False
-    if equation.primitive == "broadcast_in_dim":
+    if equation.primitive == "broadcast_in_dim" and not equation.is_move:
         operand, dimensions = equation.inputs[0], equation.params["broadcast_dimensions"]
         kept = {axis for axis, n in zip(dimensions, operand.shape, strict=True) if n == factor.shape[axis]}
         return any(n > 1 for axis, n in enumerate(factor.shape) if axis not in kept)
     active = [value for value in equation.inputs if activity[value] is ACTIVE]
     if len(active) != 1:
         return False
+    if equation.is_move:  # group norm: spread within groups, then reshaped
+        return _is_spread(active[0], active[0].shape, activity)
     return equation.primitive in tables.ELEMENTWISE and _is_spread(active[0], shape, activity)
 
 
-def _undoes(equation: Equation, signal: Value, factor: Value, activity: Activities) -> bool:
+def _undoes(equation: Equation, signal: Value, factor: Value, activity: Activities, bounds: Bounds) -> bool:
     sign = 1 if equation.primitive == "div" else -1
     for root in _ancestors(factor, activity):
-        degrees: dict[Value, float | None] = {root: 1.0}
-        of_signal = _degree(signal, degrees, activity)
-        of_factor = _degree(factor, degrees, activity)
+        degrees = _Degrees(root, activity, bounds)
+        of_signal, of_factor = degrees[signal], degrees[factor]
         if of_signal and of_factor == sign * of_signal:
             return True
     return False
@@ -227,14 +231,6 @@ def _centred(signal: Value, activity: Activities) -> tuple[Value, tuple[Equation
     return (root, (*casts, equation, *way)) if is_mean else (signal, ())
 
 
-def _degree(value: Value, degrees: dict[Value, float | None], activity: Activities) -> float | None:
-    """The degree of homogeneity of a value in the root (0: constant); None if it has none, or knows more than the root."""
-    if value not in degrees:
-        degrees[value] = None  # what fails once fails always
-        degrees[value] = 0.0 if activity[value] is CONSTANT else _degree_of(value, degrees, activity)
-    return degrees[value]
-
-
 _POWERS: dict[str, Callable[[Equation], float]] = {
     "square": lambda _: 2.0,
     "integer_pow": lambda e: e.params["y"],
@@ -246,41 +242,46 @@ _KEEPING = (
 ) - {"dot_general", "conv_general_dilated", "ragged_dot_general"}
 
 
-def _degree_of(value: Value, degrees: dict[Value, float | None], activity: Activities) -> float | None:
-    equation = value.source
-    if equation is None or equation.bodies:
-        return None
-    name = equation.primitive
-    inputs = [_degree(v, degrees, activity) for v in equation.inputs]
-    if any(d is None for d in inputs):
-        return None
-    known = [d for d in inputs if d is not None]
-    varying = {d for d, v in zip(known, equation.inputs, strict=True) if activity[v] is not CONSTANT}
-    if name in ("mul", "dot_general", "conv_general_dilated"):
-        return sum(known)
-    if name == "div":
-        return known[0] - known[1]
-    if name in _POWERS:
-        return _POWERS[name](equation) * known[0]
-    if len(varying) != 1:
-        return None
-    if name in tables.SUMS:
-        constants = [v for v in equation.inputs if activity[v] is CONSTANT]
-        # A single constant number added to a statistic is its ε. Anything else added is a bias.
-        is_epsilon = all(v.aval.size == 1 for v in constants) and _is_statistic(value)
-        return varying.pop() if not constants or is_epsilon else None
-    return varying.pop() if name in _KEEPING else None
+class _Degrees:
+    """Degrees of homogeneity in `root`: 0 for constants; None for what has none, or knows more of x than root."""
 
+    def __init__(self, root: Value, activity: Activities, bounds: Bounds):
+        self._root = root
+        self._activity = activity
+        self._bounds = bounds
+        self._found: dict[Value, float | None] = {root: 1.0}
 
-def _is_statistic(value: Value) -> bool:
-    """Whether a value came out of a sum or a maximum."""
-    front, seen = [value], 0
-    while front and seen < SEARCH:
-        seen += 1
-        source = front.pop().source
-        if source is None:
-            continue
-        if source.primitive in ("reduce_sum", "dot_general", "reduce_window_sum", "reduce_max"):
+    def __getitem__(self, value: Value) -> float | None:
+        if value not in self._found:
+            self._found[value] = None  # what fails once fails always
+            self._found[value] = 0.0 if self._activity[value] is CONSTANT else self._of(value)
+        return self._found[value]
+
+    def _of(self, value: Value) -> float | None:
+        equation = value.source
+        if equation is None or equation.bodies:
+            return None
+        name = equation.primitive
+        inputs = [self[v] for v in equation.inputs]
+        if any(d is None for d in inputs):
+            return None
+        known = [d for d in inputs if d is not None]
+        varying = {d for d, v in zip(known, equation.inputs, strict=True) if self._activity[v] is not CONSTANT}
+        if name in ("mul", "dot_general", "conv_general_dilated"):
+            return sum(known)
+        if name == "div":
+            return known[0] - known[1]
+        if name in _POWERS:
+            return _POWERS[name](equation) * known[0]
+        if len(varying) != 1:
+            return None
+        if name in tables.SUMS:
+            return varying.pop() if all(map(self._is_negligible, equation.inputs, [value] * 2)) else None
+        return varying.pop() if name in _KEEPING else None
+
+    def _is_negligible(self, term: Value, total: Value) -> bool:
+        """Whether a constant term leaves the degree: a zero, or the ε of a statistic. Anything else is a bias."""
+        if self._activity[term] is not CONSTANT or self._bounds[term] == (0.0, 0.0):
             return True
-        front.extend(source.inputs)
-    return False
+        is_statistic = total.aval.size < self._root.aval.size or _is_spread(total, total.shape, self._activity)
+        return term.aval.size == 1 and is_statistic

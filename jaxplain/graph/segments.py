@@ -8,6 +8,8 @@ ReLU written with `where`, a formula of the user's own; all are the same to the 
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from jaxplain import _compat
 from jaxplain.graph import tables
 from jaxplain.graph.activity import ACTIVE, CONSTANT, Activity
@@ -146,12 +148,14 @@ class _Dominators:
         shape = equation.outputs[0].shape
         related = [value for value in self._related(equation) if value.shape == shape]
         active = list(dict.fromkeys(self._flow.active(equation)))
-        if not related or any(value.shape != shape for value in active):
+        if not related or any(value.shape != shape or jnp.iscomplexobj(value.aval) for value in active):
             return None
         common: Value | None = related[0]
         for value in related[1:]:
             common = self._common(common, value)
-        if common is not None and self._flow.activity[common] is ACTIVE:
+        while common is not None and self._flow.activity[common] is not ACTIVE:
+            common = self.above.get(common)  # x > 0 leads on to x
+        if common is not None:
             return common
         # A mask from elsewhere is held: what remains is a function of the one active operand.
         return active[0] if len(active) == 1 else None

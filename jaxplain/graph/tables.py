@@ -6,7 +6,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 # Opened in place.
-CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})
+CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "call"})
 # Calls with a derivative of the user's own.
 CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call"})
 # Kept as they are outside, analysed and replayed inside.
@@ -16,7 +16,7 @@ WITH_BODIES = CHECKPOINT | {"scan", "cond"}
 # Every output element depends on the input elements at the same place alone.
 SUMS = frozenset({"add", "sub", "add_any"})
 PRODUCTS = frozenset({"mul", "div"})
-AFFINE = SUMS | PRODUCTS | {"neg", "convert_element_type", "reduce_precision", "copy", "copy_p"}
+AFFINE = SUMS | PRODUCTS | {"neg", "real", "imag", "convert_element_type", "reduce_precision", "copy", "copy_p"}
 _CURVED = _words(
     """abs acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp cos cosh digamma erf erf_inv erfc
     exp exp2 expm1 floor igamma igamma_grad_a igammac integer_pow lgamma log log1p logistic max min nextafter polygamma pow
@@ -35,8 +35,8 @@ NO_DERIVATIVE = frozenset({"floor", "ceil", "round", "sign", "stop_gradient", "n
 MOVES = frozenset({"reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p"})
 # Every output element is a copy of at most one input element.
 STRUCTURAL = MOVES | _words(
-    """broadcast_in_dim concatenate dynamic_slice dynamic_update_slice gather layout_constraint mesh_cast name
-    optimization_barrier pad pcast pvary reshard scatter select_and_gather_add sharding_constraint slice sort split tile
+    """broadcast_in_dim concatenate device_put dynamic_slice dynamic_update_slice gather layout_constraint mesh_cast name
+    optimization_barrier pad pcast pvary reshard scatter select_and_gather_add sharding_constraint slice sort split stack tile
     top_k unstack"""
 )
 # Linear in one operand, the others held; an output element sums over input elements.

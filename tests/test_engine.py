@@ -1,0 +1,445 @@
+"""What the engine recognises, what it must not, and that spelling does not matter."""
+
+import re
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+from helpers import relative
+from jax import lax
+from models import MODELS
+
+import jaxplain as jx
+from jaxplain.graph import tables
+from jaxplain.graph.analysis import analyse
+from jaxplain.graph.flat import flatten
+from jaxplain.graph.layer import run_equation
+from jaxplain.graph.replay import replay
+
+W = jnp.sin(jnp.arange(24.0)).reshape(4, 6)
+X = jnp.cos(jnp.arange(12.0)).reshape(3, 4)
+
+
+def kinds(f, *args):
+    return [node.kind for node in analyse(jax.make_jaxpr(f)(*args)).all_nodes() if node.kind != "structural"]
+
+
+ACTIVATIONS = {
+    "gelu": jax.nn.gelu,
+    "gelu_erf": lambda x: jax.nn.gelu(x, approximate=False),
+    "silu": jax.nn.silu,
+    "hard_swish": jax.nn.hard_swish,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "relu6_min_max": lambda x: jnp.minimum(jnp.maximum(x, 0), 6),
+    "leaky_relu": jax.nn.leaky_relu,
+    "leaky_where": lambda x: jnp.where(x > 0, x, 0.2 * x),
+    "parametric": lambda x: jnp.where(x > 0, x, W[0, 0] * x),
+    "elu": jax.nn.elu,
+    "selu": jax.nn.selu,
+    "celu": jax.nn.celu,
+    "softplus": jax.nn.softplus,
+    "mish": jax.nn.mish,
+    "squareplus": jax.nn.squareplus,
+    "hard_tanh": jax.nn.hard_tanh,
+    "abs": jnp.abs,
+    "mask": lambda x: x * (x > 0),
+    "max_1": lambda x: jnp.maximum(x, 1),
+    "own": lambda x: x * jnp.tanh(x**2) + 1 / (1 + jnp.exp(-x)),
+    "skip": lambda x: x + jax.nn.relu(x),
+    "jitted": jax.jit(jax.nn.gelu),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_elementwise_formula_is_one_activation(name):
+    assert kinds(lambda x: jnp.sum(ACTIVATIONS[name](x @ W)), X) == ["dense", "activation", "sum"]
+
+
+def _linen(module):
+    variables = module.init(jax.random.key(0), X @ W)
+    return lambda x: module.apply(variables, x)
+
+
+def _group(x):
+    g = x.reshape(3, 2, 3)
+    g = (g - g.mean(2, keepdims=True)) / jnp.sqrt(g.var(2, keepdims=True) + 1e-5)
+    return g.reshape(3, 6)
+
+
+NORMS = {
+    "layer": lambda x: (x - x.mean(-1, keepdims=True)) * lax.rsqrt(x.var(-1, keepdims=True) + 1e-5) * W[0] + W[1],
+    "rms": lambda x: x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6),
+    "l2": lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True),
+    "instance": lambda x: (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5),
+    "group": _group,
+    "standardize": jax.nn.standardize,
+    "linen_layer": _linen(linen.LayerNorm()),
+    "linen_rms": _linen(linen.RMSNorm()),
+    "linen_group": _linen(linen.GroupNorm(num_groups=2)),
+    "nnx_layer": nnx.LayerNorm(6, rngs=nnx.Rngs(0)),
+    "nnx_rms": nnx.RMSNorm(6, rngs=nnx.Rngs(0)),
+    "equinox_layer": jax.vmap(eqx.nn.LayerNorm(6)),
+    "equinox_rms": jax.vmap(eqx.nn.RMSNorm(6)),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_normalisation_is_one_node(name):
+    found = kinds(lambda x: jnp.sum(NORMS[name](x @ W) ** 3), X)
+    assert found.count("normalisation") == 1 and set(found) <= {"dense", "normalisation", "activation", "sum"}
+
+
+def _by_hand(x):
+    e = jnp.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def _by_reciprocal(x):
+    e = jnp.exp(x)
+    return e * (1 / jnp.sum(e, -1, keepdims=True))
+
+
+SEGMENTS = jnp.array([0, 1, 0])
+
+
+def _of_segments(x):
+    e = jnp.exp(x - jax.ops.segment_max(x, SEGMENTS, 2)[SEGMENTS])
+    return e / jax.ops.segment_sum(e, SEGMENTS, 2)[SEGMENTS]
+
+
+SOFTMAXES = {
+    "softmax": ("softmax", jax.nn.softmax),
+    "axis_0": ("softmax", lambda x: jax.nn.softmax(x, axis=0)),
+    "masked": ("softmax", lambda x: jax.nn.softmax(jnp.where(W[:3] > 0, x, -jnp.inf))),
+    "where": ("softmax", lambda x: jax.nn.softmax(x, where=W[:3] > 0)),
+    "temperature": ("softmax", lambda x: jax.nn.softmax(x / 3)),
+    "by_hand": ("softmax", _by_hand),
+    "reciprocal": ("softmax", _by_reciprocal),
+    "segments": ("softmax", _of_segments),
+    "log_softmax": ("log_softmax", jax.nn.log_softmax),
+    "logsumexp": ("logsumexp", lambda x: jax.nn.logsumexp(x, -1)),
+    "logsumexp_scipy": ("logsumexp", lambda x: jax.scipy.special.logsumexp(x, 0)),
+}
+
+
+@pytest.mark.parametrize("name", SOFTMAXES)
+def test_a_softmax_is_one_node(name):
+    kind, f = SOFTMAXES[name]
+    found = kinds(lambda x: jnp.sum(f(x @ W) ** 2), X)
+    assert found.count(kind) == 1 and set(found) <= {"dense", kind, "scale_shift", "activation", "sum"}
+
+
+NEAR_MISSES = {
+    "x over its image": lambda x: jnp.sum(x * (jnp.abs(x @ W[:, :4]) + 1) ** -1),
+    "rbf kernel": lambda x: jnp.sum(jnp.exp(-((x - 1) ** 2)), 1)[0],
+    "another's sum": lambda x: jnp.sum(jnp.exp(x) / jnp.sum(jnp.exp(x @ W), -1, keepdims=True)),
+    "another's size": lambda x: jnp.sum(x / jnp.sqrt(jnp.mean((x @ W + 1) ** 2, -1, keepdims=True))),
+    "a bias in the statistic": lambda x: jnp.sum(x / (jnp.sum(x, -1, keepdims=True) + X[:, :1])),
+    "the sum escapes": lambda x: (lambda e, s: jnp.sum(e / s) + jnp.sum(s * s))(
+        jnp.exp(x), jnp.exp(x).sum(-1, keepdims=True)
+    ),
+    "stored statistics": lambda x: jnp.sum((x @ W - W[0]) / jnp.sqrt(W[1] ** 2 + 1e-5)),
+}
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses_are_neither_softmax_nor_normalisation(name):
+    assert not {"softmax", "log_softmax", "logsumexp", "normalisation"} & set(kinds(NEAR_MISSES[name], X))
+
+
+def test_a_gate_and_a_product_are_no_activations():
+    assert kinds(lambda x: jnp.sum((x @ W) * jax.nn.sigmoid(x @ (W + 1))), X)[-2:] == ["gate", "sum"]
+    assert kinds(lambda x: jnp.sum((x @ W) * (x @ (W + 1))), X)[-2:] == ["product", "sum"]
+
+
+K = jnp.sin(jnp.arange(54.0)).reshape(3, 3, 2, 3)
+IMAGE = jnp.cos(jnp.arange(98.0)).reshape(1, 7, 7, 2)
+
+
+def _conv(x, k=K, dims=("NHWC", "HWIO", "NHWC"), **settings):
+    return lax.conv_general_dilated(x, k, (1,) * (x.ndim - 2), "SAME", dimension_numbers=dims, **settings)
+
+
+LAYERS = {
+    "matmul": ("dense", lambda x: x[0, 0] @ W[:2]),
+    "bias": ("dense", lambda x: x.reshape(-1)[:4] @ W + W[0]),
+    "einsum": ("dense", lambda x: jnp.einsum("bhwc,cd->bhwd", x, W[:2])),
+    "transposed": ("dense", lambda x: W[:, :2] @ x.reshape(2, -1) + 1),
+    "cast": ("dense", lambda x: (x.astype(jnp.float32) @ W[:2].astype(jnp.float32)).astype(jnp.float64) + 1),
+    "weighted sum": ("dense", lambda x: jnp.sum(x * IMAGE, axis=1) + 1),
+    "conv": ("convolution", lambda x: _conv(x) + W[0, :3]),
+    "batch_norm after": ("convolution", lambda x: (_conv(x) - W[0, :3]) / jnp.sqrt(2.0) * W[1, :3] + W[2, :3]),
+    "scale before": ("convolution", lambda x: _conv((x - 0.5) / 2)),
+    "depthwise": ("convolution", lambda x: _conv(x, K[:, :, :1, :2], feature_group_count=2) + 1),
+    "dilated": ("convolution", lambda x: _conv(x, rhs_dilation=(2, 2))),
+    "upsampling": (
+        "convolution",
+        lambda x: lax.conv_transpose(x, K, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")),
+    ),
+    "nchw": (
+        "convolution",
+        lambda x: _conv(x.transpose(0, 3, 1, 2), K.transpose(3, 2, 0, 1), ("NCHW", "OIHW", "NCHW")),
+    ),
+    "1d": ("convolution", lambda x: _conv(x[0], K[0], ("NWC", "WIO", "NWC"))),
+    "3d": ("convolution", lambda x: _conv(x[..., None, :], K[None], ("NHWDC", "DHWIO", "NHWDC"))),
+    "mean": ("sum", lambda x: jnp.mean(x, (1, 2))),
+    "average pool": ("sum", lambda x: linen.avg_pool(x, (2, 2))),
+    "cumsum": ("sum", lambda x: jnp.cumsum(x, 1)),
+    "fft": ("fft", lambda x: jnp.fft.rfft(x, axis=1).real),
+    "segments": ("sum", lambda x: jax.ops.segment_sum(x[0], jnp.arange(7) // 2, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_one_node_with_its_scale_and_bias(name):
+    kind, f = LAYERS[name]
+    found = kinds(lambda x: jnp.max(jnp.tanh(f(x))), IMAGE)
+    assert found == [kind, "activation", "max"]
+
+
+# Spelling
+
+
+P = {
+    "w1": 0.5 * jnp.sin(jnp.arange(36.0)).reshape(6, 6),
+    "b1": 0.1 * jnp.cos(jnp.arange(6.0)),
+    "w2": 0.5 * jnp.cos(jnp.arange(36.0)).reshape(6, 6),
+    "b2": 0.1 * jnp.sin(jnp.arange(6.0)),
+    "v": jnp.sin(1 + jnp.arange(6.0)),
+}
+
+
+def _plain(x):
+    return jax.nn.relu(jax.nn.relu(x @ P["w1"] + P["b1"]) @ P["w2"] + P["b2"]) @ P["v"]
+
+
+def _scanned(x):
+    step = lambda h, wb: (jax.nn.relu(h @ wb[0] + wb[1]), None)
+    layers = jnp.stack([P["w1"], P["w2"]]), jnp.stack([P["b1"], P["b2"]])
+    return lax.scan(step, x, layers)[0] @ P["v"]
+
+
+def _einsum(x):
+    h = jax.nn.relu(jnp.einsum("ij,i->j", P["w1"], x) + P["b1"])
+    return jnp.einsum("i,i->", jnp.maximum(jnp.einsum("ji,j->i", P["w2"], h) + P["b2"], 0), P["v"])
+
+
+def _as_convolutions(x):
+    x = x.reshape(1, 6, 1, 1)
+    for w, b in (("w1", "b1"), ("w2", "b2")):
+        k = P[w].T.reshape(6, 6, 1, 1)
+        x = jax.nn.relu(lax.conv(x, k, (1, 1), "VALID") + P[b].reshape(1, 6, 1, 1))
+    return x.ravel() @ P["v"]
+
+
+class _Linen(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        for _ in range(2):
+            x = linen.relu(linen.Dense(6, param_dtype=jnp.float64)(x))
+        return linen.Dense(1, use_bias=False, param_dtype=jnp.float64)(x)[0]
+
+
+def _linen_net(x):
+    parameters = {
+        "Dense_0": {"kernel": P["w1"], "bias": P["b1"]},
+        "Dense_1": {"kernel": P["w2"], "bias": P["b2"]},
+        "Dense_2": {"kernel": P["v"][:, None]},
+    }
+    return _Linen().apply({"params": parameters}, x)
+
+
+def _nnx_net(x):
+    layers = [nnx.Linear(6, 6, rngs=nnx.Rngs(0)) for _ in range(2)]
+    for layer, (w, b) in zip(layers, (("w1", "b1"), ("w2", "b2")), strict=True):
+        layer.kernel, layer.bias = nnx.Param(P[w]), nnx.Param(P[b])
+        x = nnx.relu(layer(x))
+    return x @ P["v"]
+
+
+def _equinox_net(x):
+    for w, b in (("w1", "b1"), ("w2", "b2")):
+        linear = eqx.nn.Linear(6, 6, key=jax.random.key(0), dtype=jnp.float64)
+        linear = eqx.tree_at(lambda m: (m.weight, m.bias), linear, (P[w].T, P[b]))
+        x = jax.nn.relu(linear(x))
+    return x @ P["v"]
+
+
+@jax.custom_jvp
+def _with_own_derivative(x):
+    return x @ P["w1"] + P["b1"]
+
+
+_with_own_derivative.defjvp(lambda x, t: (_with_own_derivative(*x), t[0] @ P["w1"]))
+
+SPELLINGS = {
+    "jit": jax.jit(_plain),
+    "nested jit": lambda x: (
+        jax.jit(lambda h: jax.jit(jax.nn.relu)(h @ P["w2"] + P["b2"]))(jax.jit(jax.nn.relu)(x @ P["w1"] + P["b1"]))
+        @ P["v"]
+    ),
+    "einsum": _einsum,
+    "vmap": lambda x: jax.vmap(_plain)(x[None])[0],
+    "scan": _scanned,
+    "remat": lambda x: jax.checkpoint(_plain)(x),
+    "1x1 convolutions, NCHW": _as_convolutions,
+    "linen": _linen_net,
+    "nnx": _nnx_net,
+    "equinox": _equinox_net,
+    "custom_jvp": lambda x: jax.nn.relu(jax.nn.relu(_with_own_derivative(x)) @ P["w2"] + P["b2"]) @ P["v"],
+    "clip": lambda x: jnp.clip(jnp.clip(x @ P["w1"] + P["b1"], 0) @ P["w2"] + P["b2"], 0) @ P["v"],
+    "cond": lambda x: lax.cond(jnp.sum(x) > -100, _plain, lambda x: 0 * jnp.sum(x), x),
+}
+# One rule for every layer: a dense layer and a 1×1 convolution are the same then.
+EXPLAINERS = {
+    "zplus": lambda f: jx.lrp(f, rules=jx.rules.zplus()),
+    "gamma": lambda f: jx.lrp(f, rules=jx.rules.gamma(0.3)),
+    "alpha_beta": lambda f: jx.lrp(f, rules=jx.rules.alpha_beta(2, 1)),
+    "deep_taylor": lambda f: jx.deep_taylor(f, low=-2.0, high=2.0),
+    "guided": jx.guided_backprop,
+    "deconvnet": jx.deconvnet,
+}
+
+
+@pytest.mark.parametrize("method", EXPLAINERS)
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_spelling_does_not_matter(spelling, method):
+    if (spelling, method) == ("scan", "deep_taylor"):
+        pytest.skip("one body stands for all iterations: none of its layers is first")
+    x = jnp.sin(2 + jnp.arange(6.0))
+    want = EXPLAINERS[method](_plain)(x)
+    assert float(jnp.abs(want).max()) > 1e-3
+    assert relative(jax.jit(EXPLAINERS[method](SPELLINGS[spelling]))(x), want) < 1e-10
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_value_is_that_of_the_equations_to_the_last_bit(model):
+    case = MODELS[model]()
+    x, structure = jax.tree.flatten(jax.tree.map(lambda leaf: leaf[0], case.xs))
+    closed = jax.make_jaxpr(lambda *leaves: case.score(case.weights, jax.tree.unflatten(structure, leaves), 1))(*x)
+    graph = flatten(closed)
+    values = dict(graph.constants) | dict(zip(graph.inputs, x, strict=True))
+    for equation in graph.equations:
+        values.update(zip(equation.outputs, run_equation(equation, [values[v] for v in equation.inputs]), strict=True))
+    (value,) = replay(analyse(closed), lambda node: None)(*x)
+    np.testing.assert_array_equal(value, values[graph.outputs[0]])
+
+
+# Structure
+
+
+MOVERS = {
+    "gather": lambda h: h[jnp.array([2, 0, 0])],
+    "top_k": lambda h: lax.top_k(h, 3)[0],
+    "sort": jnp.sort,
+    "concatenate": lambda h: jnp.concatenate([h, 2 * h]),
+    "pad": lambda h: jnp.pad(h, 2),
+    "dynamic_slice": lambda h: lax.dynamic_slice(h, (jnp.argmax(h) % 2,), (4,)),
+    "segment_sum": lambda h: jax.ops.segment_sum(h, jnp.array([0, 1, 0, 2, 1, 1]), 3),
+    "segment_max": lambda h: jax.ops.segment_max(h, jnp.array([0, 1, 0, 2, 1, 1]), 3),
+    "cumsum": jnp.cumsum,
+    "flip": jnp.flip,
+    "fft": lambda h: jnp.fft.irfft(jnp.fft.rfft(h)),
+    "fori": lambda h: lax.fori_loop(0, 3, lambda i, h: jnp.maximum(h @ P["w1"], 0), h),
+    "switch": lambda h: lax.switch(jnp.argmax(h) % 2, [lambda h: h @ P["w1"], lambda h: jnp.abs(h)], h),
+    "maxout": lambda h: jnp.maximum(h @ P["w1"], h @ P["w2"]),
+    "scatter": lambda h: jnp.zeros(8).at[jnp.arange(6)].set(h),
+    "scatter_add": lambda h: jnp.zeros(8).at[jnp.array([0, 0, 1, 2, 3, 3])].add(h),
+}
+
+
+@pytest.mark.parametrize("name", MOVERS)
+def test_relevance_is_conserved_through_structure(name):
+    score = lambda x: jnp.sum(
+        jnp.arange(1.0, 20)[: MOVERS[name](x).size] * MOVERS[name](jax.nn.leaky_relu(x @ P["w2"]))
+    )
+    x = jnp.sin(2 + jnp.arange(6.0))
+    relevance, info = jx.with_info(jx.lrp(score, rules=jx.rules.epsilon(1e-12)))(x)
+    assert abs(float(info.value)) > 1e-3 and abs(float(info.gap)) < 1e-9
+    assert relative(relevance, x * jax.grad(score)(x)) < 1e-9
+
+
+def test_first_and_last_are_found_through_branches_loops_and_on_both_ways():
+    def score(x):
+        a, b = x @ P["w1"], jax.checkpoint(lambda x: jnp.tanh(x @ P["w2"]))(x)
+        h = lax.scan(lambda h, w: (jnp.tanh(h @ w), None), a + b, jnp.stack([P["w1"], P["w2"]]))[0]
+        return h @ P["v"]
+
+    rows = [row for row in jx.layers(score)(jnp.ones(6)) if row.kind == "dense"]
+    assert [row.position for row in rows] == ["first", "first", "", "last"]
+
+
+def test_preprocessing_belongs_to_the_first_layer_and_its_box_is_in_units_of_x():
+    mean, std, x = 0.3, 0.7, jnp.linspace(0, 1, 6)
+    inside = jx.deep_taylor(lambda x: _plain((x - mean) / std), low=0.0, high=1.0)(x)
+    outside = jx.deep_taylor(_plain, low=(0 - mean) / std, high=(1 - mean) / std)((x - mean) / std)
+    assert relative(inside, outside) < 1e-10
+
+
+# Refusals
+
+
+def test_all_unknown_nodes_are_listed_at_once_with_the_ways_on():
+    score = lambda x: jnp.sum(jnp.linalg.cholesky(x @ x.T + jnp.eye(3))) + jnp.sum(jnp.linalg.inv(x[:, :3]))
+    with pytest.raises(jx.UnknownNodeError) as caught:
+        jx.lrp(score, rules=jx.composites.epsilon_plus())(X + 2 * jnp.eye(3, 4))
+    message = str(caught.value)
+    assert "cholesky" in message and len(re.findall(r"test_engine\.py:\d+", message)) >= 2
+    assert "on_missing" in message and "composites.compose" in message
+    explain = jx.lrp(score, rules=jx.composites.epsilon_plus(), on_missing="gradient")
+    assert np.isfinite(explain(X + 2 * jnp.eye(3, 4))).all()
+
+
+def test_a_while_loop_on_the_path_is_refused():
+    score = lambda x: jnp.sum(lax.while_loop(lambda h: jnp.sum(h) < 10, lambda h: 2 * h + 1, x))
+    with pytest.raises(jx.JaxplainError, match=r"lax\.scan"):
+        jx.lrp(score, rules=jx.rules.epsilon())(X)
+
+
+# JAX's primitives that no rule is known for, or that a staged score cannot hold.
+REFUSED = set(
+    """stage
+cholesky cholesky_update eig eigh geqp3 geqrf hessenberg householder_product lu lu_pivots_to_permutation ormqr qr schur svd
+symmetric_product triangular_solve tridiagonal tridiagonal_solve householder_product linear_solve custom_linear_solve
+custom_root lapack_svd
+random_bits random_clone random_fold_in random_gamma random_seed random_split random_unwrap random_wrap threefry2x32
+rng_bit_generator rng_uniform create_key random_key_reuse reuse_key consume
+all_gather all_gather_invariant all_gather_reduced all_to_all axis_index pbroadcast pgather ppermute psend precv psum_scatter
+ragged_all_to_all reduce_scatter unreduced_psum unreduced_reduce_scatter collective_permute
+while custom_lin custom_transpose_call custom_vmap_call platform_index xla_call xla_pmap xla_metadata_call_xla_metadata
+shard_map core_map run_state run_scoped for mutable_array ref addupdate get swap freeze empty_ref new_ref
+bitcast_convert_type complex conj real imag conv_general_dilated_patches clamp_p
+argmax argmin argsort approx_top_k iota eye empty empty2 rng reduce reduce_and reduce_or reduce_xor reduce_prod reduce_precision_p
+cumlogsumexp cumprod reduce_window scatter-mul scatter_mul scatter-apply select_and_scatter select_and_scatter_add dce_sink
+igammac_p lgamma_p mulhi nan_inspect debug_callback debug_print io_callback pure_callback infeed outfeed after_all create_token
+scaled_dot scaled_matmul scaled_matmul_wrapper block_scaled_dot dot_product_attention_fwd dot_product_attention_bwd""".split()  # noqa: SIM905
+)
+
+
+def _primitives():
+    import jax.extend as jex
+
+    found = {}
+    for module in (lax, jax.extend.core.primitives):
+        for name in dir(module):
+            thing = getattr(module, name)
+            if isinstance(thing, jex.core.Primitive):
+                found[thing.name] = name
+    return found
+
+
+def test_every_primitive_of_jax_is_classed():
+    """A new primitive in JAX fails here, until a table of the analysis or REFUSED names it."""
+    missing = {name for name in _primitives() if name not in tables.KNOWN | REFUSED}
+    assert len(_primitives()) > 100
+    assert not missing, f"class in jaxplain/graph/tables.py, or refuse: {sorted(missing)}"
+
+
+def test_no_rule_stops_a_gradient():
+    folder = Path(jx.__file__).parent / "rules"
+    assert not [path.name for path in folder.glob("*.py") if "stop_gradient" in path.read_text()]
