@@ -88,7 +88,7 @@ for name, mine, rule in (
 # %% [markdown]
 # ## Where the relevance goes
 #
-# Σ R is often printed as a proof, and it falls short of the score without anybody saying why. The ledger says it: for
+# Σ R is often printed as a proof, and it misses the score without anybody saying why. The ledger says it: for
 # each node, what arrived, what went on, and what its bias kept.
 
 # %%

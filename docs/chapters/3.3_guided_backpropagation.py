@@ -58,18 +58,10 @@ for name, got in zip(("back-propagation", "deconvolution", "guided"), found, str
 
 # %%
 network = zoo.load("all_conv")
-keys = jax.random.split(jax.random.key(0), 2)
-redrawn = zoo.randomized(network, keys[0])
-last = max(network.params["params"]) if "params" in network.params else max(network.params)
+redrawn = zoo.randomized(network, jax.random.key(0))
+last = "conv4"
 
-
-def with_random_top(params, others):
-    inner, outer = (params["params"], others["params"]) if "params" in params else (params, others)
-    mixed = {**inner, last: outer[last]}
-    return {"params": mixed} if "params" in params else mixed
-
-
-top_random = dataclasses.replace(network, params=with_random_top(network.params, redrawn.params))
+top_random = dataclasses.replace(network, params={**network.params, last: redrawn.params[last]})
 models = {"trained": network, f"{last} redrawn": top_random, "all redrawn": redrawn}
 methods = {"gradient": jx.gradient, "deconvolution": jx.deconvnet, "guided": jx.guided_backprop}
 maps = {
