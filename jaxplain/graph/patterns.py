@@ -209,10 +209,13 @@ def _ancestors(value: Value, activity: Activities) -> list[Value]:
 
 def _centred(signal: Value, activity: Activities) -> tuple[Value, tuple[Equation, ...]]:
     """The value whose mean was subtracted to make `signal`, and the equations that did it; else the signal itself."""
-    casts, value = [], signal
-    while value.source is not None and value.source.primitive in _CASTS:
-        casts.append(value.source)
-        value = value.source.inputs[0]
+    scaling, value = [], signal
+    while (source := value.source) is not None and source.primitive in _CASTS | {"mul", "div"}:
+        active = [v for v in source.inputs if activity[v] is ACTIVE]
+        if len(active) != 1 or (source.primitive == "div" and active[0] is source.inputs[1]):
+            break
+        scaling.append(source)
+        (value,) = active
     equation = value.source
     if equation is None or equation.primitive != "sub":
         return signal, ()
@@ -228,7 +231,7 @@ def _centred(signal: Value, activity: Activities) -> tuple[Value, tuple[Equation
             return signal, ()
         (mean,) = active
     is_mean = any(e.primitive in ("reduce_sum", "dot_general") for e in way)
-    return (root, (*casts, equation, *way)) if is_mean else (signal, ())
+    return (root, (*scaling, equation, *way)) if is_mean else (signal, ())
 
 
 _POWERS: dict[str, Callable[[Equation], float]] = {
