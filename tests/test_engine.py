@@ -365,6 +365,23 @@ def test_relevance_is_conserved_through_structure(name):
     assert relative(relevance, x * jax.grad(score)(x)) < 1e-9
 
 
+PRODUCTS = {
+    "inner product with itself": lambda h: jnp.dot(h, h),
+    "gram matrix": lambda h: jnp.sum(jnp.outer(h, h) @ P["w1"]),
+    "elementwise": lambda h: jnp.sum((h @ P["w1"]) * (h @ P["w2"])),
+    "scaled by a scalar": lambda h: jnp.sum(h @ P["w1"] * jnp.sum(h)),
+    "quotient": lambda h: jnp.sum(h @ P["w1"] / (h @ P["w2"])),
+    "doubled": lambda h: jnp.sum(h + h),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_share_and_conserve(name):
+    score = lambda x: PRODUCTS[name](jax.nn.leaky_relu(x @ P["w2"]))
+    _, info = jx.with_info(jx.lrp(score, rules=jx.rules.epsilon(1e-12)))(jnp.sin(2 + jnp.arange(6.0)))
+    assert abs(float(info.value)) > 1e-3 and abs(float(info.gap)) < 1e-9
+
+
 def test_first_and_last_are_found_through_branches_loops_and_on_both_ways():
     def score(x):
         a, b = x @ P["w1"], jax.checkpoint(lambda x: jnp.tanh(x @ P["w2"]))(x)

@@ -181,7 +181,7 @@ def _other(equation: Equation, flow: Flow, bounds: Bounds, order: dict[Equation,
     """The node of an equation that is neither an activation nor affine in one operand."""
     active = list(dict.fromkeys(flow.active(equation)))
     outputs = [value for value in equation.outputs if value in flow.live]
-    node = Node(_kind(equation, active), active, outputs, [equation], order)
+    node = Node(_kind(equation, flow.active(equation)), active, outputs, [equation], order)
     if node.kind == "product" and len(active) == 2 and equation.primitive == "mul":
         gates = [bounds[v][0] >= 0 and bounds[v][1] <= 1 for v in active]
         if sum(gates) == 1:
@@ -190,6 +190,7 @@ def _other(equation: Equation, flow: Flow, bounds: Bounds, order: dict[Equation,
 
 
 def _kind(equation: Equation, active: list[Value]) -> str:
+    """The kind of an equation by itself; `active` names an operand as often as it occurs (x·x is a product)."""
     name = equation.primitive
     if name in tables.CHECKPOINT:
         return "checkpoint"

@@ -48,7 +48,7 @@ class Bounds:
             return _hull(inputs)
         if name in tables.MAXIMUM:
             return inputs[0]
-        if name in tables.SUMMING and all(low >= 0 for low, _ in inputs):
+        if name in tables.SUMMING - {"scatter-sub"} and all(low >= 0 for low, _ in inputs):
             return 0.0, math.inf
         return ANY
 

@@ -165,8 +165,10 @@ def normalisations(
 
 def _is_spread(factor: Value, shape: tuple[int, ...], activity: Activities) -> bool:
     """Whether a value is constant along an axis of `shape`, up to constant factors (a scale may be multiplied in first)."""
-    if factor.shape == () or any(a == 1 and b > 1 for a, b in zip(factor.shape, shape, strict=True)):
-        return shape != ()
+    if len(factor.shape) != len(shape):  # one of them is a scalar
+        return factor.shape == ()
+    if any(a == 1 and b > 1 for a, b in zip(factor.shape, shape, strict=True)):
+        return True
     equation = factor.source
     if equation is None:
         return False

@@ -224,8 +224,9 @@ def uniform(*, epsilon: float = 1e-6) -> Rule:
     def backward(layer: Layer, relevance: Relevance) -> tuple[Relevance, ...]:
         if all(x.shape == layer.output.shape for x in layer.inputs):
             return tuple(relevance / len(layer.inputs) for _ in layer.inputs)
-        # The stabiliser belongs to the doubled product: 2z + ε.
-        share = relevance / stabilise(len(layer.inputs) * layer.output, epsilon)
+        # The stabiliser belongs to the doubled product: 2z + ε. One value may be both factors, as in x·x.
+        n_factors = sum(value in layer.node.inputs for value in layer.node.equations[0].inputs)
+        share = relevance / stabilise(n_factors * layer.output, epsilon)
         return tuple(times(x, g) for x, g in zip(layer.inputs, layer.transpose(share), strict=True))
 
     return Rule("uniform", ("product", "gate"), backward, epsilon)
