@@ -1,7 +1,7 @@
 """What is explained: networks with weights, inputs and labels, as files that any side can read.
 
-A problem is one npz file: `layers` (a JSON list; the only kinds are those of `KINDS`), the weights in the layouts of JAX
-(NHWC images, HWIO kernels, (in, out) matrices), `x`, `labels`, `noise` (σ for SmoothGrad) and `tolerance` (relative L2).
+A problem is one npz file: `layers` (a JSON list; the kinds are those of `KINDS`), the weights in the layouts of JAX (NHWC
+images, HWIO kernels, (in, out) matrices), `x`, `labels` and `noise` (σ for SmoothGrad).
 """
 
 import json
@@ -10,13 +10,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-KINDS = ("conv", "dense", "relu", "max_pool", "flatten")
+KINDS = {
+    "conv": "[conv, name, stride], odd size, padded by half of it; as many groups as its kernel's input axis asks for",
+    "dense": "[dense, name]",
+    "batch_norm": "[batch_norm, name], after a convolution, by stored statistics",
+    "residual": "[residual, layers]: their input is added to their output",
+    "max_pool": "2x2, SAME",
+    "global_mean": "over both spatial axes",
+    "relu": "",
+    "relu6": "",
+    "flatten": "",
+}
+NORM_EPS = 1e-3  # of batch_norm
 
 
 class Problem(NamedTuple):
     name: str
-    layers: list[list[Any]]  # e.g. ["conv", "conv1"] (3x3, stride 1, SAME), ["max_pool"] (2x2, SAME), ["relu"]
-    weights: dict[str, np.ndarray]  # "conv1/kernel", "conv1/bias"
+    layers: list[list[Any]]  # e.g. ["conv", "conv1", 2], ["max_pool"], ["relu"]
+    weights: dict[str, np.ndarray]  # "conv1/kernel", "conv1/bias" where there is one; "norm1/gamma", beta, mean, var
     x: np.ndarray
     labels: np.ndarray
     noise: float
@@ -52,7 +63,7 @@ def zoo_network(name: str, batch: int) -> Problem:
         hidden = [layer for i in (1, 2) for layer in (("dense", f"dense{i}"), "relu")]
         layers = _chain("flatten", *hidden, ("dense", "dense3"))
     elif name == "cnn_maxpool":
-        convs = [layer for i in (1, 2, 3) for layer in (("conv", f"conv{i}"), "relu", "max_pool")]
+        convs = [layer for i in (1, 2, 3) for layer in (("conv", f"conv{i}", 1), "relu", "max_pool")]
         layers = _chain(*convs, "flatten", ("dense", "dense1"), "relu", ("dense", "dense2"))
     else:
         raise ValueError(f"the layers of {name!r} are not written down here")
@@ -71,7 +82,7 @@ def vgg(batch: int, side: int = 112, widths: tuple[int, ...] = (32, 64, 128, 128
         scale = np.sqrt(2 / np.prod(shape[:-1]))
         weights[f"{name}/kernel"] = rng.normal(0, scale, shape).astype(np.float32)
         weights[f"{name}/bias"] = rng.normal(0, 0.05, shape[-1:]).astype(np.float32)
-        layers.append((kind, name))
+        layers.append((kind, name, 1) if kind == "conv" else (kind, name))
 
     channels = 3
     for block, width in enumerate(widths, 1):
@@ -89,8 +100,55 @@ def vgg(batch: int, side: int = 112, widths: tuple[int, ...] = (32, 64, 128, 128
     return Problem(f"vgg{side}", _chain(*layers), weights, x, labels, noise=0.3)
 
 
+def separable(batch: int, side: int = 224, classes: int = 1000) -> Problem:
+    """The layers of EfficientNet-Lite0: inverted residual blocks with depthwise 3x3 and 5x5 convolutions, batch-norm, ReLU6.
+
+    50 layers with weights, drawn at random; the statistics of the batch-norms are those of its own images, so that activations
+    keep their scale.
+    """
+    import jax.numpy as jnp
+    from side_jaxplain import apply_layers
+
+    # expansion, channels, blocks, stride of the first, size
+    stages = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5), (6, 192, 4, 2, 5))
+    rng = np.random.default_rng(20261124)
+    layers: list[list[Any]] = []
+    weights: dict[str, np.ndarray] = {}
+
+    def draw(name: str, *shape: int) -> None:
+        weights[f"{name}/kernel"] = rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype(np.float32)
+
+    def conv(name: str, size: int, n_in: int, n_out: int, stride: int = 1) -> list[list[Any]]:
+        draw(name, size, size, n_in, n_out)
+        gamma, beta = rng.uniform(0.5, 1.5, n_out), rng.normal(0, 0.3, n_out)
+        weights.update({f"{name}/gamma": gamma.astype(np.float32), f"{name}/beta": beta.astype(np.float32)})
+        return [["conv", name, stride], ["batch_norm", name]]
+
+    layers += [*conv("stem", 3, 3, 32, 2), ["relu6"]]
+    channels = 32
+    for stage, (expansion, n_out, blocks, stride, size) in enumerate((*stages, (6, 320, 1, 1, 3)), 1):
+        for block in range(blocks):
+            name, step, wide = f"block{stage}{'abcd'[block]}", stride if block == 0 else 1, expansion * channels
+            body = [*conv(f"{name}_expand", 1, channels, wide), ["relu6"]] if expansion > 1 else []
+            body += [*conv(f"{name}_depthwise", size, 1, wide, step), ["relu6"], *conv(f"{name}_project", 1, wide, n_out)]
+            layers += [["residual", body]] if step == 1 and channels == n_out else body
+            channels = n_out
+    layers += [*conv("head", 1, channels, 1280), ["relu6"], ["global_mean"], ["dense", "dense"]]
+    draw("dense", 1280, classes)
+    weights["dense/bias"] = rng.normal(0, 0.05, classes).astype(np.float32)
+    x = rng.normal(size=(batch, side, side, 3)).astype(np.float32)
+    labels = rng.integers(0, classes, batch).astype(np.int32)
+
+    def observe(name: str, y: Any) -> None:
+        weights[f"{name}/mean"], weights[f"{name}/var"] = (np.asarray(v(y, (0, 1, 2))) for v in (jnp.mean, jnp.var))
+
+    apply_layers(layers, weights, jnp.asarray(x), observe)
+    return Problem(f"separable{side}", layers, weights, x, labels, noise=0.3)
+
+
 PROBLEMS = {
     "mlp": lambda batch=256: zoo_network("mlp", batch),
     "cnn_maxpool": lambda batch=256: zoo_network("cnn_maxpool", batch),
     "vgg112": lambda batch=4: vgg(batch),
+    "separable224": lambda batch=4: separable(batch),
 }

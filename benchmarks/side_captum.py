@@ -6,8 +6,8 @@ from typing import Any
 import captum
 import numpy as np
 import torch
-from captum.attr import IntegratedGradients, NoiseTunnel, Saliency
-from problems import Problem, load
+from captum.attr import GuidedBackprop, IntegratedGradients, NoiseTunnel, Saliency
+from problems import NORM_EPS, Problem, load
 from torch import nn
 
 SEED = 20261123
@@ -21,40 +21,85 @@ def limit_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def network(problem: Problem) -> nn.Sequential:
-    """`problem.layers` as PyTorch modules. A dense layer after the flattening reads its inputs in PyTorch's (c, h, w) order."""
-    shape = (1, *problem.x.shape[1:])
+class Residual(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.body(x)
+
+
+def network(problem: Problem, residual: Callable[[nn.Module], nn.Module] = Residual) -> nn.Sequential:
+    """`problem.layers` as PyTorch modules, each batch-norm folded into the convolution before it."""
+    net, _ = _sequence(problem.layers, problem.weights, problem.x.shape[1:], residual)
+    return net.eval().requires_grad_(False)  # only the input's gradient is wanted
+
+
+def _sequence(
+    layers: list, weights: dict[str, np.ndarray], shape: tuple[int, ...], residual: Callable[[nn.Module], nn.Module]
+) -> tuple[nn.Sequential, tuple[int, ...]]:
+    """The modules, and the shape of what comes out. A dense layer after the flattening reads its inputs in PyTorch's (c, h, w) order."""
     modules: list[nn.Module] = []
     flattened: tuple[int, ...] | None = None
-    for kind, *rest in problem.layers:
-        if kind in ("conv", "dense"):
-            kernel, bias = (problem.weights[f"{rest[0]}/{part}"] for part in ("kernel", "bias"))
+    for number, (kind, *rest) in enumerate(layers):
         if kind == "conv":
-            module: nn.Module = nn.Conv2d(kernel.shape[2], kernel.shape[3], kernel.shape[:2], padding="same")
-            module.weight.data = torch.from_numpy(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
-            shape = (*shape[:3], kernel.shape[3])
+            norm = layers[number + 1][1] if layers[number + 1][0] == "batch_norm" else None
+            kernel, bias = _folded(weights, rest[0], norm)
+            groups, padding = shape[2] // kernel.shape[2], (kernel.shape[0] // 2, kernel.shape[1] // 2)
+            module: nn.Module = nn.Conv2d(
+                shape[2], kernel.shape[3], kernel.shape[:2], stride=rest[1], padding=padding, groups=groups
+            )
+            _set(module, kernel.transpose(3, 2, 0, 1), bias)
+            shape = (-(-shape[0] // rest[1]), -(-shape[1] // rest[1]), kernel.shape[3])
+        elif kind == "batch_norm":
+            continue
         elif kind == "dense":
+            kernel, bias = (weights[f"{rest[0]}/{part}"] for part in ("kernel", "bias"))
             if flattened is not None:
                 kernel = kernel.reshape(*flattened, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
                 flattened = None
             module = nn.Linear(*kernel.shape)
-            module.weight.data = torch.from_numpy(np.ascontiguousarray(kernel.T))
+            _set(module, kernel.T, bias)
+        elif kind == "residual":
+            body, shape = _sequence(rest[0], weights, shape, residual)
+            module = residual(body)
         elif kind == "max_pool":
             module = nn.MaxPool2d(2, ceil_mode=True)
-            shape = (shape[0], -(-shape[1] // 2), -(-shape[2] // 2), shape[3])
+            shape = (-(-shape[0] // 2), -(-shape[1] // 2), shape[2])
+        elif kind == "global_mean":
+            modules.append(nn.AdaptiveAvgPool2d(1))
+            module = nn.Flatten()
         elif kind == "flatten":
-            module, flattened = nn.Flatten(), shape[1:]
+            module, flattened = nn.Flatten(), shape
         else:
-            module = {"relu": nn.ReLU}[kind]()
-        if kind in ("conv", "dense"):
-            module.bias.data = torch.from_numpy(bias.copy())
+            module = {"relu": nn.ReLU, "relu6": nn.ReLU6}[kind]()
         modules.append(module)
-    net = nn.Sequential(*modules).eval()
-    return net.requires_grad_(False)  # only the input's gradient is wanted
+    return nn.Sequential(*modules), shape
+
+
+def _folded(weights: dict[str, np.ndarray], name: str, norm: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias of a convolution, with the batch-norm of that name in them; in float64 meanwhile."""
+    kernel = weights[f"{name}/kernel"].astype(np.float64)
+    bias = weights.get(f"{name}/bias", np.zeros(kernel.shape[-1])).astype(np.float64)
+    if norm is not None:
+        gamma, beta, mean, var = (weights[f"{norm}/{part}"].astype(np.float64) for part in ("gamma", "beta", "mean", "var"))
+        scale = gamma / np.sqrt(var + NORM_EPS)
+        kernel, bias = kernel * scale, (bias - mean) * scale + beta
+    return kernel.astype(np.float32), bias.astype(np.float32)
+
+
+def _set(module: Any, weight: np.ndarray, bias: np.ndarray) -> None:
+    module.weight.data = torch.from_numpy(np.ascontiguousarray(weight))
+    module.bias.data = torch.from_numpy(bias.copy())
 
 
 def _gradient(net: nn.Module, _problem: Problem, settings: dict) -> Callable:
     return lambda x, target: Saliency(net).attribute(x, target, abs=False, **settings)
+
+
+def _guided_backprop(net: nn.Module, _problem: Problem, settings: dict) -> Callable:
+    return lambda x, target: GuidedBackprop(net).attribute(x, target, **settings)
 
 
 def _integrated_gradients(net: nn.Module, _problem: Problem, settings: dict) -> Callable:
@@ -70,7 +115,12 @@ def _smoothgrad(net: nn.Module, problem: Problem, settings: dict) -> Callable:
     return run
 
 
-METHODS = {"gradient": _gradient, "integrated_gradients": _integrated_gradients, "smoothgrad": _smoothgrad}
+METHODS = {
+    "gradient": _gradient,
+    "guided_backprop": _guided_backprop,
+    "integrated_gradients": _integrated_gradients,
+    "smoothgrad": _smoothgrad,
+}
 
 
 def prepare(job: dict) -> tuple[Callable[[], Any], dict]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax import lax
-from problems import Problem, load
+from problems import NORM_EPS, Problem, load
 
 import jaxplain as jx
 from jaxplain import zoo
@@ -33,22 +33,44 @@ def network(problem: Problem) -> Callable[[Any], Any]:
         params = traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, problem.weights), sep="/")
         return lambda xs: zoo.load(problem.name).apply(params, xs)
     weights = jax.tree.map(jnp.asarray, problem.weights)
+    return lambda xs: apply_layers(problem.layers, weights, xs)
 
-    def apply(x: Any) -> Any:
-        for kind, *name in problem.layers:
-            if kind == "conv":
-                kernel, bias = weights[f"{name[0]}/kernel"], weights[f"{name[0]}/bias"]
-                numbers = ("NHWC", "HWIO", "NHWC")
-                x = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers) + bias
-            elif kind == "dense":
-                x = x @ weights[f"{name[0]}/kernel"] + weights[f"{name[0]}/bias"]
-            elif kind == "max_pool":
-                x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
-            else:
-                x = {"relu": jax.nn.relu, "flatten": lambda x: x.reshape(x.shape[0], -1)}[kind](x)
-        return x
 
-    return apply
+_PLAIN: dict[str, Callable[[Any], Any]] = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "flatten": lambda x: x.reshape(x.shape[0], -1),
+    "global_mean": lambda x: jnp.mean(x, (1, 2)),
+    "max_pool": lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME"),
+}
+
+
+def apply_layers(layers: list[list[Any]], weights: Any, x: Any, observe: Callable[[str, Any], None] | None = None) -> Any:
+    """`observe` is called with the name and the input of every batch-norm before that is applied."""
+    for kind, *rest in layers:
+        if kind == "conv":
+            x = _conv(x, weights[f"{rest[0]}/kernel"], rest[1])
+            x = x + weights[f"{rest[0]}/bias"] if f"{rest[0]}/bias" in weights else x
+        elif kind == "dense":
+            x = x @ weights[f"{rest[0]}/kernel"] + weights[f"{rest[0]}/bias"]
+        elif kind == "batch_norm":
+            if observe:
+                observe(rest[0], x)
+            gamma, beta, mean, var = (weights[f"{rest[0]}/{part}"] for part in ("gamma", "beta", "mean", "var"))
+            x = (x - mean) * (gamma / jnp.sqrt(var + NORM_EPS)) + beta
+        elif kind == "residual":
+            x = x + apply_layers(rest[0], weights, x, observe)
+        else:
+            x = _PLAIN[kind](x)
+    return x
+
+
+def _conv(x: Any, kernel: Any, stride: int) -> Any:
+    padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
+    numbers, groups = ("NHWC", "HWIO", "NHWC"), x.shape[-1] // kernel.shape[2]
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=numbers, feature_group_count=groups
+    )
 
 
 def _floor(score: Any, _problem: Problem, _settings: dict) -> Any:
@@ -76,9 +98,19 @@ def _smoothgrad_error(score: Any, problem: Problem, settings: dict) -> Any:
     return lambda xs, labels: jax.vmap(jx.with_info(explain))(xs, labels, key=keys)[1].standard_error
 
 
+def _guided_backprop(score: Any, _problem: Problem, _settings: dict) -> Any:
+    return jax.vmap(jx.guided_backprop(score))
+
+
+def _lrp(score: Any, _problem: Problem, _settings: dict) -> Any:
+    return jax.vmap(jx.lrp(score, rules=jx.composites.epsilon_plus_flat()))
+
+
 METHODS = {
     "floor": _floor,
     "gradient": _gradient,
+    "guided_backprop": _guided_backprop,
+    "lrp": _lrp,
     "integrated_gradients": _integrated_gradients,
     "smoothgrad": _smoothgrad,
     "smoothgrad_error": _smoothgrad_error,

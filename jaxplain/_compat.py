@@ -169,12 +169,12 @@ def _users_line(source_info: Any) -> str | None:
 
 def zeros_like(value: jax.Array) -> jax.Array:
     """Zeros like a value: its sharding, and varying over the same `shard_map` axes."""
-    return _varying_like(jnp.zeros_like(value), jax.typeof(value))
+    return varying_like(jnp.zeros_like(value), jax.typeof(value))
 
 
 def zeros_of(aval: Any) -> jax.Array:
     """Zeros of an abstract value, varying over the same `shard_map` axes, so that they can start a scan."""
-    return _varying_like(jnp.zeros(aval.shape, aval.dtype), aval)
+    return varying_like(jnp.zeros(aval.shape, aval.dtype), aval)
 
 
 def _varying_axes(aval: Any) -> frozenset:
@@ -183,7 +183,8 @@ def _varying_axes(aval: Any) -> frozenset:
     return frozenset(varying or ())
 
 
-def _varying_like(value: jax.Array, aval: Any) -> jax.Array:
+def varying_like(value: jax.Array, aval: Any) -> jax.Array:
+    """The value, varying over at least the `shard_map` axes of `aval`."""
     missing = tuple(_varying_axes(aval) - _varying_axes(jax.typeof(value)))
     return lax.pcast(value, missing, to="varying") if missing else value
 

@@ -461,3 +461,21 @@ def test_every_primitive_of_jax_is_classed():
 def test_no_rule_stops_a_gradient():
     folder = Path(jx.__file__).parent / "rules"
     assert not [path.name for path in folder.glob("*.py") if "stop_gradient" in path.read_text()]
+
+
+def test_shard_map_hides_no_gate():
+    """Inside `shard_map` constants are cast to vary over devices: `1 − σ` must still be known to lie in [0, 1]."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    seen = []
+
+    def score(x):
+        return jnp.sum((1 - jax.nn.sigmoid(x @ P["w1"])) * (x @ P["w2"]))
+
+    def kinds_of(x):
+        seen.append([row.kind for row in jx.layers(score)(x)])
+        return jx.lrp(score, rules=jx.rules.epsilon(0.1))(x)
+
+    xs = jnp.sin(jnp.arange(24.0)).reshape(4, 6)
+    sharded = jax.shard_map(jax.vmap(kinds_of), mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
+    assert relative(jax.jit(sharded)(xs), jax.vmap(kinds_of)(xs)) < 1e-12
+    assert seen[0] == seen[1] and "gate" in seen[0]

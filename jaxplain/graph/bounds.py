@@ -42,6 +42,8 @@ class Bounds:
             return (0.0, math.inf) if equation.params["y"] % 2 == 0 else ANY
         if name == "select_n":
             return _hull(inputs[1:])
+        if name in tables.IDENTITY:
+            return inputs[0]
         if name in ("gather", "dynamic_slice", "reshape", "broadcast_in_dim", "slice", "stop_gradient"):
             return inputs[0]
         if name in tables.MOVES | {"concatenate", "pad", "split", "convert_element_type", "reduce_precision"}:

@@ -10,7 +10,7 @@ from jaxplain.graph.flat import Equation, Graph, Value
 
 Activities = dict[Value, Activity]
 Users = dict[Value, list[Equation]]
-_CASTS = frozenset({"convert_element_type", "copy", "copy_p", "reduce_precision"})
+_CASTS = tables.IDENTITY | {"convert_element_type", "reduce_precision"}
 _SPREADS = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "gather"}) | _CASTS
 _TOTALS = frozenset({"reduce_sum", "scatter-add", "scatter_add"})
 SEARCH = 60  # equations that a statistic may be away from the value it belongs to

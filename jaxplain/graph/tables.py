@@ -31,6 +31,8 @@ ELEMENTWISE = AFFINE | _CURVED | _LOGICAL
 # No derivative: what comes out of an active value is dependent, not active.
 NO_DERIVATIVE = frozenset({"floor", "ceil", "round", "sign", "stop_gradient", "nextafter"}) | _LOGICAL
 
+# The value itself, elsewhere or under another type: `shard_map` puts them around constants too.
+IDENTITY = _words("copy copy_p device_put layout_constraint mesh_cast name pcast pvary reshard sharding_constraint")
 # Every element of the output is one of the operand, and every element of the operand is in the output.
 MOVES = frozenset({"reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p"})
 # Every output element is a copy of at most one input element.

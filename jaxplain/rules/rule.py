@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxplain import _compat
 from jaxplain.graph.layer import Layer, Weights
 
 Relevance = jax.Array
@@ -57,6 +58,8 @@ def distribute(
     """
     z: jax.Array | float = bias
     pullbacks = []
+    # Else the transpose would sum over the devices of a `shard_map`.
+    terms = [(_compat.varying_like(v, jax.typeof(layer.x)), weights) for v, weights in terms]
     for v, weights in terms:
         contribution, pullback = jax.vjp(layer.linear(weights), v)
         z = z + contribution
