@@ -110,7 +110,14 @@ def separable(batch: int, side: int = 224, classes: int = 1000) -> Problem:
     from side_jaxplain import apply_layers
 
     # expansion, channels, blocks, stride of the first, size
-    stages = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5), (6, 192, 4, 2, 5))
+    stages = (
+        (1, 16, 1, 1, 3),
+        (6, 24, 2, 2, 3),
+        (6, 40, 2, 2, 5),
+        (6, 80, 3, 2, 3),
+        (6, 112, 3, 1, 5),
+        (6, 192, 4, 2, 5),
+    )
     rng = np.random.default_rng(20261124)
     layers: list[list[Any]] = []
     weights: dict[str, np.ndarray] = {}
@@ -130,7 +137,11 @@ def separable(batch: int, side: int = 224, classes: int = 1000) -> Problem:
         for block in range(blocks):
             name, step, wide = f"block{stage}{'abcd'[block]}", stride if block == 0 else 1, expansion * channels
             body = [*conv(f"{name}_expand", 1, channels, wide), ["relu6"]] if expansion > 1 else []
-            body += [*conv(f"{name}_depthwise", size, 1, wide, step), ["relu6"], *conv(f"{name}_project", 1, wide, n_out)]
+            body += [
+                *conv(f"{name}_depthwise", size, 1, wide, step),
+                ["relu6"],
+                *conv(f"{name}_project", 1, wide, n_out),
+            ]
             layers += [["residual", body]] if step == 1 and channels == n_out else body
             channels = n_out
     layers += [*conv("head", 1, channels, 1280), ["relu6"], ["global_mean"], ["dense", "dense"]]

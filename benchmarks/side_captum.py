@@ -83,7 +83,9 @@ def _folded(weights: dict[str, np.ndarray], name: str, norm: str | None) -> tupl
     kernel = weights[f"{name}/kernel"].astype(np.float64)
     bias = weights.get(f"{name}/bias", np.zeros(kernel.shape[-1])).astype(np.float64)
     if norm is not None:
-        gamma, beta, mean, var = (weights[f"{norm}/{part}"].astype(np.float64) for part in ("gamma", "beta", "mean", "var"))
+        gamma, beta, mean, var = (
+            weights[f"{norm}/{part}"].astype(np.float64) for part in ("gamma", "beta", "mean", "var")
+        )
         scale = gamma / np.sqrt(var + NORM_EPS)
         kernel, bias = kernel * scale, (bias - mean) * scale + beta
     return kernel.astype(np.float32), bias.astype(np.float32)

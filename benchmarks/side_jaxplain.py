@@ -45,7 +45,9 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def apply_layers(layers: list[list[Any]], weights: Any, x: Any, observe: Callable[[str, Any], None] | None = None) -> Any:
+def apply_layers(
+    layers: list[list[Any]], weights: Any, x: Any, observe: Callable[[str, Any], None] | None = None
+) -> Any:
     """`observe` is called with the name and the input of every batch-norm before that is applied."""
     for kind, *rest in layers:
         if kind == "conv":

@@ -421,7 +421,7 @@ def test_a_while_loop_on_the_path_is_refused():
 
 # JAX's primitives that no rule is known for, or that a staged score cannot hold.
 REFUSED = set(
-    """stage
+    """stage eval_jaxpr
 cholesky cholesky_update eig eigh geqp3 geqrf hessenberg householder_product lu lu_pivots_to_permutation ormqr qr schur svd
 symmetric_product triangular_solve tridiagonal tridiagonal_solve householder_product linear_solve custom_linear_solve
 custom_root lapack_svd

@@ -19,7 +19,7 @@ PRODUCTS = frozenset({"mul", "div"})
 AFFINE = SUMS | PRODUCTS | {"neg", "real", "imag", "convert_element_type", "reduce_precision", "copy", "copy_p"}
 _CURVED = _words(
     """abs acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp cos cosh digamma erf erf_inv erfc
-    exp exp2 expm1 floor igamma igamma_grad_a igammac integer_pow lgamma log log1p logistic max min nextafter polygamma pow
+    exp exp2 expm1 floor igamma igamma_grad_a igammac integer_pow lgamma log log1p log2 logistic max min nextafter one_minus_square polygamma polynomial pow
     random_gamma_grad regularized_incomplete_beta rem round rsqrt select_n sign sin sinh sqrt square stop_gradient tan tanh
     zeta"""
 )
