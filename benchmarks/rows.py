@@ -36,11 +36,15 @@ CHUNKS = (1, 5)
 
 # Limits of equality: a gradient's median example agrees to rounding. A path crosses so many kinks of ReLU and max that some
 # fall on the other side in float32: on vgg112, Captum's own float32 maps are 8e-4 from float64.
+# On separable224 our own float32 gradient is 2e-4 to 7e-3 from float64, which agrees with jax.grad to 2e-15.
+GRADIENT_LIMIT = {"cnn_maxpool": 1e-5, "vgg112": 1e-5, "separable224": 1e-2}
 ROWS = tuple(
     row
     for problem, batch in (("cnn_maxpool", 256), ("vgg112", 4), ("separable224", 4))
     for row in (
-        Row("gradient", problem, "captum", 1, ({},), _each({}, layout=LAYOUTS), {}, {}, "equal", 1e-5),
+        Row(
+            "gradient", problem, "captum", 1, ({},), _each({}, layout=LAYOUTS), {}, {}, "equal", GRADIENT_LIMIT[problem]
+        ),
         Row("guided_backprop", problem, "captum", 1, ({},), _each({}, layout=LAYOUTS), {}, {}, "equal", 1e-5),
         # Both under EpsilonPlusFlat.
         Row("lrp", problem, "zennit", 1, ({},), _each({}, layout=LAYOUTS), {}, {}, "equal", 1e-4),
