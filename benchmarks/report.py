@@ -69,6 +69,21 @@ def memory(rows: list[dict]) -> str:
     return _markdown(("method", "on", "gradients", "temporary memory"), body)
 
 
+def compiling(rows: list[dict]) -> str:
+    head = ("what", "method", "analysis", "tracing and lowering", "compiling", "temporary memory")
+    seconds = ("analysis_seconds", "lowering_seconds", "compile_seconds")
+    body = [
+        (
+            row["network"],
+            row["method"],
+            *(_seconds(row[key]) if row[key] is not None else "–" for key in seconds),
+            f"{row['temp_bytes'] / 1e6:.2f} MB",
+        )
+        for row in rows
+    ]
+    return _markdown(head, body)
+
+
 def _markdown(head: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
     widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
 
@@ -89,6 +104,8 @@ def _ratio(spread: dict) -> str:
 
 def _settings(settings: dict) -> str:
     shown = {
-        key: value for key, value in settings.items() if key not in ("n_steps", "n_samples", "nt_samples", "method")
+        key: value
+        for key, value in settings.items()
+        if key not in ("n_steps", "n_samples", "nt_samples", "method") and value is not None
     }
     return ", ".join(f"{key}={value}" for key, value in shown.items()) or "–"

@@ -40,20 +40,37 @@ CHUNKS = (1, 5)
 GRADIENT_LIMIT = {"cnn_maxpool": 1e-5, "vgg112": 1e-5, "separable224": 1e-2}
 ROWS = tuple(
     row
-    for problem, batch in (("cnn_maxpool", 256), ("vgg112", 4), ("separable224", 4))
+    for problem, batch, pieces in (
+        ("cnn_maxpool", 256, (None, 16, 64)),
+        ("vgg112", 4, (None, 1)),
+        ("separable224", 4, (None, 1)),
+    )
     for row in (
-        Row(
-            "gradient", problem, "captum", 1, ({},), _each({}, layout=LAYOUTS), {}, {}, "equal", GRADIENT_LIMIT[problem]
+        *(
+            Row(
+                method,
+                problem,
+                peer,
+                1,
+                _each({}, batch_size=pieces),
+                _each({}, batch_size=pieces, layout=LAYOUTS),
+                {},
+                {},
+                "equal",
+                limit,
+            )
+            for method, peer, limit in (
+                ("gradient", "captum", GRADIENT_LIMIT[problem]),
+                ("guided_backprop", "captum", 1e-5),
+                ("lrp", "zennit", 1e-4),  # both under EpsilonPlusFlat
+            )
         ),
-        Row("guided_backprop", problem, "captum", 1, ({},), _each({}, layout=LAYOUTS), {}, {}, "equal", 1e-5),
-        # Both under EpsilonPlusFlat.
-        Row("lrp", problem, "zennit", 1, ({},), _each({}, layout=LAYOUTS), {}, {}, "equal", 1e-4),
         Row(
             "integrated_gradients",
             problem,
             "captum",
             N,
-            _each({"n_steps": N}, chunk_size=CHUNKS),
+            _each({"n_steps": N}, chunk_size=CHUNKS, batch_size=pieces[:2]),
             _each(
                 {"n_steps": N, "method": "gausslegendre"},
                 internal_batch_size=(batch, 2 * batch, 5 * batch, 10 * batch),

@@ -3,6 +3,7 @@
 run.py                 every row of `rows.py`, and memory by number of steps (≤ 10 minutes on 2 cores)
 run.py --method gradient --problem vgg112 --peer captum    some rows
 run.py --chunks        time by chunk size (decides the default)
+run.py --compiling     analysis, tracing and compile times and memory beside jax.grad's, unrolled and scanned
 run.py --accuracy      completeness and distance to the exact integral, by quadrature rule
 """
 
@@ -25,6 +26,7 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--chunks", action="store_true", help="time by chunk size instead of the comparison")
     what.add_argument("--accuracy", action="store_true", help="accuracy of the quadrature rules instead")
+    what.add_argument("--compiling", action="store_true", help="times before the first result, and memory, instead")
     for part in ROW_PARTS:
         parser.add_argument(
             f"--{part}", choices=sorted({getattr(row, part) for row in ROWS}), help=f"rows of this {part}"
@@ -39,6 +41,8 @@ def main() -> int:
     about = machine(options.threads)
     if options.chunks:
         suffix, results, table = "-chunks", *_chunks()
+    elif options.compiling:
+        suffix, results, table = "-compiling", *_compiling()
     elif options.accuracy:
         suffix, results, table = "-accuracy", *_accuracy()
     else:
@@ -92,6 +96,14 @@ def _chunks() -> tuple[dict, str]:
 
     rows = by_chunk()
     return {"versions": versions(), "chunks": rows}, report.chunks(rows)
+
+
+def _compiling() -> tuple[dict, str]:
+    from compiling import measure
+    from side_jaxplain import versions
+
+    rows = measure()
+    return {"versions": versions(), "compiling": rows}, report.compiling(rows)
 
 
 def _accuracy() -> tuple[dict, str]:

@@ -128,11 +128,17 @@ METHODS = {
 def prepare(job: dict) -> tuple[Callable[[], Any], dict]:
     problem = load(job["problem"])
     settings = dict(job["settings"])
+    batch_size = settings.pop("batch_size", None) or len(problem.x)
     memory = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}[settings.pop("layout")]
     method = METHODS[job["method"]](network(problem).to(memory_format=memory), problem, settings)
     x = torch.from_numpy(np.ascontiguousarray(problem.x.transpose(0, 3, 1, 2))).contiguous(memory_format=memory)
     target = torch.from_numpy(problem.labels.astype(np.int64))
-    return lambda: method(x.clone().requires_grad_(True), target), {}
+
+    def run() -> torch.Tensor:
+        parts = zip(x.split(batch_size), target.split(batch_size), strict=True)
+        return torch.cat([method(part.clone().requires_grad_(True), labels) for part, labels in parts])
+
+    return run, {}
 
 
 def to_numpy(result: Any) -> np.ndarray:

@@ -123,9 +123,23 @@ def compile_job(problem: Problem, method: str, settings: dict) -> tuple[Any, tup
     """The compiled batched method, its arguments, and the seconds of tracing and compiling."""
     score = jx.logit(network(problem))
     args = (jnp.asarray(problem.x), jnp.asarray(problem.labels))
+    settings = dict(settings)
+    batch_size = settings.pop("batch_size", None)
     start = time.perf_counter()
-    compiled = jax.jit(METHODS[method](score, problem, settings)).lower(*args).compile()
+    function = METHODS[method](score, problem, settings)
+    compiled = jax.jit(function if batch_size is None else in_batches(function, batch_size)).lower(*args).compile()
     return compiled, args, time.perf_counter() - start
+
+
+def in_batches(function: Callable, batch_size: int) -> Callable:
+    """A batched function run on `batch_size` examples after the other: what it needs meanwhile stays in the cache."""
+
+    def run(*arrays: Any) -> Any:
+        parts = [a.reshape(-1, batch_size, *a.shape[1:]) for a in arrays]
+        out = lax.map(lambda part: function(*part), tuple(parts))
+        return out.reshape(-1, *out.shape[2:])
+
+    return run
 
 
 def prepare(job: dict) -> tuple[Callable[[], Any], dict]:

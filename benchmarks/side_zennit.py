@@ -42,10 +42,16 @@ def prepare(job: dict) -> tuple[Callable[[], Any], dict]:
     x = torch.from_numpy(np.ascontiguousarray(problem.x.transpose(0, 3, 1, 2))).contiguous(memory_format=memory)
     target = torch.from_numpy(problem.labels.astype(np.int64))[:, None]
 
-    def run() -> torch.Tensor:
+    batch_size = job["settings"].get("batch_size") or len(x)
+
+    def explain(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         leaf = x.clone().requires_grad_(True)
         logits = net(leaf)
         start = torch.zeros_like(logits).scatter(1, target, logits.detach().gather(1, target))
         return torch.autograd.grad(logits, leaf, start)[0]
+
+    def run() -> torch.Tensor:
+        parts = zip(x.split(batch_size), target.split(batch_size), strict=True)
+        return torch.cat([explain(*part) for part in parts])
 
     return run, {}

@@ -106,7 +106,11 @@ def _rewritten(param: Any, rewrite: Callable[[Any], Callable[..., list]]) -> Any
 @contextmanager
 def context(equation: Any) -> Iterator[None]:
     """The settings and name scopes that an equation was written under."""
-    with equation.ctx.manager, jax.named_scope(str(equation.source_info.name_stack)):
+    with (
+        source_info_util.user_context(equation.source_info.traceback),
+        equation.ctx.manager,
+        jax.named_scope(str(equation.source_info.name_stack)),
+    ):
         yield
 
 
@@ -120,6 +124,47 @@ def evaluate(closed: Any, inputs: Any, run: Callable[[Any, list], list]) -> list
             outputs = run(equation, [read(values, atom) for atom in equation.invars])
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(values, atom) for atom in jaxpr.outvars]
+
+
+def peeled(closed: Any, loops: list[Any]) -> Any:
+    """The program with the first iteration of some scans written out before the rest of them."""
+
+    def rewritten(closed: Any) -> Callable[..., list]:
+        return lambda *inputs: evaluate(closed, inputs, run)
+
+    def run(equation: Any, inputs: list[Any]) -> list[Any]:
+        if any(equation is loop for loop in loops):
+            return _first_and_rest(equation, inputs, rewritten)
+        if can_rewrite_inside(equation) and any(contains(j, is_loop) for j in inner_jaxprs(equation)):
+            return bind(equation, inputs, rewrite=rewritten)
+        return bind(equation, inputs)
+
+    def is_loop(equation: Any) -> bool:
+        return any(equation is loop for loop in loops)
+
+    return jax.make_jaxpr(rewritten(closed))(*closed.in_avals)
+
+
+def _first_and_rest(equation: Any, inputs: list[Any], rewritten: Callable[[Any], Callable[..., list]]) -> list[Any]:
+    params = equation.params
+    n_consts, n_carry = scan_counts(equation)
+    consts, carry, scanned = inputs[:n_consts], inputs[n_consts : n_consts + n_carry], inputs[n_consts + n_carry :]
+    body = rewritten(next(closed_bodies(equation)))
+    length, reverse = params["length"], params["reverse"]
+    first = length - 1 if reverse else 0
+    outputs = body(*consts, *carry, *(xs[first] for xs in scanned))
+    carry, ys = outputs[:n_carry], [y[None] for y in outputs[n_carry:]]
+    if length == 1:
+        return [*carry, *ys]
+
+    def step(carry: list, slices: list) -> tuple[list, list]:
+        outputs = body(*consts, *carry, *slices)
+        return outputs[:n_carry], outputs[n_carry:]
+
+    rest = [xs[:-1] if reverse else xs[1:] for xs in scanned]
+    carry, others = lax.scan(step, carry, rest, length=length - 1, reverse=reverse, unroll=params["unroll"])
+    order = (lambda y, z: [z, y]) if reverse else (lambda y, z: [y, z])
+    return [*carry, *(jnp.concatenate(order(y, z)) for y, z in zip(ys, others, strict=True))]
 
 
 def can_rewrite_inside(equation: Any) -> bool:
@@ -146,6 +191,13 @@ def live_equations(closed: Any) -> list[Any]:
     """The equations that some output depends on, in bodies of nested calls too."""
     jaxpr = open_jaxpr(closed)
     return list(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0].eqns)
+
+
+def without_dead_code(closed: Any) -> Any:
+    """The program without what no output depends on, in bodies of nested calls too; its inputs stay."""
+    jaxpr = open_jaxpr(closed)
+    kept, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+    return jex.core.ClosedJaxpr(kept, closed.consts)
 
 
 def source_line(equation: Any, inner: Any = None) -> str:

@@ -94,8 +94,10 @@ class Explainer:
         argnums: int | Sequence[int],
         stochastic: bool = False,
         key: jax.Array | None = None,
+        gradient_call: Callable[[tuple], "Call"] | None = None,
     ):
         self.method = method
+        self.gradient_call = gradient_call  # of `gradient` itself: its staged call, for methods that average gradients
         self.argnums = argnums
         self.stochastic = stochastic
         self.needs_key = stochastic and key is None
@@ -125,19 +127,25 @@ def make_explainer(
     allow_random: bool,
     stochastic: bool = False,
     key: jax.Array | None = None,
+    is_gradient: bool = False,
 ) -> Explainer:
-    """An explainer of the score `f` from `compute`, the method's mathematics over a `Call`."""
+    """An explainer of the score `f` from `compute`, the method's mathematics over a `Call`; `is_gradient`: it is ∇f."""
     require_callable(method, f)
 
-    def evaluate(args: tuple, key: Any, with_info: bool) -> tuple[Any, Info | None]:
+    def stage(args: tuple) -> Call:
         arguments = Arguments(method, args, argnums)
         program = stage_score(
             method, lambda leaves: f(*arguments.fill(leaves)), arguments.leaves, allow_random=allow_random
         )
-        leaves, info = compute(Call(arguments, program), key, with_info)
-        return arguments.attribution(leaves), info
+        return Call(arguments, program)
 
-    return Explainer(method, evaluate, argnums=argnums, stochastic=stochastic, key=key)
+    def evaluate(args: tuple, key: Any, with_info: bool) -> tuple[Any, Info | None]:
+        call = stage(args)
+        leaves, info = compute(call, key, with_info)
+        return call.arguments.attribution(leaves), info
+
+    gradient_call = stage if is_gradient else None
+    return Explainer(method, evaluate, argnums=argnums, stochastic=stochastic, key=key, gradient_call=gradient_call)
 
 
 class with_info:  # noqa: N801 - used as a function: with_info(explain)(x, *args)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import cache, wraps
+from inspect import getattr_static
+from types import FunctionType
 from typing import Any, TypeVar
 
 import jax
@@ -80,9 +82,9 @@ def _methods(cls: type) -> Iterator[tuple[str, Callable]]:
     from flax import nnx
 
     for name in dir(cls):
-        function = getattr(cls, name)
-        is_own = getattr(nnx.Module, name, None) is not function
-        if is_own and (name == "__call__" or not name.startswith("_")) and type(function).__name__ == "function":
+        function = getattr_static(cls, name)  # static methods and properties are none of these
+        is_own = getattr_static(nnx.Module, name, None) is not function
+        if is_own and (name == "__call__" or not name.startswith("_")) and isinstance(function, FunctionType):
             yield name, function
 
 

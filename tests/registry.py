@@ -24,6 +24,7 @@ class Method(NamedTuple):
     stochastic: bool = False
     reverse: bool = True  # whether reverse mode goes through it
     condition: float = 1.0  # how much rounding in the score is magnified
+    refuses: dict[str, str] = {}  # noqa: RUF012 - models that it refuses, and words of the error
 
 
 def covering(models: list[str], methods: list[str], others: list[str], per_pair: int) -> list[tuple[str, str, str]]:
@@ -80,7 +81,11 @@ METHODS: dict[str, Method] = {
     "deep_taylor": Method(lambda f, x: jx.deep_taylor(f, pooling="sum", epsilon=EPSILON)),
     "excitation_backprop": Method(lambda f, x: jx.excitation_backprop(f, epsilon=EPSILON)),
     "lrp": Method(lambda f, x: jx.lrp(f, rules=jx.composites.epsilon_plus_flat(EPSILON))),
-    "lrp_gamma_box": Method(lambda f, x: jx.lrp(f, rules=jx.composites.epsilon_gamma_box(-4.0, 4.0, epsilon=EPSILON))),
+    "lrp_gamma_box": Method(
+        lambda f, x: jx.lrp(f, rules=jx.composites.epsilon_gamma_box(-4.0, 4.0, epsilon=EPSILON)),
+        # Their first layers read a normalisation, and a square, of the input.
+        refuses=dict.fromkeys(("attention", "pytree_input"), "units of the explained input"),
+    ),
     "lrp_attention": Method(lambda f, x: jx.lrp(f, rules=jx.composites.attention(EPSILON), start=1.0)),
 }
 

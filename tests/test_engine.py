@@ -141,9 +141,9 @@ NEAR_MISSES = {
     "another's sum": lambda x: jnp.sum(jnp.exp(x) / jnp.sum(jnp.exp(x @ W), -1, keepdims=True)),
     "another's size": lambda x: jnp.sum(x / jnp.sqrt(jnp.mean((x @ W + 1) ** 2, -1, keepdims=True))),
     "a bias in the statistic": lambda x: jnp.sum(x / (jnp.sum(x, -1, keepdims=True) + X[:, :1])),
-    "the sum escapes": lambda x: (lambda e, s: jnp.sum(e / s) + jnp.sum(s * s))(
-        jnp.exp(x), jnp.exp(x).sum(-1, keepdims=True)
-    ),
+    "a number that is no ε": lambda x: jnp.sum(x / (1 + jnp.sum(jnp.abs(x), -1, keepdims=True))),
+    "a ratio of two numbers": lambda x: jnp.sum(x * X) / jnp.sum(x * (X + 1)),
+    "sums of other rows": lambda x: jnp.sum(jnp.exp(x[:, :3]) / (jnp.exp(x[:, :3]).sum(-1) + 1)),
     "stored statistics": lambda x: jnp.sum((x @ W - W[0]) / jnp.sqrt(W[1] ** 2 + 1e-5)),
 }
 
@@ -151,6 +151,16 @@ NEAR_MISSES = {
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_near_misses_are_neither_softmax_nor_normalisation(name):
     assert not {"softmax", "log_softmax", "logsumexp", "normalisation"} & set(kinds(NEAR_MISSES[name], X))
+
+
+def test_a_softmax_whose_sum_escapes_is_a_normalisation():
+    def score(x):
+        e = jnp.exp(x)
+        s = e.sum(-1, keepdims=True)
+        return jnp.sum((e / s) ** 2) + jnp.sum(s * s)
+
+    found = kinds(score, X)
+    assert "normalisation" in found and not {"softmax", "logsumexp"} & set(found)
 
 
 def test_a_gate_and_a_product_are_no_activations():

@@ -8,6 +8,7 @@ from models import MODELS
 
 import jaxplain as jx
 import jaxplain.graph.head as head
+import jaxplain.methods.noise as noise
 import jaxplain.methods.path as path
 from jaxplain.graph.stage import stage_score
 
@@ -47,6 +48,29 @@ def test_integrated_gradients_is_the_same_with_and_without_it(model, settings, m
     hoisted = explain()
     monkeypatch.setattr(path, "affine_head", lambda *_: None)
     assert relative(hoisted, explain()) < (1e-2 if model == "bf16_compute" else 1e-10)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_smoothgrad_is_the_same_with_and_without_it(model, monkeypatch):
+    case = MODELS[model]()
+    x = jax.tree.map(lambda leaf: leaf[0], case.xs)
+
+    def explain():
+        smooth = jx.smoothgrad(jx.gradient(lambda x: case.score(case.weights, x, 1)), n_samples=3, noise=0.1)
+        return jax.jit(smooth)(x, key=jax.random.key(0))
+
+    monkeypatch.setattr(head, "WORTH", 0)
+    hoisted = explain()
+    monkeypatch.setattr(noise, "affine_head", lambda *_: None)
+    assert relative(hoisted, explain()) < (1e-2 if model == "bf16_compute" else 1e-10)
+
+
+def test_smoothgrad_pulls_back_through_a_large_head_once():
+    weights = jnp.ones((784, 512))
+    smooth = jx.smoothgrad(jx.gradient(lambda x: jnp.sum(jnp.tanh(x @ weights))), n_samples=8)
+    program = jax.make_jaxpr(lambda x: smooth(x, key=jax.random.key(0)))(jnp.ones(784))
+    (loop,) = (e for e in program.eqns if e.primitive.name == "scan")
+    assert str(loop.params["jaxpr"]).count("dot_general") == 1  # forwards; backwards it is outside of the loop
 
 
 def test_a_derivative_of_the_users_own_stays_in_the_tail():

@@ -114,6 +114,78 @@ def test_a_rule_is_its_formula(layer, rule):
     np.testing.assert_allclose(got.ravel(), by_hand(np.asarray(x).ravel(), w, b, arriving), rtol=1e-6, atol=1e-9)
 
 
+HIDDEN = [name for name in FORMULAS if name not in ("zbox",)]
+
+
+@pytest.mark.parametrize("rule", HIDDEN)
+def test_a_rule_is_its_formula_behind_a_relu(rule):
+    """Where the input is known not to be negative, half of the terms are left out."""
+    w, b, v = jnp.sin(1 + jnp.arange(24.0)).reshape(4, 6), 0.3 * S, jnp.sin(3 + jnp.arange(6.0))
+    applied, by_hand = FORMULAS[rule]
+    x = jnp.array([0.7, -0.4, 1.3, 0.2])
+    score = lambda x: jax.nn.leaky_relu(jax.nn.relu(x) @ w + b) @ v
+    chosen = composites.compose(rules.epsilon(1e-14), {"first": applied})
+    h = np.asarray(jax.nn.relu(x))
+    arriving = np.asarray(jax.nn.leaky_relu(h @ w + b) * v)
+    want = by_hand(h, np.asarray(w), np.asarray(b), arriving)
+    np.testing.assert_allclose(jx.lrp(score, rules=chosen)(x), want, rtol=1e-6, atol=1e-9)
+
+
+P, Q, T = (jnp.sin(k + jnp.arange(16.0)).reshape(4, 4) for k in (1, 2, 3))
+
+
+def _matrix_product(x):
+    """AttnLRP eqs. 13–15: half of R in proportion, to each factor."""
+    a, b = x @ P, x @ Q
+    z = a @ b
+    share = T * z / stab(2 * z)
+    return a * (share @ b.T), b * (a.T @ share)
+
+
+def _through_layers(a_and_b, x):
+    """What two dense layers x @ P and x @ Q hand on by ε."""
+    return sum(x * ((r / stab(x @ w)) @ w.T) for r, w in zip(a_and_b, (P, Q), strict=True))
+
+
+PRODUCTS = {
+    "matrix product": (lambda x: jnp.sum(((x @ P) @ (x @ Q)) * T), _matrix_product),
+    "product": (lambda x: jnp.sum((x @ P) * (x @ Q) * T), lambda x: 2 * ((x @ P) * (x @ Q) * T / 2,)),
+    "quotient": (lambda x: jnp.sum((x @ P) / (x @ Q) * T), lambda x: 2 * ((x @ P) / (x @ Q) * T / 2,)),
+    "gate": (
+        lambda x: jnp.sum((x @ P) * jax.nn.sigmoid(x @ Q) * T),
+        lambda x: ((x @ P) * jax.nn.sigmoid(x @ Q) * T, 0 * x),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_are_their_formulas(name):
+    score, by_hand = PRODUCTS[name]
+    x = jnp.cos(5 + 1.7 * jnp.arange(16.0)).reshape(4, 4)
+    got = jx.lrp(score, rules=composites.attention(EPS))(x)
+    np.testing.assert_allclose(got, _through_layers(by_hand(x), x), rtol=1e-6, atol=1e-7)
+
+
+def test_softmax_log_softmax_and_pooling_are_their_formulas():
+    x, v = jnp.cos(5 + 1.7 * jnp.arange(4.0)), jnp.sin(3 + jnp.arange(4.0))
+    epsilon = rules.epsilon(EPS)
+    p = jax.nn.softmax(x)
+    got = jx.lrp(lambda x: jax.nn.softmax(x) @ v, rules=epsilon)(x)
+    np.testing.assert_allclose(got, x * (p * v - p * jnp.sum(p * v)), rtol=1e-6)
+    share = jax.nn.log_softmax(x) * v / stab(jax.nn.log_softmax(x))
+    got = jx.lrp(lambda x: jax.nn.log_softmax(x) @ v, rules=epsilon)(x)
+    np.testing.assert_allclose(got, x * share - jax.nn.logsumexp(x) * p * jnp.sum(share), rtol=1e-6)
+    got = jx.lrp(lambda x: jnp.max(x.reshape(2, 2), 1) @ v[:2], rules=epsilon)(x)
+    windows = x.reshape(2, 2)
+    winners = windows == windows.max(1, keepdims=True)
+    np.testing.assert_allclose(got, (winners * windows.max(1, keepdims=True) * v[:2, None]).ravel(), rtol=1e-6)
+    pooled = composites.compose(epsilon, {"max": rules.proportional_pooling(epsilon=EPS)})
+    got = jx.lrp(lambda x: jnp.max(jnp.exp(x).reshape(2, 2), 1) @ v[:2], rules=pooled)(x)
+    e = np.exp(windows)
+    want = e * (e.max(1) * v[:2] / stab(e.sum(1)))[:, None]
+    np.testing.assert_allclose(got, want.ravel(), rtol=1e-6)
+
+
 # Closed forms: two networks that compute max(x₁, x₂)
 
 A = jnp.array([[1.0, -1.0, 1.0, -1.0], [-1.0, 1.0, 1.0, -1.0]])

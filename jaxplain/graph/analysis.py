@@ -4,16 +4,39 @@ Order matters. Activity first, then normalisation and softmax (or every `rsqrt` 
 activations, then affine runs, then what is left. Whatever no step recognises is a node of kind "unknown".
 """
 
+import enum
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxplain import _compat
+from jaxplain._errors import JaxplainError, explain_error
 from jaxplain.graph import tables
-from jaxplain.graph.activity import ACTIVE, Activity, activities
+from jaxplain.graph.activity import ACTIVE, CONSTANT, Activity, activities
 from jaxplain.graph.bounds import Bounds
-from jaxplain.graph.flat import Equation, Graph, Value, equations_inside, flatten, is_opened, is_readable
-from jaxplain.graph.patterns import Normalisation, Softmax, normalisations, softmaxes
-from jaxplain.graph.segments import Flow, Segment, activations
+from jaxplain.graph.flat import (
+    Equation,
+    Graph,
+    Opens,
+    Value,
+    equations_inside,
+    flatten,
+    is_opened,
+    is_readable,
+    moved_axes,
+    varying_axes,
+)
+from jaxplain.graph.patterns import (
+    Group,
+    Normalisation,
+    Pattern,
+    Region,
+    Softmax,
+    found_regions,
+    normalisations,
+    softmaxes,
+)
+from jaxplain.graph.segments import Flow, activations
 
 # Kinds that distribute relevance by weights; "first" and "last" are counted among these.
 LAYERS = ("dense", "convolution")
@@ -21,8 +44,18 @@ CONTRACTIONS = (*LAYERS, "sum", "fft")
 KINDS = (
     *CONTRACTIONS,
     *("scale_shift", "normalisation", "activation", "softmax", "log_softmax", "logsumexp"),
-    *("add", "product", "gate", "max", "structural", "loop", "branch", "checkpoint", "unknown"),
+    *("add", "product", "gate", "max", "structural", "loop", "branch", "checkpoint", "custom", "unknown"),
 )
+
+
+class Behind(enum.IntEnum):
+    """What lies between the explained input and a value; the largest counts where several meet."""
+
+    NOTHING = 0  # no way from the input
+    MOVES = 1  # elements of the input, arranged anew
+    IMAGE = 2  # … shifted, scaled, averaged: between the values that bounds of the input take here
+    OTHER = 3  # no layer yet
+    LAYER = 4
 
 
 class Node:
@@ -33,12 +66,14 @@ class Node:
     Attributes:
         kind: one of KINDS.
         path: the name scopes of the model's layer, joined by "/"; empty where the model has none.
-        is_first: no layer with weights lies before it on any way from the explained input.
+        behind: what lies between the explained input and its own.
+        is_first: a layer, and no other lies before it on any way from the explained input.
         is_last: no layer with weights lies after it on any way to the score.
         is_nonnegative: its input cannot be negative (it comes from a ReLU, a softmax, …).
         signal: for a gate, which input is the signal.
         scale_axes: axes of the core's output along which the suffix may scale differently.
         bodies: the analyses of a loop's, a branch's or a checkpoint's programs.
+        group: for a softmax, how it sums over its groups.
     """
 
     def __init__(
@@ -53,6 +88,7 @@ class Node:
         core: Equation | None = None,
         prefix: Sequence[Equation] = (),
         suffix: Sequence[Equation] = (),
+        group: Group | None = None,
     ):
         self.kind = kind
         self.inputs = tuple(inputs)
@@ -65,7 +101,9 @@ class Node:
         self.core = core
         self.prefix = tuple(prefix)
         self.suffix = tuple(suffix)
-        self.is_first = self.is_last = False
+        self.group = group
+        self.behind = Behind.NOTHING
+        self.is_last = False
         self.is_nonnegative = False
         self.signal: int | None = None
         self.scale_axes: frozenset[int] | None = None
@@ -74,6 +112,15 @@ class Node:
     @property
     def path(self) -> str:
         return self.named.path
+
+    @property
+    def is_first(self) -> bool:
+        return self.kind in LAYERS and Behind.NOTHING < self.behind < Behind.LAYER
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of its (first) output."""
+        return self.outputs[0].shape
 
     @property
     def source(self) -> str:
@@ -85,29 +132,30 @@ class Node:
         return self.named.primitive
 
     def __repr__(self) -> str:
-        return f"<{self.kind} {self.path or self.primitive} {list(self.outputs[0].shape)}>"
+        return f"<{self.kind} {self.path or self.primitive} {list(self.shape)}>"
 
 
 class Analysis:
     """A graph and its nodes. `steps` is how to run it: nodes, and the equations that no node carries out."""
 
-    def __init__(self, graph: Graph, activity: dict[Value, Activity]):
+    def __init__(self, graph: Graph, activity: dict[Value, Activity], patterns: Sequence[Pattern] = ()):
         self.graph = graph
         self.activity = activity
         order = {equation: index for index, equation in enumerate(graph.equations)}
-        softs = softmaxes(graph, activity)
+        regions = found_regions(graph, activity, patterns)
+        inside = {equation for region in regions for equation in region.equations}
+        softs = softmaxes(graph, activity, inside)
+        inside.update(equation for softmax in softs for equation in softmax.equations)
         self.bounds = Bounds(graph)
-        inside = {equation for softmax in softs for equation in softmax.equations}
         norms = normalisations(graph, activity, self.bounds, inside)
         held = {(norm.equation, norm.factor) for norm in norms}
         self.flow = Flow(graph, activity, held)
         self.nodes = sorted(
-            _nodes(self.flow, softs, norms, self.bounds, order), key=lambda node: order[node.equations[-1]]
+            _nodes(self.flow, regions, softs, norms, self.bounds, order), key=lambda node: order[node.equations[-1]]
         )
         for node in self.nodes:
-            node.bodies = tuple(
-                Analysis(body, activity) for body in (node.equations[0].bodies if node.kind in _BODY_KINDS else ())
-            )
+            bodies = node.equations[0].bodies if node.kind in _BODY_KINDS else ()
+            node.bodies = tuple(Analysis(body, activity, patterns) for body in bodies)
         self.steps = _steps(graph, self.nodes)
 
     def all_nodes(self) -> list[Node]:
@@ -118,9 +166,14 @@ class Analysis:
 _BODY_KINDS = ("loop", "branch", "checkpoint")
 
 
-def analyse(closed: Any) -> Analysis:
-    """The analysis of a staged score, all of whose inputs are explained."""
-    graph = flatten(closed)
+def analyse(closed: Any, *, patterns: Sequence[Pattern] = (), opens: Opens = is_opened, depth: int = 4) -> Analysis:
+    """The analysis of a staged score, all of whose inputs are explained.
+
+    `patterns` are what the user wants to be one node, `opens` says which calls with derivatives of their own are looked into, `depth`
+    how many loops in each other may be taken apart.
+    """
+    closed = _compat.without_dead_code(closed)
+    graph = flatten(closed, opens=opens)
     activity = activities(graph, [ACTIVE] * len(graph.inputs))
     # An elementwise call of several active values (logaddexp of two branches) is no activation: its equations may tell more.
     mixed = {
@@ -129,17 +182,26 @@ def analyse(closed: Any) -> Analysis:
         if e.primitive in tables.CUSTOM and sum(activity[v] is ACTIVE for v in e.inputs) > 1
     }
     if mixed:
-        opens = lambda origin, body: is_readable(body) if id(origin) in mixed else is_opened(origin, body)  # noqa: E731
-        graph = flatten(closed, opens=opens)
+        graph = flatten(
+            closed, opens=lambda origin, body: is_readable(body) if id(origin) in mixed else opens(origin, body)
+        )
         activity = activities(graph, [ACTIVE] * len(graph.inputs))
-    analysis = Analysis(graph, activity)
-    _mark_first(analysis, [False] * len(graph.inputs))
+    analysis = Analysis(graph, activity, patterns)
+    _, loops = _mark_first(analysis, [Behind.MOVES] * len(graph.inputs))
+    if loops and depth:
+        # The layers of the first iteration are first, as they would be in the same program without the loop.
+        return analyse(_compat.peeled(closed, loops), patterns=patterns, opens=opens, depth=depth - 1)
     _mark_last(analysis, [False] * len(graph.outputs))
     return analysis
 
 
 def _nodes(
-    flow: Flow, softs: list[Softmax], norms: list[Normalisation], bounds: Bounds, order: dict[Equation, int]
+    flow: Flow,
+    regions: list[Region],
+    softs: list[Softmax],
+    norms: list[Normalisation],
+    bounds: Bounds,
+    order: dict[Equation, int],
 ) -> list[Node]:
     claimed: set[Equation] = set()
     nodes: list[Node] = []
@@ -148,33 +210,55 @@ def _nodes(
         nodes.append(node)
         claimed.update(node.equations)
 
+    for region in regions:
+        if outputs := [value for value in region.outputs if value in flow.live]:
+            claim(Node(region.kind, region.inputs, outputs, region.equations, order))
     for softmax in softs:
         if softmax.output in flow.live:
-            claim(Node(softmax.kind, [softmax.root], [softmax.output], softmax.equations, order))
+            claim(Node(softmax.kind, [softmax.root], [softmax.output], softmax.equations, order, group=softmax.group))
     cores = {norm.equation for norm in norms}
-    found = activations(flow, claimed | cores)
-    inside = {e for segment in found for e in segment.equations}
-    for segment in found:
-        claim(_activation(segment, order))
+    segments, shared = activations(flow, claimed | cores, bounds)
+    for segment in segments:
+        claim(Node("activation", [segment.root], [segment.output], segment.equations, order))
+    claimed -= shared
     # What carries no relevance is in no other node.
     claimed.update(e for e in flow.graph.equations if not flow.is_live(e))
     runs = _Runs(flow, claimed, cores, order)
     for norm in norms:
-        if flow.is_live(norm.equation) and norm.equation not in inside:
+        if flow.is_live(norm.equation):
             claim(runs.normalisation(norm))
     for equation in flow.graph.equations:
         if equation not in claimed and equation.primitive in tables.CONTRACTION and len(flow.active(equation)) == 1:
             claim(runs.contraction(equation))
     for equation in flow.graph.equations:
         if equation not in claimed:
-            claim(runs.scale_shift(equation) if flow.is_affine(equation) else _other(equation, flow, bounds, order))
+            is_affine = flow.is_affine(equation) or _spreads(equation, flow)
+            claim(runs.scale_shift(equation) if is_affine else _other(equation, flow, bounds, order))
+    _require_cover(flow, nodes)
     for node in nodes:
         node.is_nonnegative = bounds[node.inputs[0]][0] >= 0
     return nodes
 
 
-def _activation(segment: Segment, order: dict[Equation, int]) -> Node:
-    return Node("activation", [segment.root], [segment.output], segment.equations, order)
+def _spreads(equation: Equation, flow: Flow) -> bool:
+    """Whether a constant is added to an active value that is broadcast to it."""
+    return equation.primitive in tables.SUMS and len(flow.active(equation)) == 1
+
+
+def _require_cover(flow: Flow, nodes: list[Node]) -> None:
+    """Every active value that a node reads must be made by a node: else a bare derivative would pass for relevance."""
+    made = {*flow.graph.inputs, *(value for node in nodes for value in node.outputs)}
+    for node in nodes:
+        for value in node.inputs:
+            if value not in made:
+                raise JaxplainError(
+                    explain_error(
+                        "the analysis left a gap between two nodes of the score: please report this.",
+                        where=node.source,
+                        got=f"{node.kind} reads the result of {value.source}, which belongs to no node",
+                        fix="write the lines around it with fewer shared intermediate values",
+                    )
+                )
 
 
 def _other(equation: Equation, flow: Flow, bounds: Bounds, order: dict[Equation, int]) -> Node:
@@ -182,11 +266,22 @@ def _other(equation: Equation, flow: Flow, bounds: Bounds, order: dict[Equation,
     active = list(dict.fromkeys(flow.active(equation)))
     outputs = [value for value in equation.outputs if value in flow.live]
     node = Node(_kind(equation, flow.active(equation)), active, outputs, [equation], order)
-    if node.kind == "product" and len(active) == 2 and equation.primitive == "mul":
-        gates = [bounds[v][0] >= 0 and bounds[v][1] <= 1 for v in active]
+    if node.kind == "product" and len(active) == 2:
+        gates = [_gates(equation, value, bounds) for value in active]
         if sum(gates) == 1:
             node.kind, node.signal = "gate", gates.index(False)
     return node
+
+
+def _gates(equation: Equation, factor: Value, bounds: Bounds) -> bool:
+    """Whether an active factor only lets more or less of the other through: it is in [0, c], or it divides and is above 0."""
+    low, high = bounds[factor]
+    if equation.primitive == "div":
+        return factor is equation.inputs[1] and low > 0
+    without_sum = equation.primitive == "mul" or (
+        equation.primitive == "dot_general" and not any(equation.params["dimension_numbers"][0])
+    )
+    return without_sum and low >= 0 and high < math.inf
 
 
 def _kind(equation: Equation, active: list[Value]) -> str:
@@ -196,17 +291,16 @@ def _kind(equation: Equation, active: list[Value]) -> str:
         return "checkpoint"
     if name in ("scan", "cond"):
         return "loop" if name == "scan" else "branch"
+    if name in tables.CUSTOM:
+        return "custom" if is_readable(next(_compat.closed_bodies(equation.origin))) else "unknown"
     if name in tables.SUMS or name in ("scatter-add", "scatter_add", "scatter-sub"):
         return "add"
     if name in tables.PRODUCTS or name in tables.WEIGHTED:
-        # A scalar that scales an array is affine in that scalar, and the array is constant.
-        return "product" if len(active) > 1 else "sum"
+        return "product"  # of active values, or of an active number and an array
     if name in tables.MAXIMUM:
         return "max"
     if name in tables.STRUCTURAL or (name == "select_n" and equation.inputs[0] not in active):
         return "structural"
-    if name in tables.AFFINE:
-        return "structural"  # a cast or a sign of something that several equations read
     return "unknown"
 
 
@@ -298,47 +392,14 @@ def _scale_axes(suffix: Sequence[Equation], output: Value, flow: Flow) -> frozen
     for equation in suffix:
         if equation.primitive in tables.PRODUCTS:
             (factor,) = (v for v in equation.inputs if v not in flow.active(equation))
-            varying = _varying_axes(factor) if factor.shape else ()
+            varying = varying_axes(factor)
             found.update(a for axis in varying if (a := axes[axis]) is not None)
         elif equation.is_move:
-            moved = _moved_axes(equation, axes)
+            moved = moved_axes(equation, axes)
             if moved is None:
                 return None
             axes = moved
     return frozenset(found)
-
-
-def _moved_axes(equation: Equation, axes: list[int | None]) -> list[int | None] | None:
-    name, old, new = equation.primitive, equation.inputs[0].shape, equation.outputs[0].shape
-    if name == "transpose":
-        return [axes[axis] for axis in equation.params["permutation"]]
-    if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
-        # Only axes of size 1 may come or go.
-        if [n for n in old if n > 1] != [n for n in new if n > 1]:
-            return None
-        kept = iter([axis for axis, n in zip(axes, old, strict=True) if n > 1])
-        return [next(kept) if n > 1 else None for n in new]
-    return axes if name in ("copy", "copy_p") else None
-
-
-def _varying_axes(value: Value) -> frozenset[int]:
-    """Axes along which a value may differ."""
-    equation = value.source
-    every = frozenset(axis for axis, n in enumerate(value.shape) if n > 1)
-    if equation is None:
-        return every
-    if equation.primitive == "broadcast_in_dim":
-        inner = _varying_axes(equation.inputs[0])
-        dimensions = equation.params["broadcast_dimensions"]
-        return frozenset(dimensions[axis] for axis in inner) & every
-    if equation.primitive in tables.ELEMENTWISE:
-        return frozenset().union(*(_varying_axes(v) for v in equation.inputs if v.shape == value.shape)) & every
-    if equation.is_move:
-        moved = _moved_axes(equation, list(range(len(equation.inputs[0].shape))))
-        if moved is not None:
-            inner = _varying_axes(equation.inputs[0])
-            return frozenset(axis for axis, old in enumerate(moved) if old in inner) & every
-    return every
 
 
 def _steps(graph: Graph, nodes: list[Node]) -> list[Node | Equation]:
@@ -360,35 +421,58 @@ def _steps(graph: Graph, nodes: list[Node]) -> list[Node | Equation]:
     return steps[::-1]
 
 
-def _mark_first(analysis: Analysis, inputs: Sequence[bool]) -> list[bool]:
-    """Mark the layers that no other layer precedes; return whether a layer lies behind each output."""
-    behind: dict[Value, bool] = dict(zip(analysis.graph.inputs, inputs, strict=True))
+def _mark_first(analysis: Analysis, inputs: Sequence[Behind]) -> tuple[list[Behind], list[Any]]:
+    """Note what lies behind each node, and so which layers are first; return what lies behind each output.
+
+    Also the loops in which a layer is first in the first iteration alone.
+    """
+    behind: dict[Value, Behind] = dict(zip(analysis.graph.inputs, inputs, strict=True))
+    loops: list[Any] = []
     for node in analysis.nodes:
-        before = any(behind.get(value, False) for value in node.inputs)
-        node.is_first = node.kind in LAYERS and not before
-        after = [before or node.kind in LAYERS] * len(node.outputs)
+        node.behind = max((behind.get(value, Behind.NOTHING) for value in node.inputs), default=Behind.NOTHING)
         if node.bodies:
-            whole = _through(node, lambda body, flags: _mark_first(body, flags), behind)
+            whole, inside = _through(node, behind)
+            loops.extend(inside)
             after = [whole[node.equations[0].outputs.index(value)] for value in node.outputs]
+        else:
+            after = [_passed(node, analysis.activity)] * len(node.outputs)
         behind.update(zip(node.outputs, after, strict=True))
-    return [behind.get(value, False) for value in analysis.graph.outputs]
+    return [behind.get(value, Behind.NOTHING) for value in analysis.graph.outputs], loops
 
 
-def _through(node: Node, visit: Any, behind: dict[Value, bool]) -> list[bool]:
-    """Flags of a node's outputs from those of its inputs, by visiting its bodies; a loop's carry until nothing changes."""
+def _passed(node: Node, activity: dict[Value, Activity]) -> Behind:
+    """What lies behind the outputs of a node."""
+    if node.kind in LAYERS:
+        return Behind.LAYER if node.behind else Behind.NOTHING
+    if any(activity[value] is not CONSTANT for value in node.others) or node.behind > Behind.IMAGE:
+        return max(node.behind, Behind.OTHER)
+    if node.kind == "structural":
+        return node.behind
+    return max(node.behind, Behind.IMAGE if node.kind in ("scale_shift", "sum", "max") else Behind.OTHER)
+
+
+def _through(node: Node, behind: dict[Value, Behind]) -> tuple[list[Behind], list[Any]]:
+    """What lies behind a loop's, branch's or checkpoint's outputs, by visiting its bodies; a loop's carry until nothing changes."""
     (equation,) = node.equations
-    flags = [behind.get(value, False) for value in equation.inputs]
-    if node.kind == "loop":
-        n_consts, n_carry = _compat.scan_counts(equation.origin)
-        while True:
-            out = visit(node.bodies[0], flags)
-            carry = [a or b for a, b in zip(flags[n_consts : n_consts + n_carry], out[:n_carry], strict=True)]
-            if carry == flags[n_consts : n_consts + n_carry]:
-                return [*carry, *out[n_carry:]]
-            flags[n_consts : n_consts + n_carry] = carry
+    flags = [behind.get(value, Behind.NOTHING) for value in equation.inputs]
     if node.kind == "branch":
-        return [any(several) for several in zip(*(visit(body, flags[1:]) for body in node.bodies), strict=True)]
-    return visit(node.bodies[0], flags)
+        visits = [_mark_first(body, flags[1:]) for body in node.bodies]
+        return [max(v) for v in zip(*(v for v, _ in visits), strict=True)], [loop for _, o in visits for loop in o]
+    (body,) = node.bodies
+    if node.kind == "checkpoint":
+        return _mark_first(body, flags)
+    n_consts, n_carry = _compat.scan_counts(equation.origin)
+    carried = slice(n_consts, n_consts + n_carry)
+    in_first = None
+    while True:
+        out, loops = _mark_first(body, flags)
+        firsts = {n for n in body.all_nodes() if n.is_first}
+        in_first = in_first or (firsts, loops)
+        carry = [max(a, b) for a, b in zip(flags[carried], out[:n_carry], strict=True)]
+        if carry == flags[carried]:
+            is_special = in_first[0] - firsts or (in_first[1] and not loops)  # a loop in the loop has first layers then
+            return [*carry, *out[n_carry:]], [*loops, *([equation.origin] if is_special else [])]
+        flags[carried] = carry
 
 
 def _mark_last(analysis: Analysis, outputs: Sequence[bool]) -> list[bool]:

@@ -12,6 +12,13 @@ from jaxplain.graph import tables
 from jaxplain.graph.flat import Equation, Graph, Value, flatten
 
 Interval = tuple[float, float]
+# What comes out of these is among what goes in first.
+_FIRST = (
+    tables.IDENTITY
+    | tables.MOVES
+    | {"broadcast_in_dim", "convert_element_type", "dynamic_slice", "gather", "reduce_precision", "slice", "split"}
+    | {"stop_gradient"}
+)
 ANY: Interval = (-math.inf, math.inf)
 
 
@@ -24,32 +31,33 @@ class Bounds:
         for value, constant in graph.constants.items():
             self._found[value] = _of_constant(constant)
         for equation in graph.equations:
-            interval = self._of(equation)
-            self._found.update((value, interval) for value in equation.outputs)
+            self._found.update(zip(equation.outputs, self._of(equation), strict=True))
 
     def __getitem__(self, value: Value) -> Interval:
         return self._found.get(value, ANY)
 
-    def _of(self, equation: Equation) -> Interval:
-        name = equation.primitive
+    def _of(self, equation: Equation) -> list[Interval]:
         inputs = [self[v] for v in equation.inputs]
-        if name in tables.CUSTOM:
+        if equation.primitive in tables.CUSTOM:
             body = flatten(next(_compat.closed_bodies(equation.origin)))
-            return Bounds(body, inputs)[body.outputs[0]]
+            inside = Bounds(body, inputs)
+            return [inside[value] for value in body.outputs]
+        return [self._of_primitive(equation, inputs)] * len(equation.outputs)
+
+    def _of_primitive(self, equation: Equation, inputs: Sequence[Interval]) -> Interval:
+        name = equation.primitive
         if name in _RULES:
             return _RULES[name](*inputs)
         if name == "integer_pow":
             return (0.0, math.inf) if equation.params["y"] % 2 == 0 else ANY
         if name == "select_n":
             return _hull(inputs[1:])
-        if name in tables.IDENTITY:
+        if name in _FIRST:
             return inputs[0]
-        if name in ("gather", "dynamic_slice", "reshape", "broadcast_in_dim", "slice", "stop_gradient"):
-            return inputs[0]
-        if name in tables.MOVES | {"concatenate", "pad", "split", "convert_element_type", "reduce_precision"}:
+        if name in ("concatenate", "pad"):
             return _hull(inputs)
         if name in tables.MAXIMUM:
-            return inputs[0]
+            return _hull([inputs[0], inputs[-1]]) if name.startswith("scatter") else inputs[0]
         if name in tables.SUMMING - {"scatter-sub"} and all(low >= 0 for low, _ in inputs):
             return 0.0, math.inf
         return ANY
@@ -63,7 +71,8 @@ def _of_constant(constant: Any) -> Interval:
 
 
 def _hull(intervals: Sequence[Interval]) -> Interval:
-    return min(low for low, _ in intervals), max(high for _, high in intervals)
+    numbers = [(low, high) for low, high in intervals if low == low] or [ANY]  # NaN stands for "there is none"
+    return min(low for low, _ in numbers), max(high for _, high in numbers)
 
 
 def _corners(operation: Any, a: Interval, b: Interval) -> Interval:

@@ -9,6 +9,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from jaxplain import _compat
 from jaxplain.graph import tables
 
@@ -51,8 +54,11 @@ class Equation:
     @property
     def is_move(self) -> bool:
         """Whether it only arranges the elements of its operand anew; `x[None]` is written as a broadcast."""
-        is_added_axis = self.primitive == "broadcast_in_dim" and self.inputs[0].aval.size == self.outputs[0].aval.size
-        return is_added_axis or self.primitive in tables.MOVES
+        if self.primitive == "broadcast_in_dim":
+            return self.inputs[0].aval.size == self.outputs[0].aval.size
+        if self.primitive in tables.IDENTITY | {"optimization_barrier"}:  # some take several values at once
+            return len(self.inputs) == 1
+        return self.primitive in tables.MOVES
 
     def __repr__(self) -> str:
         return f"{self.primitive} at {self.line}"
@@ -64,13 +70,42 @@ class Equation:
 
 
 class Graph:
-    """A program: equations in order, and the values of its constants (a body's constants too)."""
+    """A program: equations in order, and the values of its constants (a body's constants too).
+
+    Equal equations on equal operands in one scope are one, so that `where(x @ w > 0, x @ w, 0)` is an activation of x @ w.
+    """
 
     def __init__(self) -> None:
         self.inputs: tuple[Value, ...] = ()
         self.outputs: tuple[Value, ...] = ()
         self.equations: list[Equation] = []
         self.constants: dict[Value, Any] = {}
+        self._known: dict[Any, Any] = {}
+
+    def constant(self, aval: Any, content: Any) -> Value:
+        """The value of a constant: one for each array, and for each number of the program's text."""
+        is_number = not isinstance(content, jax.Array) and np.ndim(content) == 0 and np.isscalar(content)
+        key = (str(aval), repr(content)) if is_number else id(content)
+        if key not in self._known:
+            self._known[key] = Value(aval)
+            self.constants[self._known[key]] = content
+        return self._known[key]
+
+    def append(self, equation: Equation) -> tuple[Value, ...]:
+        """Append an equation, or find the equal one; return its outputs."""
+        if equation.bodies or equation.origin.effects:
+            self.equations.append(equation)
+            return equation.outputs
+        how: Any = tuple(sorted(equation.params.items()))
+        try:
+            hash(how)
+        except TypeError:  # then only the same equation of one function, called twice, is known to be equal
+            how = id(equation.origin)
+        key = (equation.path, equation.primitive, how, equation.inputs)
+        if key not in self._known:
+            self._known[key] = equation.outputs
+            self.equations.append(equation)
+        return self._known[key]
 
     def users(self) -> dict[Value, list[Equation]]:
         """The equations of this graph that read each value."""
@@ -79,6 +114,53 @@ class Graph:
             for value in dict.fromkeys(equation.inputs):
                 found.setdefault(value, []).append(equation)
         return found
+
+
+Axes = list[int | None]
+
+
+def moved_axes(equation: Equation, axes: Axes) -> Axes | None:
+    """Names of the axes of an operand, on the axes of what a move makes of it; None if that is not one to one."""
+    name, old, new = equation.primitive, equation.inputs[0].shape, equation.outputs[0].shape
+    if name == "transpose":
+        return [axes[axis] for axis in equation.params["permutation"]]
+    if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
+        # Only axes of size 1 may come or go.
+        if [n for n in old if n > 1] != [n for n in new if n > 1]:
+            return None
+        kept = iter([axis for axis, n in zip(axes, old, strict=True) if n > 1])
+        return [next(kept) if n > 1 else None for n in new]
+    return axes if name in tables.IDENTITY | {"optimization_barrier"} else None
+
+
+def broadcast_axes(equation: Equation, axes: Axes) -> Axes:
+    """The same for a broadcast: a new axis, or one that was of size 1, has no name."""
+    (operand, *_), (output,) = equation.inputs, equation.outputs
+    named: Axes = [None] * len(output.shape)
+    for axis, n, place in zip(axes, operand.shape, equation.params["broadcast_dimensions"], strict=True):
+        named[place] = axis if n == output.shape[place] else None
+    return named
+
+
+def varying_axes(value: Value) -> frozenset[int]:
+    """Axes along which a value may differ."""
+    equation = value.source
+    every = frozenset(axis for axis, n in enumerate(value.shape) if n > 1)
+    if equation is None:
+        return every
+    if equation.primitive == "broadcast_in_dim":
+        inner = varying_axes(equation.inputs[0])
+        dimensions = equation.params["broadcast_dimensions"]
+        return frozenset(dimensions[axis] for axis in inner) & every
+    if equation.primitive in tables.ELEMENTWISE:
+        # Operands have the rank of the output, with axes of size 1 perhaps, or none.
+        return frozenset().union(*map(varying_axes, equation.inputs)) & every
+    if equation.is_move:
+        moved = moved_axes(equation, list(range(len(equation.inputs[0].shape))))
+        if moved is not None:
+            inner = varying_axes(equation.inputs[0])
+            return frozenset(axis for axis, old in enumerate(moved) if old in inner) & every
+    return every
 
 
 Opens = Callable[[Any, Any], bool]
@@ -100,15 +182,10 @@ def _append(
     jaxpr = _compat.open_jaxpr(closed)
     values = dict(zip(jaxpr.invars, inputs, strict=True))
     for variable, constant in zip(jaxpr.constvars, _compat.constants(closed), strict=True):
-        values[variable] = Value(variable.aval)
-        graph.constants[values[variable]] = constant
+        values[variable] = graph.constant(variable.aval, constant)
 
     def look(atom: Any) -> Value:
-        if not _compat.is_literal(atom):
-            return values[atom]
-        value = Value(atom.aval)
-        graph.constants[value] = atom.val
-        return value
+        return graph.constant(atom.aval, atom.val) if _compat.is_literal(atom) else values[atom]
 
     for origin in jaxpr.eqns:
         here = "/".join(filter(None, (path, _scope(origin))))
@@ -123,8 +200,7 @@ def _append(
                 equation.bodies = tuple(
                     flatten(body, here, opens, caller or origin) for body in _compat.closed_bodies(origin)
                 )
-            graph.equations.append(equation)
-            outputs = equation.outputs
+            outputs = graph.append(equation)
         values.update(zip(origin.outvars, outputs, strict=True))
     return tuple(look(atom) for atom in jaxpr.outvars)
 
@@ -132,10 +208,21 @@ def _append(
 def is_opened(origin: Any, body: Any) -> bool:
     """Whether the equations of a call with a derivative of its own stand in place of it.
 
-    One elementwise formula (relu, softplus) stays one equation: its derivative is the author's (relu′(0) = 0). A body that
-    could not be read (a while loop, an unknown primitive) keeps its own derivative too.
+    One elementwise formula (relu, softplus) stays one equation: its derivative is the author's (relu′(0) = 0), unless it is
+    affine (an identity that clips gradients), for the affine belongs to the layer beside it. A body that could not be
+    read (a while loop, an unknown primitive) keeps its own derivative too.
     """
-    return is_readable(body) and not is_elementwise_call(origin, body)
+    return is_readable(body) and (not is_elementwise_call(origin, body) or not is_curved(body))
+
+
+def opens_activations(origin: Any, body: Any) -> bool:
+    """Which calls are opened where derivatives are taken: those with a nonlinearity inside; others keep their author's."""
+    return is_opened(origin, body) and is_curved(body)
+
+
+def is_curved(body: Any) -> bool:
+    """Whether a body holds a nonlinear elementwise equation."""
+    return any(e.primitive.name in tables.CURVED or any(map(is_curved, _compat.inner_jaxprs(e))) for e in body.eqns)
 
 
 def is_readable(body: Any) -> bool:
@@ -168,7 +255,7 @@ def _scope(origin: Any) -> str:
     for part in str(origin.source_info.name_stack).split("/"):
         while match := _WRAPPED.fullmatch(part):
             part = match.group(1)
-        if part and part not in ("checkpoint", "rematted_computation"):
+        if part and part not in ("checkpoint", "rematted_computation") and "->" not in part:  # an einsum names itself
             parts.append(part)
     return "/".join(parts)
 

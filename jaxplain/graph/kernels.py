@@ -22,6 +22,9 @@ from jax import lax
 from jaxplain import _compat
 
 FEW_CHANNELS = 4  # at most this many input or output channels: one matrix product over the window beats the convolution
+FEW_TAPS = (
+    16  # … from few input channels in two dimensions only where the window is small, for XLA's own are fast there
+)
 MANY_TAPS = 126  # the winning tap of a pooling window is counted in int8
 FEW_PRODUCTS = 4  # at most this many weights per group and tap: shifted products beat one convolution per group
 
@@ -181,7 +184,7 @@ def _convolution(equation: Any) -> Callable | None:
         method = "native"  # the gradient of a kernel: its window is an image
     elif groups > 1:
         method = "products" if n_in * n_out <= FEW_PRODUCTS else "split"
-    elif pointwise or (n_in <= FEW_CHANNELS and {*window.input_dilation} == {1}):
+    elif pointwise or (_gathers_well(n_in, size) and {*window.input_dilation} == {1}):
         method = "columns"
     elif n_out <= FEW_CHANNELS:
         method = "scatter"
@@ -200,6 +203,11 @@ def _convolution(equation: Any) -> Callable | None:
         precision=p["precision"],
         dtype=out.dtype,
     )
+
+
+def _gathers_well(n_in: int, size: tuple[int, ...]) -> bool:
+    """Whether the inputs of a window side by side are quick to make: runs of several channels, and not many of them."""
+    return n_in <= FEW_CHANNELS and (len(size) != 2 or (n_in > 1 and math.prod(size) <= FEW_TAPS))
 
 
 def _real(*avals: Any) -> bool:

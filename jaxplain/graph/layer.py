@@ -17,6 +17,7 @@ from jaxplain._errors import SettingError, explain_error
 from jaxplain.graph import tables
 from jaxplain.graph.analysis import Node
 from jaxplain.graph.flat import Equation, Value
+from jaxplain.graph.patterns import Group
 
 Weights = Literal["as they are", "positive", "negative", "squared", "ones"]
 
@@ -45,10 +46,12 @@ class Layer:
         node: what the analysis knows of it.
         inputs: the values that relevance flows to.
         output: the (first) value that relevance comes from.
+        box: for a rule with bounds, what they are at the layer's input, where that is an image of the explained input.
     """
 
-    def __init__(self, node: Node, inputs: tuple, others: tuple, outputs: list):
+    def __init__(self, node: Node, inputs: tuple, others: tuple, outputs: list, box: tuple | None = None):
         self.node = node
+        self.box = box
         self.inputs = inputs
         self._others = others
         self.outputs = outputs
@@ -70,11 +73,33 @@ class Layer:
     def pass_back(self, relevance: jax.Array) -> jax.Array:
         """Relevance of the output in the layout of the input: through the node's reshapes, nothing else."""
         node = self.node
-        if not node.suffix or not any(e.is_move for e in node.suffix):
-            return relevance
-        (start,) = (v for v in node.suffix[0].inputs if v in node.inputs or v.source in node.equations)
-        like = jnp.zeros(start.shape, relevance.dtype)
-        return jax.linear_transpose(lambda v: self._moves(node.suffix, start, v), like)(relevance)[0]
+        if any(e.is_move for e in node.suffix):
+            (start,) = (v for v in node.suffix[0].inputs if v in node.inputs or v.source in node.equations)
+            like = jnp.zeros(start.shape, relevance.dtype)
+            (relevance,) = jax.linear_transpose(lambda v: self._moves(node.suffix, start, v), like)(relevance)
+        return summed_to(self.x.shape, relevance)
+
+    @property
+    def is_elementwise_product(self) -> bool:
+        """Whether each output of a product is one product: `mul`, `div`, a `dot_general` that sums over nothing."""
+        (equation,) = self.node.equations
+        return equation.primitive in tables.PRODUCTS or (
+            equation.primitive == "dot_general" and not any(equation.params["dimension_numbers"][0])
+        )
+
+    def to_factor(self, index: int, relevance: jax.Array) -> jax.Array:
+        """For an elementwise product: relevance in the layout of one factor, summed over what it was broadcast to."""
+        (equation,) = self.node.equations
+        x = self.inputs[index]
+        if equation.primitive == "dot_general":
+            place = equation.inputs.index(self.node.inputs[index])
+            ones = [jnp.ones(v.shape, relevance.dtype) for v in equation.inputs]
+
+            def product(v: jax.Array) -> jax.Array:
+                return run_equation(equation, [v if i == place else one for i, one in enumerate(ones)])[0]
+
+            return jax.linear_transpose(product, ones[place])(relevance.astype(equation.outputs[0].aval.dtype))[0]
+        return summed_to(x.shape, relevance)
 
     @cached_property
     def bias(self) -> jax.Array:
@@ -99,6 +124,20 @@ class Layer:
 
     def _as_it_is(self, v: jax.Array) -> jax.Array:
         return jax.jvp(lambda x: evaluate(self.node, [x], self._others)[0], (self.x,), (v,))[1]
+
+    def group_sum(self, v: jax.Array) -> jax.Array:
+        """For a softmax: the sum of v over each group that it normalises, at every element of the group."""
+        start, equations = cast(Group, self.node.group)
+        value = start
+        for equation in equations:
+            if equation.primitive in ("reduce_sum", "broadcast_in_dim", "gather") or equation.is_move:
+                inputs = [v if operand is value else self._values.get(operand) for operand in equation.inputs]
+                (v,) = run_equation(equation, inputs)
+            elif equation.primitive in tables.SUMMING:  # into segments
+                zeros = jnp.zeros(equation.outputs[0].shape, v.dtype)
+                (v,) = run_equation(equation, [zeros, self._values[equation.inputs[1]], v])
+            (value,) = equation.outputs  # guards against zero, casts and reciprocals leave v as it is
+        return v
 
     def summed(self, v: jax.Array) -> jax.Array:
         """A maximum over windows or axes, with a sum in its place."""
@@ -143,7 +182,7 @@ class Layer:
 
     def _scale(self, equations: Sequence[Equation], start: Value, like: jax.Array) -> jax.Array | None:
         """The factors that some equations multiply by, in the layout of what comes out of them; None if there are none."""
-        if not _scales(equations):
+        if not _scales(equations, start):
             return None
         zeros = _compat.zeros_like(like)
         # The tangent, not a difference of values: shifts may be infinite (masks).
@@ -180,7 +219,7 @@ class Layer:
         weight = None if kernel is None else self._values[kernel]
         before = self._scale(node.prefix, node.inputs[0], self.x)
         after = None
-        if _scales(node.suffix):
+        if _scales(node.suffix, core.outputs[0]):
             plain = self._contract(weight, v)
             folded = None if weight is None else self._folded(weight, plain)
             if folded is None:
@@ -247,12 +286,27 @@ class Layer:
         return {start + i: axis for i, axis in enumerate(free)}
 
 
+def summed_to(shape: tuple[int, ...], relevance: jax.Array) -> jax.Array:
+    """Relevance of a value that an elementwise equation broadcast: the sum over what it was broadcast to."""
+    if shape == ():
+        return jnp.sum(relevance)
+    spread = [axis for axis, (a, b) in enumerate(zip(shape, relevance.shape, strict=True)) if a != b]
+    return jnp.sum(relevance, axis=spread, keepdims=True) if spread else relevance
+
+
 def _is_float(value: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(value), jnp.inexact)
 
 
-def _scales(equations: Sequence[Equation]) -> bool:
-    return any(e.primitive in tables.PRODUCTS or e.primitive == "neg" for e in equations)
+def _scales(equations: Sequence[Equation], value: Value) -> bool:
+    """Whether a chain of equations from `value` multiplies, by −1 too: c − x."""
+    for equation in equations:
+        if equation.primitive in tables.PRODUCTS or equation.primitive == "neg":
+            return True
+        if equation.primitive == "sub" and equation.inputs[1] is value:
+            return True
+        (value,) = equation.outputs
+    return False
 
 
 def _signs(scale: jax.Array | None) -> tuple[int, ...]:

@@ -1,19 +1,104 @@
-"""Softmax and normalisation, found by what they compute and not by how they are spelled."""
+"""Softmax and normalisation, found by what they compute and not by how they are spelled; and patterns of the user's own."""
 
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from itertools import groupby
 from typing import NamedTuple
 
+from jaxplain._errors import SettingError, explain_error
 from jaxplain.graph import tables
 from jaxplain.graph.activity import ACTIVE, CONSTANT, Activity
 from jaxplain.graph.bounds import Bounds
-from jaxplain.graph.flat import Equation, Graph, Value
+from jaxplain.graph.flat import Axes, Equation, Graph, Value, broadcast_axes, moved_axes, varying_axes
 
 Activities = dict[Value, Activity]
 Users = dict[Value, list[Equation]]
 _CASTS = tables.IDENTITY | {"convert_element_type", "reduce_precision"}
-_SPREADS = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "gather"}) | _CASTS
+_SPREADS = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "gather"}) | _CASTS
 _TOTALS = frozenset({"reduce_sum", "scatter-add", "scatter_add"})
+_GUARDS = frozenset({"abs", "max", "add"})  # of a sum, against zero
+SMALL = 1e-2  # a number in the program's text that may be the ε of a statistic
 SEARCH = 60  # equations that a statistic may be away from the value it belongs to
+
+
+class Pattern(NamedTuple):
+    """What a user teaches the analysis: stretches of a program that are one node, of a kind of the user's own.
+
+    Attributes:
+        kind: the kind of these nodes, for a composite to select by and a rule to be made for.
+        find: `find(graph, is_active)` yields the stretches, each an iterable of equations of `graph`.
+    """
+
+    kind: str
+    find: Callable[[Graph, Callable[[Value], bool]], Iterable[Iterable[Equation]]]
+
+
+def scope(glob: str, kind: str) -> Pattern:
+    """The pattern "everything that one layer does": equations under a name scope, as in `scope("block_*/attention", "attention")`."""
+
+    def prefix(equation: Equation) -> str | None:
+        parts = equation.path.split("/")
+        names = ("/".join(parts[: i + 1]) for i in range(len(parts)))
+        return next((name for name in names if fnmatchcase(name, glob)), None)
+
+    def find(graph: Graph, is_active: Callable[[Value], bool]) -> Iterator[list[Equation]]:
+        # A layer that is applied twice is two stretches, if something lies between.
+        active = (e for e in graph.equations if any(map(is_active, e.outputs)))
+        yield from (list(run) for name, run in groupby(active, prefix) if name is not None)
+
+    return Pattern(kind, find)
+
+
+class Region(NamedTuple):
+    """A stretch of a program that a pattern found."""
+
+    kind: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    equations: frozenset[Equation]
+
+
+def found_regions(graph: Graph, activity: Activities, patterns: Sequence[Pattern]) -> list[Region]:
+    """What the patterns find, the later ones first; a stretch of one that overlaps one before is left out."""
+    found: list[Region] = []
+    claimed: set[Equation] = set()
+    for pattern in reversed(patterns):
+        for equations in map(frozenset, pattern.find(graph, lambda value: activity[value] is ACTIVE)):
+            if equations and claimed.isdisjoint(equations):
+                found.append(_region(pattern.kind, equations, graph, activity))
+                claimed.update(equations)
+    return found
+
+
+def _region(kind: str, equations: frozenset[Equation], graph: Graph, activity: Activities) -> Region:
+    made = {value for equation in equations for value in equation.outputs}
+    read: dict[Value, None] = {}
+    left = set(graph.outputs)
+    waiting = len(equations)
+    for equation in graph.equations:
+        if equation in equations:
+            waiting -= 1
+            read.update(dict.fromkeys(v for v in equation.inputs if v not in made and activity[v] is ACTIVE))
+        elif not made.isdisjoint(equation.inputs):
+            left.update(equation.inputs)
+            if waiting:
+                raise SettingError(
+                    explain_error(
+                        f"the pattern for {kind!r} found a stretch of the program that is not one unit.",
+                        where=equation.line,
+                        got=f"{equation.primitive}, which is not in it, reads a result before the stretch is complete",
+                        fix="yield stretches that nothing outside reads before their last equation",
+                    )
+                )
+    return Region(kind, tuple(read), tuple(v for v in made if v in left and activity[v] is ACTIVE), equations)
+
+
+class Group(NamedTuple):
+    """How a softmax sums over its groups: the equations from `start` to the sum, back at every element of the group."""
+
+    start: Value
+    equations: tuple[Equation, ...]
 
 
 class Softmax(NamedTuple):
@@ -23,14 +108,15 @@ class Softmax(NamedTuple):
     root: Value
     output: Value
     equations: frozenset[Equation]
+    group: Group
 
 
-def softmaxes(graph: Graph, activity: Activities) -> list[Softmax]:
+def softmaxes(graph: Graph, activity: Activities, claimed: Collection[Equation] = ()) -> list[Softmax]:
     """Every exponential whose own sum divides it, or goes into a logarithm. Masks stay outside, the shift is inside."""
     users = graph.users()
     found: list[Softmax] = []
     for equation in graph.equations:
-        if equation.primitive == "exp" and activity[equation.outputs[0]] is ACTIVE:
+        if equation.primitive == "exp" and equation not in claimed and activity[equation.outputs[0]] is ACTIVE:
             found.extend(_outermost(list(_softmaxes_of(equation, users, activity)), graph, users, activity))
     return found
 
@@ -52,30 +138,170 @@ def _outermost(found: list[Softmax], graph: Graph, users: Users, activity: Activ
 
 def _softmaxes_of(exponential: Equation, users: Users, activity: Activities) -> Iterator[Softmax]:
     shifted = exponential.inputs[0]
-    root, shift = _unshifted(shifted, activity)
-    weights = dict(_moved(exponential.outputs[0], users, _CASTS | {"select_n"}, activity))
+    weights = dict(_moved(exponential.outputs[0], users, _CASTS | {"select_n", "mul"}, activity))
+    masks = {value: set(_masks(shifted, way)) for value, way in weights.items()}
     for weight, cast in weights.items():
-        for total in (e for e in users.get(weight, []) if e.primitive in _TOTALS):
-            start = {exponential, *shift, *cast, total}
-            for denominator, back in _moved(total.outputs[0], users, _SPREADS | {"abs", "max", "add"}, activity):
-                way = {*start, *back}
+        for total in (e for e in users.get(weight, []) if e.primitive in _TOTALS and e.inputs[-1] is weight):
+            shift = _shift(shifted, total, activity)
+            root = shifted if shift is None else shift.root
+            start = {exponential, *cast, total, *(shift.equations if shift else ())}
+
+            def softmax(
+                kind: str, end: Equation, way: Sequence[Equation], *more: Equation,
+                root: Value = root, start: set[Equation] = start, weight: Value = weight, total: Equation = total,
+            ) -> Softmax:  # fmt: skip
+                return Softmax(
+                    kind, root, end.outputs[0], frozenset({*start, *way, *more, end}), Group(weight, (total, *way))
+                )
+
+            for denominator, back in _moved(total.outputs[0], users, _SPREADS | _GUARDS, activity):
                 for end in users.get(denominator, []):
                     if end.primitive == "log":
-                        yield Softmax("logsumexp", root, end.outputs[0], frozenset({*way, end}))
-                        for log, on in _moved(end.outputs[0], users, _SPREADS):
-                            for last in users.get(log, []):
-                                if last.primitive == "sub" and last.inputs == (shifted, log):
-                                    whole = frozenset({*way, end, *on, last})
-                                    yield Softmax("log_softmax", root, last.outputs[0], whole)
+                        yield softmax("logsumexp", end, back)
+                        logs = [(shifted, end, back)]
+                        for value, on in _moved(end.outputs[0], users, _SPREADS):
+                            for add in _unshifting(value, shift, users):
+                                way = (*back, end, *on)
+                                yield softmax("logsumexp", add, way)
+                                logs.append((root, add, way))
+                        for minuend, last, way in logs:
+                            yield from _differences(softmax, minuend, last, way, users, total, weight)
                     elif end.primitive == "div" and end.inputs[1] is denominator and end.inputs[0] in weights:
-                        whole = frozenset({*way, *weights[end.inputs[0]], end})
-                        yield Softmax("softmax", root, end.outputs[0], whole)
+                        if masks[end.inputs[0]] == masks[weight] and _comes_back(total, back, weight):
+                            yield softmax("softmax", end, back, *weights[end.inputs[0]])
                     elif _is_reciprocal(end, denominator, activity):
                         for factor, on in _moved(end.outputs[0], users, _SPREADS):
-                            for last in (e for e in users.get(factor, []) if e.primitive == "mul"):
-                                for other in (v for v in last.inputs if v in weights):
-                                    whole = frozenset({*way, end, *on, *weights[other], last})
-                                    yield Softmax("softmax", root, last.outputs[0], whole)
+                            way = (*back, end, *on)
+                            for last in users.get(factor, []) if _comes_back(total, way, weight) else ():
+                                for other in (v for v in last.inputs if last.primitive == "mul"):
+                                    if masks.get(other) == masks[weight]:
+                                        yield softmax("softmax", last, way, *weights[other])
+
+
+def _masks(shifted: Value, way: Sequence[Equation]) -> Iterator[Equation]:
+    """What was masked after the exponential; not what is −∞ before it already."""
+    stem = shifted.source.inputs[0] if shifted.source and shifted.source.primitive == "sub" else shifted
+    before = stem.source.inputs[0] if stem.source and stem.source.primitive == "select_n" else None
+    yield from (
+        e for e in way if e.primitive not in _CASTS and not (e.primitive == "select_n" and e.inputs[0] is before)
+    )
+
+
+def _differences(
+    softmax: Callable[..., Softmax],
+    minuend: Value,
+    log: Equation,
+    way: Sequence[Equation],
+    users: Users,
+    total: Equation,
+    weight: Value,
+) -> Iterator[Softmax]:
+    """x − logsumexp(x), and the exponential of that."""
+    for value, on in _moved(log.outputs[0], users, _SPREADS):
+        path = (*way, log, *on)
+        if _comes_back(total, path, weight):
+            for last in users.get(value, []):
+                if last.primitive == "sub" and last.inputs == (minuend, value):
+                    yield softmax("log_softmax", last, path)
+                    for moved, cast in _moved(last.outputs[0], users, _CASTS):
+                        for end in (e for e in users.get(moved, []) if e.primitive == "exp"):
+                            yield softmax("softmax", end, path, last, *cast)
+
+
+class _Shift(NamedTuple):
+    """What is subtracted before an exponential, for safety: the same for all of a group."""
+
+    root: Value
+    value: Value
+    equations: tuple[Equation, ...]
+
+
+def _shift(shifted: Value, total: Equation, activity: Activities) -> _Shift | None:
+    equation = shifted.source
+    if equation is None or equation.primitive != "sub":
+        return None
+    root, value = equation.inputs
+    if activity[value] is ACTIVE:
+        inside = _own_maximum(root, value, activity)
+        return None if inside is None else _Shift(root, value, (equation, *inside))
+    if activity[root] is not ACTIVE:
+        return None
+    if total.primitive == "reduce_sum":
+        is_common = varying_axes(value).isdisjoint(total.params["axes"])
+    else:
+        stem = _stem(value, _SPREADS - {"gather"})
+        source = stem.source
+        is_gathered = source is not None and source.primitive == "gather"
+        is_common = stem.aval.size == 1 or (
+            source is not None and is_gathered and _origins(source.inputs[1]) == _origins(total.inputs[1])
+        )
+    return _Shift(root, value, (equation,)) if is_common else None
+
+
+def _own_maximum(root: Value, value: Value, activity: Activities) -> set[Equation] | None:
+    """The equations from root to its own maximum, if that is what `value` is."""
+    seen: set[Equation] = set()
+    while (source := value.source) is not None:
+        seen.add(source)
+        if source.primitive in ("reduce_max", "scatter-max", "scatter_max"):
+            is_own = root in (source.inputs[-1], source.inputs[0])
+            return {e for e in seen if activity[e.outputs[0]] is ACTIVE} if is_own else None
+        varying = [v for v in source.inputs if activity[v] is ACTIVE]
+        if source.primitive not in _SPREADS | {"max", "select_n", "pmax"} or len(varying) != 1:
+            return None
+        (value,) = varying
+    return None
+
+
+def _unshifting(log: Value, shift: _Shift | None, users: Users) -> Iterator[Equation]:
+    """Where the shift is added to the logarithm again."""
+    for equation in users.get(log, []) if shift else ():
+        if equation.primitive == "add":
+            (other, *_) = [v for v in equation.inputs if v is not log] or [log]
+            if shift is not None and _stem(other, _SPREADS) is _stem(shift.value, _SPREADS):
+                yield equation
+
+
+def _stem(value: Value, moves: frozenset[str]) -> Value:
+    """What a value was before it was moved, spread or stopped."""
+    while value.source is not None and value.source.primitive in moves | {"stop_gradient"}:
+        value = value.source.inputs[0]
+    return value
+
+
+def _comes_back(total: Equation, way: Sequence[Equation], weight: Value) -> bool:
+    """Whether a sum goes back to the very elements that it is made of: along the axes, or to the segments, of the sum."""
+    gathers = [e for e in way if e.primitive == "gather"]
+    if total.primitive != "reduce_sum":  # a sum over segments
+        return len(gathers) == 1 and _origins(total.inputs[1]) == _origins(gathers[0].inputs[1])
+    summed = total.params["axes"]
+    axes: Axes = [axis for axis in range(len(weight.shape)) if axis not in summed]
+    for equation in way:
+        if equation.primitive == "broadcast_in_dim":
+            axes = broadcast_axes(equation, axes)
+        elif equation.is_move:
+            moved = moved_axes(equation, axes)
+            if moved is None:
+                return False
+            axes = moved
+        elif equation in gathers:
+            return False
+    if not axes:  # one number
+        return all(axis in summed for axis, n in enumerate(weight.shape) if n > 1)
+    want = [None if axis in summed else axis for axis in range(len(weight.shape))]
+    return len(axes) == len(want) and all(n == 1 or a == b for n, a, b in zip(weight.shape, axes, want, strict=True))
+
+
+def _origins(value: Value) -> set[Value]:
+    """The arrays that an index is computed from."""
+    found, front = set(), [value]
+    while front:
+        current = front.pop()
+        if current.source is not None and not current.source.bodies:
+            front.extend(current.source.inputs)
+        elif current.aval.size > 1 or current.source is not None:
+            found.add(current)
+    return found
 
 
 def _is_reciprocal(equation: Equation, value: Value, activity: Activities) -> bool:
@@ -99,33 +325,9 @@ def _moved(
 
 
 def _is_moved(equation: Equation, value: Value) -> bool:
+    if equation.primitive == "mul":
+        return equation.outputs[0].shape == value.shape
     return value in (equation.inputs if equation.primitive in ("add", "max", "select_n") else equation.inputs[:1])
-
-
-def _unshifted(value: Value, activity: Activities) -> tuple[Value, tuple[Equation, ...]]:
-    """What the exponential is taken of, before its own maximum was subtracted for safety."""
-    equation = value.source
-    if equation is None or equation.primitive != "sub":
-        return value, ()
-    root, shift = equation.inputs
-    behind, seen = shift, set()
-    while (source := behind.source) is not None and source.primitive not in (
-        "reduce_max",
-        "scatter-max",
-        "scatter_max",
-    ):
-        if source.primitive not in _SPREADS | {"stop_gradient", "max", "select_n", "pmax"}:
-            return value, ()
-        seen.add(source)
-        varying = [v for v in source.inputs if activity[v] is not CONSTANT and v.aval.dtype == behind.aval.dtype]
-        if len(varying) != 1:
-            return value, ()
-        (behind,) = varying
-    if source is None or root not in (source.inputs[-1], source.inputs[0]):
-        return value, ()
-    # Only what carries a derivative needs to be inside: a stopped maximum is dependent, and stays outside.
-    inside = {e for e in {*seen, source} if activity[e.outputs[0]] is ACTIVE}
-    return root, (equation, *inside)
 
 
 class Normalisation(NamedTuple):
@@ -149,6 +351,7 @@ def normalisations(
     degree d in r (r → c·r multiplies it by c^d) and the other factor −d, and that factor is constant along an axis.
     """
     found = []
+    order = {value: index for index, equation in enumerate(graph.equations) for value in equation.outputs}
     for equation in graph.equations:
         if equation.primitive not in tables.PRODUCTS or equation in claimed:
             continue
@@ -156,7 +359,10 @@ def normalisations(
             continue
         for index in (1,) if equation.primitive == "div" else (1, 0):
             factor, signal = equation.inputs[index], equation.inputs[1 - index]
-            if _is_spread(factor, signal.shape, activity) and _undoes(equation, signal, factor, activity, bounds):
+            is_size = factor.shape == signal.shape == () and bounds[factor][0] >= 0  # a number over a norm: cosine
+            if (is_size or _is_spread(factor, signal.shape, activity)) and _undoes(
+                equation, signal, factor, activity, bounds, order
+            ):
                 root, centring = _centred(signal, activity)
                 found.append(Normalisation(equation, index, root, centring))
                 break
@@ -184,10 +390,12 @@ def _is_spread(factor: Value, shape: tuple[int, ...], activity: Activities) -> b
     return equation.primitive in tables.ELEMENTWISE and _is_spread(active[0], shape, activity)
 
 
-def _undoes(equation: Equation, signal: Value, factor: Value, activity: Activities, bounds: Bounds) -> bool:
+def _undoes(
+    equation: Equation, signal: Value, factor: Value, activity: Activities, bounds: Bounds, order: dict[Value, int]
+) -> bool:
     sign = 1 if equation.primitive == "div" else -1
     for root in _ancestors(factor, activity):
-        degrees = _Degrees(root, activity, bounds)
+        degrees = _Degrees(root, activity, bounds, order)
         of_signal, of_factor = degrees[signal], degrees[factor]
         if of_signal and of_factor == sign * of_signal:
             return True
@@ -225,7 +433,7 @@ def _centred(signal: Value, activity: Activities) -> tuple[Value, tuple[Equation
     way = []
     while mean is not root:
         source = mean.source
-        if source is None or source.primitive not in _SPREADS | {"reduce_sum", "div", "mul", "dot_general"}:
+        if source is None or source.primitive not in _SPREADS | {"reduce_sum", "div", "mul", "dot_general", "select_n"}:
             return signal, ()
         way.append(source)
         active = [v for v in source.inputs if activity[v] is ACTIVE]
@@ -250,8 +458,9 @@ _KEEPING = (
 class _Degrees:
     """Degrees of homogeneity in `root`: 0 for constants; None for what has none, or knows more of x than root."""
 
-    def __init__(self, root: Value, activity: Activities, bounds: Bounds):
+    def __init__(self, root: Value, activity: Activities, bounds: Bounds, order: dict[Value, int]):
         self._root = root
+        self._order = order
         self._activity = activity
         self._bounds = bounds
         self._found: dict[Value, float | None] = {root: 1.0}
@@ -259,7 +468,10 @@ class _Degrees:
     def __getitem__(self, value: Value) -> float | None:
         if value not in self._found:
             self._found[value] = None  # what fails once fails always
-            self._found[value] = 0.0 if self._activity[value] is CONSTANT else self._of(value)
+            if self._activity[value] is CONSTANT:
+                self._found[value] = 0.0
+            elif self._order.get(value, -1) > self._order.get(self._root, -1):  # else it knows of x in another way
+                self._found[value] = self._of(value)
         return self._found[value]
 
     def _of(self, value: Value) -> float | None:
@@ -267,26 +479,37 @@ class _Degrees:
         if equation is None or equation.bodies:
             return None
         name = equation.primitive
-        inputs = [self[v] for v in equation.inputs]
-        if any(d is None for d in inputs):
-            return None
-        known = [d for d in inputs if d is not None]
-        varying = {d for d, v in zip(known, equation.inputs, strict=True) if self._activity[v] is not CONSTANT}
+        # A choice has the degree of what it chooses from, however it is made.
+        operands = equation.inputs[1:] if name == "select_n" else equation.inputs
+        known = []
+        for operand in operands:
+            if (degree := self[operand]) is None:
+                return None
+            known.append(degree)
+        varying = {d for d, v in zip(known, operands, strict=True) if self._activity[v] is not CONSTANT}
         if name in ("mul", "dot_general", "conv_general_dilated"):
             return sum(known)
         if name == "div":
             return known[0] - known[1]
+        if name == "pow":
+            low, high = self._bounds[operands[1]]
+            return known[0] * low if low == high and known[1] == 0 else None
         if name in _POWERS:
             return _POWERS[name](equation) * known[0]
         if len(varying) != 1:
             return None
         if name in tables.SUMS:
-            return varying.pop() if all(map(self._is_negligible, equation.inputs, [value] * 2)) else None
+            return varying.pop() if all(self._is_negligible(term, equation) for term in operands) else None
         return varying.pop() if name in _KEEPING else None
 
-    def _is_negligible(self, term: Value, total: Value) -> bool:
-        """Whether a constant term leaves the degree: a zero, or the ε of a statistic. Anything else is a bias."""
+    def _is_negligible(self, term: Value, equation: Equation) -> bool:
+        """Whether a term of a sum leaves the degree: active, zero, or the ε of a statistic. Anything else is a bias."""
         if self._activity[term] is not CONSTANT or self._bounds[term] == (0.0, 0.0):
             return True
-        is_statistic = total.aval.size < self._root.aval.size or _is_spread(total, total.shape, self._activity)
-        return term.aval.size == 1 and is_statistic
+        low, high = self._bounds[term]
+        if low == high and math.isfinite(low):
+            is_small = abs(low) <= SMALL
+        else:  # a weight: the ε of a variance or a norm
+            is_small = term.aval.size == 1 and all(self._bounds[v][0] >= 0 for v in equation.inputs if v is not term)
+        (total,) = equation.outputs
+        return is_small and (total.aval.size < self._root.aval.size or _is_spread(total, total.shape, self._activity))

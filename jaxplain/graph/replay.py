@@ -9,6 +9,7 @@ from jax import lax
 
 from jaxplain import _compat
 from jaxplain.graph.analysis import Analysis, Node
+from jaxplain.graph.box import Box
 from jaxplain.graph.flat import Equation
 from jaxplain.graph.layer import Layer, evaluate, run_equation
 
@@ -22,11 +23,13 @@ def replay(
     backward: Callable[[Node], Backward | None],
     probes: dict[Node, jax.Array] | None = None,
     tally: Tally | None = None,
+    boxes: dict[Node, Box] | None = None,
 ) -> Callable[..., list[jax.Array]]:
     """The analysed program as a function of its flat inputs, in which `backward(node)` stands for a node's derivative.
 
     Nodes without one keep their own derivative. The values are those of the program, equation by equation. A node with a probe (a
-    zero of the shape that `tally` returns) has that tally as the probe's cotangent, summed over loops.
+    zero of the shape that `tally` returns) has that tally as the probe's cotangent, summed over loops. `boxes` are bounds of the
+    inputs of some nodes, for their rules.
     """
 
     def run_node(node: Node, values: dict[Any, Any]) -> list[Any]:
@@ -38,7 +41,7 @@ def replay(
         others = tuple(values[v] for v in node.others)
         if rule is None:
             return evaluate(node, inputs, others)
-        return _overridden(node, rule, tally)(inputs, others, probe)
+        return _overridden(node, rule, tally)(inputs, others, (boxes or {}).get(node), probe)
 
     def run(graph: Analysis, inputs: Sequence[Any]) -> list[Any]:
         values: dict[Any, Any] = dict(graph.graph.constants)
@@ -63,12 +66,12 @@ def _own_derivative(layer: Layer, arriving: tuple[jax.Array, ...]) -> tuple[jax.
 def _overridden(node: Node, rule: Backward, tally: Tally | None) -> Callable[..., list[jax.Array]]:
     # A rule captures no array: whatever a node reads is an operand, and what is not active gets no cotangent.
     @jax.custom_vjp
-    def call(inputs: tuple, others: tuple, _probe: Any) -> list[jax.Array]:
+    def call(inputs: tuple, others: tuple, _box: Box | None, _probe: Any) -> list[jax.Array]:
         return evaluate(node, inputs, others)
 
-    def forward(inputs: tuple, others: tuple, _probe: Any) -> tuple[list, tuple]:
+    def forward(inputs: tuple, others: tuple, box: Box | None, _probe: Any) -> tuple[list, tuple]:
         outputs = evaluate(node, inputs, others)
-        return outputs, (inputs, others, outputs)
+        return outputs, (inputs, others, outputs, box)
 
     def backwards(residuals: tuple, arriving: list) -> tuple:
         layer = Layer(node, *residuals)
@@ -76,7 +79,7 @@ def _overridden(node: Node, rule: Backward, tally: Tally | None) -> Callable[...
         arriving = [r.astype(jnp.promote_types(r.dtype, jnp.float32)) for r in arriving]
         leaving = rule(layer, tuple(arriving))
         leaving = tuple(r.astype(x.dtype) for r, x in zip(leaving, layer.inputs, strict=True))
-        return leaving, None, None if tally is None else tally(layer, tuple(arriving), leaving)
+        return leaving, None, None, None if tally is None else tally(layer, tuple(arriving), leaving)
 
     call.defvjp(forward, backwards)
     return call

@@ -6,6 +6,8 @@ it knows of the explained input comes through. What lies between the two is one 
 ReLU written with `where`, a formula of the user's own; all are the same to the analysis.
 """
 
+import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 from jaxplain import _compat
 from jaxplain.graph import tables
 from jaxplain.graph.activity import ACTIVE, CONSTANT, Activity
+from jaxplain.graph.bounds import Bounds
 from jaxplain.graph.flat import Equation, Graph, Value, is_elementwise_call
 
 
@@ -67,16 +70,21 @@ class Segment(NamedTuple):
     equations: frozenset[Equation]
 
 
-def activations(flow: Flow, claimed: set[Equation]) -> list[Segment]:
-    """The outermost nonlinear segments of the equations that are not claimed, adjacent ones joined."""
+def activations(flow: Flow, claimed: set[Equation], bounds: Bounds) -> tuple[list[Segment], set[Equation]]:
+    """The outermost nonlinear segments of the equations that are not claimed, adjacent ones joined.
+
+    Also the affine equations inside of them whose values are read outside too, and so need nodes of their own.
+    """
     dominators = _Dominators(flow, claimed)
     chosen: list[Segment] = []
     holders: dict[Equation, list[Segment]] = {}
+    shared: set[Equation] = set()
+    roots: set[Value] = set()
 
     def is_wanted(value: Value) -> bool:
         """Whether somebody outside the segments that make a value reads it."""
         source = value.source
-        if source not in holders or value in flow.graph.outputs:
+        if source not in holders or value in flow.graph.outputs or value in roots:
             return True
         return any(all(source not in s.equations for s in holders.get(u, [])) for u in flow.users.get(value, []))
 
@@ -87,12 +95,16 @@ def activations(flow: Flow, claimed: set[Equation]) -> list[Segment]:
                 continue
             inside = dominators.between(root, output)
             if all(_is_transparent(e, inside, flow) for e in inside):
+                if equation in holders:
+                    shared.update(inside)
+                    roots.add(root)
                 continue
             segment = Segment(root, output, frozenset(inside))
             chosen.append(segment)
+            roots.add(root)
             for e in inside:
                 holders.setdefault(e, []).append(segment)
-    return _joined(chosen, flow)
+    return _Joints(flow, {*claimed, *holders}, bounds).joined(chosen), shared
 
 
 def _is_transparent(equation: Equation, inside: set[Equation], flow: Flow) -> bool:
@@ -106,19 +118,83 @@ def _is_transparent(equation: Equation, inside: set[Equation], flow: Flow) -> bo
     return equation.primitive in tables.AFFINE
 
 
-def _joined(segments: list[Segment], flow: Flow) -> list[Segment]:
-    """Activations that follow each other directly are one: ReLU6 written as a maximum and a minimum."""
-    by_root = {segment.root: segment for segment in segments}
-    joined: list[Segment] = []
-    for segment in reversed(segments):  # in program order
-        while (after := by_root.get(segment.output)) and (
-            segment.output not in flow.graph.outputs
-            and all(user in after.equations for user in flow.users[segment.output])
-        ):
-            segment = Segment(segment.root, after.output, segment.equations | after.equations)
-        if not any(segment.equations < other.equations for other in joined):
-            joined.append(segment)
-    return joined
+class _Joints:
+    """What lies between, before and after activations and belongs to them: shifting and scaling by numbers of the program's text."""
+
+    def __init__(self, flow: Flow, claimed: set[Equation], bounds: Bounds):
+        self._flow = flow
+        self._claimed = claimed
+        self._bounds = bounds
+
+    def joined(self, segments: list[Segment]) -> list[Segment]:
+        """Activations that follow each other are one: ReLU6 as a maximum and a minimum, 1 / (1 + exp(−z)) as a sigmoid."""
+        by_root = {segment.root: segment for segment in segments}
+        joined: list[Segment] = []
+        for segment in reversed(segments):  # in program order
+            while True:
+                way = self._numbers_after(segment.output)
+                ends = [segment.output, *(e.outputs[0] for e in way)]
+                after = next((by_root[v] for v in ends if v in by_root), None)
+                if after is None or not self._is_read_only_by(after.root, after.equations):
+                    break
+                between = frozenset(way[: ends.index(after.root)])
+                segment = Segment(segment.root, after.output, segment.equations | between | after.equations)
+            if not any(segment.equations < other.equations for other in joined):
+                joined.append(segment)
+        return [self._with_ends(segment) for segment in joined]
+
+    def _with_ends(self, segment: Segment) -> Segment:
+        """With a reflection before it (exp(−z)), and scaling and a shift after it (2σ − 1), which are part of the function."""
+        way: list[Equation] = []
+        root, before = segment.root, 0
+        value = root
+        while (source := value.source) and self._is_number(source):
+            scale, shifts = self._scale_and_shift(source)
+            if shifts or not self._is_read_only_by(value, {*segment.equations, *way}):
+                break
+            way.append(source)
+            (value,) = self._flow.active(source)
+            if scale < 0:
+                root, before = value, len(way)
+        output, after = segment.output, 0
+        following = self._numbers_after(output)
+        for number, equation in enumerate(following, 1):
+            scale, shifts = self._scale_and_shift(equation)
+            if scale <= 0:
+                break
+            if shifts:
+                output, after = equation.outputs[0], number
+        return Segment(root, output, segment.equations.union(way[:before], following[:after]))
+
+    def _numbers_after(self, value: Value) -> list[Equation]:
+        way: list[Equation] = []
+        while (user := self._flow.only_user(value)) and self._is_number(user):
+            way.append(user)
+            (value,) = user.outputs
+        return way
+
+    def _is_read_only_by(self, value: Value, equations: Collection[Equation]) -> bool:
+        return value not in self._flow.graph.outputs and all(user in equations for user in self._flow.users[value])
+
+    def _is_number(self, equation: Equation) -> bool:
+        """Whether an equation scales or shifts by a number of the program's text, or only casts."""
+        if equation in self._claimed or not self._flow.is_affine(equation):
+            return False
+        return all(low == high and math.isfinite(low) for low, high in self._others(equation))
+
+    def _others(self, equation: Equation) -> list[tuple[float, float]]:
+        active = self._flow.active(equation)
+        return [self._bounds[value] for value in equation.inputs if value not in active]
+
+    def _scale_and_shift(self, equation: Equation) -> tuple[float, bool]:
+        """The number that an equation multiplies by, and whether it adds one."""
+        numbers = [low for low, _ in self._others(equation)]
+        reflects = equation.primitive == "neg" or (
+            equation.primitive == "sub" and equation.inputs[0] not in self._flow.active(equation)
+        )
+        if equation.primitive in tables.PRODUCTS and numbers:
+            return (numbers[0] if equation.primitive == "mul" else math.copysign(1, numbers[0])), False
+        return (-1.0 if reflects else 1.0), bool(numbers)
 
 
 class _Dominators:

@@ -17,7 +17,7 @@ WITH_BODIES = CHECKPOINT | {"scan", "cond"}
 SUMS = frozenset({"add", "sub", "add_any"})
 PRODUCTS = frozenset({"mul", "div"})
 AFFINE = SUMS | PRODUCTS | {"neg", "real", "imag", "convert_element_type", "reduce_precision", "copy", "copy_p"}
-_CURVED = _words(
+CURVED = _words(
     """abs acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp cos cosh digamma erf erf_inv erfc
     exp exp2 expm1 floor igamma igamma_grad_a igammac integer_pow lgamma log log1p log2 logistic max min nextafter one_minus_square polygamma polynomial pow
     random_gamma_grad regularized_incomplete_beta rem round rsqrt select_n sign sin sinh sqrt square stop_gradient tan tanh
@@ -27,7 +27,7 @@ _LOGICAL = _words(
     """and or not xor eq ne lt le gt ge eq_to le_to lt_to is_finite population_count clz shift_left shift_right_arithmetic
     shift_right_logical"""
 )
-ELEMENTWISE = AFFINE | _CURVED | _LOGICAL
+ELEMENTWISE = AFFINE | CURVED | _LOGICAL
 # No derivative: what comes out of an active value is dependent, not active.
 NO_DERIVATIVE = frozenset({"floor", "ceil", "round", "sign", "stop_gradient", "nextafter"}) | _LOGICAL
 
@@ -44,10 +44,10 @@ STRUCTURAL = MOVES | _words(
 # Linear in one operand, the others held; an output element sums over input elements.
 WEIGHTED = {"dot_general": "dense", "ragged_dot_general": "dense", "conv_general_dilated": "convolution"}
 # … with weights 0 and 1.
-SUMMING = _words("cumsum psum psum2 psum_invariant reduce_sum reduce_window_sum scatter-add scatter_add scatter-sub")
+SUMMING = _words("cumsum psum psum2 psum_invariant reduce_sum reduce_window_sum scatter-add scatter_add")
 CONTRACTION = frozenset(WEIGHTED) | SUMMING | {"fft"}
 MAXIMUM = _words(
     """cummax cummin max min pmax pmin reduce_max reduce_min reduce_window_max reduce_window_min scatter-max scatter-min
     scatter_max scatter_min"""
 )
-KNOWN = CALLS | CUSTOM | WITH_BODIES | ELEMENTWISE | STRUCTURAL | CONTRACTION | MAXIMUM
+KNOWN = CALLS | CUSTOM | WITH_BODIES | ELEMENTWISE | STRUCTURAL | CONTRACTION | MAXIMUM | {"scatter-sub"}

@@ -19,6 +19,7 @@ def _one_gradient(
     allow_random: bool,
     *,
     conserves: bool = False,
+    is_gradient: bool = False,
 ) -> Explainer:
     """A method whose attribution is a function of x and of one gradient."""
 
@@ -30,7 +31,7 @@ def _one_gradient(
         gap = sum_gap(leaves, value) if conserves else None
         return leaves, Info(value=value, gap=gap, n_gradients=jnp.int32(1))
 
-    return make_explainer(method, f, compute, argnums=argnums, allow_random=allow_random)
+    return make_explainer(method, f, compute, argnums=argnums, allow_random=allow_random, is_gradient=is_gradient)
 
 
 def gradient(f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, allow_random: bool = False) -> Explainer:
@@ -59,7 +60,7 @@ def gradient(f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, allow_r
     References:
         Baehrens et al., How to explain individual classification decisions, JMLR 11, 2010.
     """
-    return _one_gradient("gradient", f, lambda _, g: g, argnums, allow_random)
+    return _one_gradient("gradient", f, lambda _, g: g, argnums, allow_random, is_gradient=True)
 
 
 def sensitivity(f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, allow_random: bool = False) -> Explainer:

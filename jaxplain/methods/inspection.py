@@ -88,7 +88,7 @@ def plan(
     composite = rules_setting("plan", rules)
 
     def run(*args: Any) -> Nodes:
-        analysis = analyse(_stage("plan", f, args, argnums, allow_random)[0].closed)
+        analysis = analyse(_stage("plan", f, args, argnums, allow_random)[0].closed, patterns=composite.patterns)
         chosen = ((node, rule_of(node, composite)) for node in analysis.all_nodes())
         return Nodes(_row(node, "missing" if rule is None else rule.name) for node, rule in chosen)
 
@@ -182,7 +182,7 @@ def ledger(
 
     def run(*args: Any) -> Ledger:
         program, leaves = _stage("ledger", f, args, argnums, allow_random)
-        analysis = analyse(program.closed)
+        analysis = analyse(program.closed, patterns=composite.patterns)
         chosen = chosen_rules("ledger", analysis, composite, on_missing)
         nodes = [node for node in analysis.all_nodes() if not node.bodies]
         value, relevance, tallies = _accounts(analysis, chosen, start, nodes, leaves)
@@ -198,7 +198,9 @@ def _accounts(
 
     def tally(layer: Layer, arriving: tuple[jax.Array, ...], leaving: tuple[jax.Array, ...]) -> jax.Array:
         amounts = [sum(jnp.sum(r) for r in arriving), sum(jnp.sum(r) for r in leaving), layer.to_bias]
-        return jnp.stack([jnp.asarray(amount, dtype) for amount in amounts])
+        # A sum rather than a stack: on Explicit meshes mapped and unmapped numbers do not stack.
+        places = jnp.eye(len(amounts), dtype=dtype)
+        return sum((place * amount for place, amount in zip(places, amounts, strict=True)), jnp.zeros(3, dtype))
 
     dtype = jnp.result_type(jnp.float32, *leaves)
     probes = {node: jnp.zeros(3, dtype) for node in nodes}
@@ -220,7 +222,7 @@ def _stage(
 
 def _row(node: Node, rule: str) -> NodeRow:
     position = " ".join(word for word, holds in (("first", node.is_first), ("last", node.is_last)) if holds)
-    return NodeRow(node.path, node.kind, node.outputs[0].shape, position, rule, node.source)
+    return NodeRow(node.path, node.kind, node.shape, position, rule, node.source)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -11,6 +11,8 @@ from jaxplain._errors import SettingError, UnknownNodeError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
 from jaxplain._tree import Leaves, cast_like, upcast
 from jaxplain.graph.analysis import Analysis, Node, analyse
+from jaxplain.graph.box import image
+from jaxplain.graph.flat import Opens, is_opened, opens_activations
 from jaxplain.graph.layer import Layer
 from jaxplain.graph.replay import Backward, Tally, replay
 from jaxplain.graph.stage import Program
@@ -30,6 +32,7 @@ def _explainer(
     on_missing: OnMissing,
     argnums: int | Sequence[int],
     allow_random: bool,
+    opens: Opens = is_opened,
 ) -> Explainer:
     if on_missing not in ("error", "gradient"):
         raise SettingError(
@@ -37,7 +40,7 @@ def _explainer(
         )
 
     def compute(call: Call, _key: Any, with_info: bool) -> tuple[Leaves, Info | None]:
-        analysis = analyse(call.program.closed)
+        analysis = analyse(call.program.closed, patterns=composite.patterns, opens=opens)
         rules = chosen_rules(method, analysis, composite, on_missing)
         native = cast_like(call.x, call.arguments.leaves)
         value, leaves, _ = propagated(method, analysis, rules, start, native)(native)
@@ -63,9 +66,13 @@ def propagated(
     probes, tally = accounts or ({}, None)
 
     def relevance(leaves: Leaves) -> tuple[jax.Array, Leaves, list[jax.Array]]:
+        bounded = {node: rule.box for node, rule in rules.items() if rule.box is not None}
+        found = {node: image(analysis, node, box, leaves) for node, box in bounded.items()}
+        boxes = {node: box for node, box in found.items() if box is not None}
+
         def run(leaves: Leaves, zeros: list[jax.Array]) -> jax.Array:
             probe = dict(zip(probes, zeros, strict=True))
-            return replay(analysis, lambda node: _backward(rules[node]), probe, tally)(*leaves)[0]
+            return replay(analysis, lambda node: _backward(rules[node]), probe, tally, boxes)(*leaves)[0]
 
         value, pullback = jax.vjp(run, leaves, list(probes.values()))
         return value, *pullback(_started(start, value))
@@ -310,7 +317,7 @@ def guided_backprop(
         Springenberg et al., Striving for simplicity: the all convolutional net, ICLR workshop 2015.
         Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018.
     """
-    return _explainer("guided_backprop", f, backprop.GUIDED, 1.0, on_missing, argnums, allow_random)
+    return _explainer("guided_backprop", f, backprop.GUIDED, 1.0, on_missing, argnums, allow_random, opens_activations)
 
 
 def deconvnet(
@@ -338,4 +345,4 @@ def deconvnet(
     References:
         Zeiler, Fergus, Visualizing and understanding convolutional networks, ECCV 2014.
     """
-    return _explainer("deconvnet", f, backprop.DECONVOLVED, 1.0, on_missing, argnums, allow_random)
+    return _explainer("deconvnet", f, backprop.DECONVOLVED, 1.0, on_missing, argnums, allow_random, opens_activations)

@@ -1,5 +1,7 @@
 """Rules: how relevance, or a gradient, goes backwards through one node of a program. Pure functions; no method."""
 
+from jaxplain.graph.patterns import Pattern as Pattern
+from jaxplain.graph.patterns import scope as scope
 from jaxplain.rules.backprop import derivative as derivative
 from jaxplain.rules.lrp import alpha_beta as alpha_beta
 from jaxplain.rules.lrp import epsilon as epsilon

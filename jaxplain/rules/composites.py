@@ -12,12 +12,13 @@ kind. A selector is
 - a tuple of these, which must all fit: `("first", "convolution")`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeAlias
 
 from jaxplain._errors import SettingError, explain_error
 from jaxplain.graph.analysis import CONTRACTIONS, KINDS, LAYERS, Node
+from jaxplain.graph.patterns import Pattern
 from jaxplain.rules import lrp
 from jaxplain.rules.rule import Rule
 
@@ -27,12 +28,14 @@ Selector: TypeAlias = str | Callable[[Node], bool] | tuple
 class Composite(NamedTuple):
     """A named list of (selector, rule); the last fitting entry counts.
 
-    `fallback` is the rule of what no entry fits, if the user asks for a gradient there: gradient × input.
+    `fallback` is the rule of what no entry fits, if the user asks for a gradient there: gradient × input. `patterns` are
+    stretches of the program that are to be one node.
     """
 
     name: str
     entries: tuple[tuple[Selector, Rule], ...]
     fallback: Rule = lrp.epsilon()
+    patterns: tuple[Pattern, ...] = ()
 
     def rule(self, node: Node) -> Rule | None:
         """The rule that a node gets, or None if no entry fits."""
@@ -42,7 +45,22 @@ class Composite(NamedTuple):
     def require_matches(self, method: str, nodes: Iterable[Node]) -> None:
         """Raise if a path of this composite fits no node: a misspelt layer would silently keep its default rule."""
         nodes = list(nodes)
+        layers = [node for node in nodes if node.kind in LAYERS]
         for selector, rule in self.entries:
+            for position in {"first", "last"}.intersection(p for p in _parts(selector) if isinstance(p, str)):
+                if layers and not any(_fits_one(position, node) for node in layers):
+                    raise SettingError(
+                        explain_error(
+                            f"{method}: no layer of the score is {position}, so rule {rule.name} would be used nowhere.",
+                            where=layers[0].source,
+                            got="layers that read the input together with what other layers made, as in a loop",
+                            fix=(
+                                "name the layers: composites.compose(base, {'path/of/layer': rule}); "
+                                "print(jx.layers(score)(x)) lists them",
+                                f"a composite without a rule for the {position} layers",
+                            ),
+                        )
+                    )
             globs = [part for part in _parts(selector) if isinstance(part, str) and part not in _WORDS]
             for glob in globs:
                 if not any(_fits(glob, node) for node in nodes if node.kind in rule.kinds):
@@ -77,13 +95,18 @@ def _fits_one(part: Any, node: Node) -> bool:
         return bool(part(node))
     if part in ("first", "last"):
         return node.is_first if part == "first" else node.is_last
-    if part in _WORDS:
+    if part == node.kind or part in _WORDS:
         return node.kind in _GROUPS.get(part, (part,))
     return fnmatchcase(node.path, part)
 
 
-def compose(base: "Composite | Rule", rules: Mapping[Any, Rule], name: str = "compose") -> Composite:
+def compose(
+    base: "Composite | Rule", rules: Mapping[Any, Rule], name: str = "compose", *, patterns: Sequence[Pattern] = ()
+) -> Composite:
     """`base` with further entries, which count before those of base; later ones before earlier ones.
+
+    `patterns` make stretches of the program one node each, of a kind of their own (`rules.scope`, `rules.Pattern`), to be given a
+    rule for that kind.
 
     Example:
         >>> from jaxplain import composites, rules
@@ -99,7 +122,7 @@ def compose(base: "Composite | Rule", rules: Mapping[Any, Rule], name: str = "co
                 )
             )
     base = as_composite(base)
-    return Composite(name, (*base.entries, *rules.items()), base.fallback)
+    return Composite(name, (*base.entries, *rules.items()), base.fallback, (*base.patterns, *patterns))
 
 
 def as_composite(rules: "Composite | Rule") -> Composite:
@@ -114,6 +137,7 @@ def as_composite(rules: "Composite | Rule") -> Composite:
             ("contraction", proportional),
             ("scale_shift", proportional),
             ("contraction", rules),
+            ("scale_shift", rules),
         ),
     )
 

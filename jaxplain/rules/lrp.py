@@ -15,9 +15,10 @@ from jaxplain._errors import SettingError, explain_error
 from jaxplain.graph.layer import Layer
 from jaxplain.rules.rule import Relevance, Rule, distribute, stabilise, times
 
-# Nodes with weights of their own that have signs, and all nodes that are linear in each of their inputs.
+# Nodes with weights of their own that have signs; those that may have a bias; all that are linear in their inputs together.
 _WEIGHTED = ("dense", "convolution", "sum")
-_PROPORTIONAL = (*_WEIGHTED, "fft", "scale_shift", "normalisation", "add", "product", "max", "unknown")
+_BIASED = (*_WEIGHTED, "fft", "scale_shift", "normalisation")
+_PROPORTIONAL = (*_BIASED, "add", "max", "unknown")
 _ONE_TO_ONE = ("scale_shift", "normalisation", "activation")
 
 
@@ -48,11 +49,12 @@ def epsilon(epsilon: float = 1e-6, *, absorb_bias: bool = True) -> Rule:
     _require("epsilon", epsilon=epsilon)
 
     def backward(layer: Layer, *relevance: Relevance) -> tuple[Relevance, ...]:
+        has_bias = layer.node.kind in _BIASED
         shares = []
         for output, r in zip(layer.outputs, relevance, strict=True):
-            z = output if absorb_bias else layer.linear()(layer.x)
+            z = layer.linear()(layer.x) if has_bias and not absorb_bias else output
             shares.append(r / stabilise(z, epsilon))
-        if absorb_bias and layer.node.kind in (*_WEIGHTED, "fft", "scale_shift", "normalisation"):
+        if has_bias and absorb_bias:
             layer.to_bias = layer.to_bias + jnp.sum(times(layer.bias, shares[0]))
         return tuple(times(x, g) for x, g in zip(layer.inputs, layer.transpose(*shares), strict=True))
 
@@ -74,7 +76,9 @@ def log_softmax(*, epsilon: float = 1e-6) -> Rule:
     def backward(layer: Layer, relevance: Relevance) -> Relevance:
         share = relevance / stabilise(layer.output, epsilon)
         by_softmax = share - layer.transpose(share)[0]  # p · Σ share
-        return times(layer.x, share) - times(layer.x - layer.output, by_softmax)
+        masked = jnp.isinf(layer.x)  # of probability 0: the operands are replaced, ∞ − ∞ has no derivative
+        logsumexp = jnp.where(masked, 0, layer.x) - jnp.where(masked, 0, layer.output)
+        return times(layer.x, share) - logsumexp * by_softmax
 
     return Rule("log_softmax", ("log_softmax",), backward, epsilon)
 
@@ -96,9 +100,10 @@ def zplus(*, absorb_bias: bool = True, epsilon: float = 1e-6) -> Rule:
 def _signed(layer: Layer, relevance: Relevance, sign: int, absorb_bias: bool, epsilon: float) -> Relevance:
     """By the contributions of one sign."""
     same, other = ("positive", "negative") if sign > 0 else ("negative", "positive")
-    terms: list[Any] = [(_positive(layer.x), same)]
+    # Of an input that cannot be negative, max(x, 0) would be a copy.
+    terms: list[Any] = [(layer.x, same)]
     if not layer.node.is_nonnegative:
-        terms.append((_negative(layer.x), other))
+        terms = [(_positive(layer.x), same), (_negative(layer.x), other)]
     bias = (_positive if sign > 0 else _negative)(layer.bias) if absorb_bias else 0.0
     return distribute(layer, relevance, terms, bias=bias, epsilon=epsilon)
 
@@ -142,9 +147,9 @@ def gamma(gamma: float = 0.25, *, absorb_bias: bool = True, epsilon: float = 1e-
         def side(sign: int) -> Relevance:
             same, other = ("positive", "negative") if sign > 0 else ("negative", "positive")
             part = _positive if sign > 0 else _negative
-            terms: list[Any] = [(x, "as they are"), (gamma * _positive(x), same)]
+            terms: list[Any] = [(x, "as they are"), (gamma * x, same)]
             if not layer.node.is_nonnegative:
-                terms.append((gamma * _negative(x), other))
+                terms[1:] = [(gamma * _positive(x), same), (gamma * _negative(x), other)]
             here = jnp.where(layer.output * sign > 0, relevance, 0)
             total = layer.bias + gamma * part(layer.bias) if absorb_bias else 0.0
             return distribute(layer, here, terms, bias=total, epsilon=epsilon)
@@ -157,8 +162,9 @@ def gamma(gamma: float = 0.25, *, absorb_bias: bool = True, epsilon: float = 1e-
 def zbox(low: Any, high: Any, *, epsilon: float = 1e-6) -> Rule:
     r"""z^B, for inputs in a box: $R_i = \sum_j \frac{x_i w_{ij} - l_i w_{ij}^+ - h_i w_{ij}^-}{\mathrm{stab}(\sum_i \ldots)} R_j$.
 
-    `low` and `high` in units of the layer's input, broadcast to it (a constant scale and shift of x inside the score belongs to the first layer,
-    so these are the units of x). The bias takes no share. Positive relevance stays positive for low ≤ 0 ≤ high.
+    For a first layer `low` and `high` are bounds of the explained input, in its units and layout, whatever shifts, scales, pads or
+    moves it before the layer (a nonlinear preprocessing is refused); for a later one, bounds of the layer's own input. The bias
+    takes no share. Positive relevance stays positive for low ≤ x ≤ high.
     Montavon et al., Pattern Recognition 65, 2017.
     """
     if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
@@ -167,23 +173,26 @@ def zbox(low: Any, high: Any, *, epsilon: float = 1e-6) -> Rule:
 
     def backward(layer: Layer, relevance: Relevance) -> Relevance:
         x = layer.x
-        bounds = []
-        for name, bound in (("low", low), ("high", high)):
-            try:
-                bounds.append(_compat.zeros_like(x) + jnp.broadcast_to(jnp.asarray(bound, x.dtype), x.shape))
-            except ValueError as error:
-                raise SettingError(
-                    explain_error(
-                        f"rules.zbox: `{name}` does not broadcast to the input of the layer.",
-                        where=layer.node.source,
-                        got=f"shape {jnp.shape(bound)}",
-                        need=f"a number, or a shape that broadcasts to {x.shape}",
-                    )
-                ) from error
+        bounds = layer.box or [_broadcast_bound(layer, bound) for bound in (low, high)]
         terms: list[Any] = [(x, "as they are"), (-bounds[0], "positive"), (-bounds[1], "negative")]
         return distribute(layer, relevance, terms, epsilon=epsilon)
 
-    return Rule("zbox", ("dense", "convolution"), backward, epsilon)
+    return Rule("zbox", ("dense", "convolution"), backward, epsilon, box=(low, high))
+
+
+def _broadcast_bound(layer: Layer, bound: Any) -> jax.Array:
+    x = layer.x
+    try:
+        return _compat.zeros_like(x) + jnp.broadcast_to(jnp.asarray(bound, x.dtype), x.shape)
+    except ValueError as error:
+        raise SettingError(
+            explain_error(
+                "rules.zbox: a bound does not broadcast to the input of the layer.",
+                where=layer.node.source,
+                got=f"shape {jnp.shape(bound)}",
+                need=f"a number, or a shape that broadcasts to {x.shape}",
+            )
+        ) from error
 
 
 def wsquare(*, absorb_bias: bool = False, epsilon: float = 1e-6) -> Rule:
@@ -218,12 +227,12 @@ def pass_through() -> Rule:
 def uniform(*, epsilon: float = 1e-6) -> Rule:
     """Products share equally: ½ R to each factor; in a matrix product ½ x_i Σ_j (∂z_j/∂x_i) R_j / stab(z_j).
 
-    Achtibat et al., AttnLRP, ICML 2024, eqs. 13–15.
+    A quotient is the product with the reciprocal. Achtibat et al., AttnLRP, ICML 2024, eqs. 13–15.
     """
 
     def backward(layer: Layer, relevance: Relevance) -> tuple[Relevance, ...]:
-        if all(x.shape == layer.output.shape for x in layer.inputs):
-            return tuple(relevance / len(layer.inputs) for _ in layer.inputs)
+        if layer.is_elementwise_product:
+            return tuple(layer.to_factor(i, relevance / len(layer.inputs)) for i in range(len(layer.inputs)))
         # The stabiliser belongs to the doubled product: 2z + ε. One value may be both factors, as in x·x.
         n_factors = sum(value in layer.node.inputs for value in layer.node.equations[0].inputs)
         share = relevance / stabilise(n_factors * layer.output, epsilon)
@@ -233,10 +242,13 @@ def uniform(*, epsilon: float = 1e-6) -> Rule:
 
 
 def signal() -> Rule:
-    """Gates: the signal takes all, the factor between 0 and 1 nothing. Arras et al., WASSA 2017."""
+    """Gates: the signal takes all, the factor that lets more or less of it through nothing. Arras et al., WASSA 2017."""
 
     def backward(layer: Layer, relevance: Relevance) -> tuple[Relevance, ...]:
-        return tuple(relevance if i == layer.node.signal else jnp.zeros_like(x) for i, x in enumerate(layer.inputs))
+        return tuple(
+            layer.to_factor(i, relevance) if i == layer.node.signal else jnp.zeros_like(x)
+            for i, x in enumerate(layer.inputs)
+        )
 
     return Rule("signal", ("gate",), backward)
 
@@ -268,12 +280,11 @@ def gradient_x_input() -> Rule:
     r"""Softmax: $R_i = x_i (R_i - p_i \sum_k R_k)$, its deep Taylor expansion at the input itself. AttnLRP, ICML 2024, eq. 12."""
 
     def backward(layer: Layer, relevance: Relevance) -> Relevance:
-        # Jᵀ(R / p) without dividing by a probability that underflowed.
-        tiny = jnp.finfo(layer.output.dtype).tiny
-        share = jnp.where(layer.output > tiny, relevance / jnp.maximum(layer.output, tiny), 0)
-        return times(layer.x, layer.transpose(share)[0])
+        # x ⊙ Jᵀ(R / p), without dividing by a probability that underflowed.
+        share = jnp.where(layer.output > 0, relevance, 0)
+        return times(layer.x, share - layer.output * layer.group_sum(share))
 
-    return Rule("gradient_x_input", ("softmax", "activation"), backward)
+    return Rule("gradient_x_input", ("softmax",), backward)
 
 
 def copy() -> Rule:

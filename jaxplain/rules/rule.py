@@ -1,7 +1,7 @@
 """What a rule is, and the arithmetic that the LRP rules share."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +21,24 @@ class Rule(NamedTuple):
         backward: `backward(layer, *relevance) -> relevance of the input`, or a tuple with one entry for each input. `layer` is
             the node as it was evaluated; there is one relevance for each of its outputs. `None`: the node's own derivative.
         epsilon: the stabiliser it was built with, for composites that derive other rules from it.
+        box: bounds of the explained input that it needs; `layer.box` is what they are at the layer.
     """
 
     name: str
     kinds: tuple[str, ...]
     backward: Callable[..., Relevance | tuple[Relevance, ...]] | None
     epsilon: float = 1e-6
+    box: tuple[Any, Any] | None = None
 
     def __repr__(self) -> str:
         return self.name
 
 
 def stabilise(z: jax.Array, epsilon: float) -> jax.Array:
-    """z + ε·sign(z), with sign(0) = +1: a denominator that is never zero and keeps its sign."""
+    """z + ε·sign(z), with sign(0) = +1: a denominator that is never zero and keeps its sign. In float32 or better."""
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    if isinstance(epsilon, int | float) and epsilon == 0:
+        return jnp.where(z == 0, jnp.finfo(z.dtype).tiny, z)  # no relevance at an output of zero stays none
     return z + jnp.where(z >= 0, epsilon, -epsilon)
 
 

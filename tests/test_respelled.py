@@ -1,0 +1,313 @@
+"""The same function written in another way gets the same explanation: what the analysis recognises, it recognises by meaning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import relative
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+import jaxplain as jx
+from jaxplain import composites, rules
+
+rng = np.random.default_rng(7)
+
+
+def _draw(*shape):
+    return jnp.asarray(rng.normal(size=shape))
+
+
+A, B, C, V = _draw(6, 6), _draw(6, 6), _draw(6, 6), _draw(6)
+X = _draw(6, 6)  # as many tokens as features: a matrix product must not pass for an elementwise one
+ROWS, COLUMNS = jnp.array([1.0, -2.0, 3.0, -0.5, 0.7, 1.3]), _draw(6)
+KERNEL, MEAN, STD = _draw(3, 3, 2, 4), jnp.array([0.4, 0.5]), jnp.array([0.2, 0.3])
+IMAGE = jnp.asarray(rng.uniform(size=(6, 6, 2)))
+LAYERS = _draw(3, 6, 6)
+
+METHODS = {
+    "epsilon": lambda f: jx.lrp(f, rules=rules.epsilon(1e-9)),
+    "zplus": lambda f: jx.lrp(f, rules=composites.compose(rules.epsilon(1e-9), {"layer": rules.zplus(epsilon=1e-9)})),
+    "gamma": lambda f: jx.lrp(f, rules=composites.compose(rules.epsilon(1e-9), {"layer": rules.gamma(epsilon=1e-9)})),
+    "attention": lambda f: jx.lrp(f, rules=composites.attention(1e-9)),
+    "guided_backprop": jx.guided_backprop,
+    "deconvnet": jx.deconvnet,
+}
+BOXED = {
+    "flat": lambda f: jx.lrp(f, rules=composites.epsilon_plus_flat()),
+    "box": lambda f: jx.lrp(f, rules=composites.epsilon_gamma_box(-4.0, 4.0)),
+    "deep_taylor": lambda f: jx.deep_taylor(f, low=-4.0, high=4.0),
+}
+
+
+@jax.custom_vjp
+def _clipped(x):
+    return x
+
+
+_clipped.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))
+
+
+def _attend(softmax, axis=-1):
+    return lambda x: jnp.sum((softmax((x @ A) @ (x @ B).T / 2) @ (x @ C))[-1] * V), axis
+
+
+def _over(e):
+    return e / e.sum(-1, keepdims=True)
+
+
+def _conv(h, padding="SAME"):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(h[None], KERNEL, (1, 1), padding, dimension_numbers=numbers)[0]
+
+
+def _normed(norm):
+    return lambda x: jnp.sum(norm(x @ A) * V)
+
+
+def _activated(act):
+    return lambda x: jnp.sum(act(x @ A) @ B * V)
+
+
+RMS = _normed(lambda h: h * lax.rsqrt(jnp.mean(h**2, -1, keepdims=True) + 1e-6))
+GATED = lambda x: jnp.sum((x @ A) * jax.nn.sigmoid(x @ B))
+SOFTMAX, SOFTMAX_0 = jax.nn.softmax, lambda s: jax.nn.softmax(s, axis=0)
+
+# name: (written so, and the plain way)
+PAIRS = {
+    "exp over its sum": (_attend(lambda s: _over(jnp.exp(s))), _attend(SOFTMAX)),
+    "exp written twice": (_attend(lambda s: jnp.exp(s) / jnp.exp(s).sum(-1, keepdims=True)), _attend(SOFTMAX)),
+    "vmapped softmax": (_attend(jax.vmap(SOFTMAX, in_axes=1, out_axes=1)), _attend(SOFTMAX_0)),
+    "softmax with where": (_attend(lambda s: SOFTMAX(s, where=jnp.ones(s.shape, bool))), _attend(SOFTMAX)),
+    "masked by a product": (
+        _attend(lambda s: _over(jnp.exp(s) * jnp.tril(jnp.ones_like(A)))),
+        _attend(lambda s: SOFTMAX(jnp.where(jnp.tril(jnp.ones((6, 6), bool)), s, -jnp.inf))),
+    ),
+    "exp of log_softmax": (_attend(lambda s: jnp.exp(jax.nn.log_softmax(s))), _attend(SOFTMAX)),
+    "exp(s − logsumexp)": (
+        _attend(lambda s: jnp.exp(s - jax.nn.logsumexp(s, -1, keepdims=True))),
+        _attend(SOFTMAX),
+    ),
+    "logsumexp by hand": (
+        (lambda x: jnp.log(jnp.exp(x @ A).sum(-1)) @ V, None),
+        (lambda x: jax.nn.logsumexp(x @ A, -1) @ V, None),
+    ),
+    "padded heads": (
+        (lambda x: jnp.sum(((x @ A) @ jnp.concatenate([x @ B, jnp.zeros((1, 6))]).T)[:, :6] * C), None),
+        (lambda x: jnp.sum(((x @ A) @ (x @ B).T) * C), None),
+    ),
+    "rms, power −½": (_normed(lambda h: h * (jnp.mean(h**2, -1, keepdims=True) + 1e-6) ** -0.5), RMS),
+    "rms, power ½": (_normed(lambda h: h / jnp.power(jnp.mean(h**2, -1, keepdims=True) + 1e-6, 0.5)), RMS),
+    "safe norm": (
+        _normed(lambda h: (lambda n: h / jnp.where(n == 0, 1, n))(jnp.linalg.norm(h, axis=-1, keepdims=True))),
+        _normed(lambda h: h / jnp.linalg.norm(h, axis=-1, keepdims=True)),
+    ),
+    "cosine": (
+        lambda x: (x[0] @ V) / jnp.linalg.norm(x[0]),
+        lambda x: (x[0] / jnp.linalg.norm(x[0])) @ V,
+    ),
+    "sigmoid": (_activated(lambda z: 1 / (1 + jnp.exp(-z))), _activated(jax.nn.sigmoid)),
+    "softplus": (_activated(lambda z: jnp.log(1 + jnp.exp(z))), _activated(jax.nn.softplus)),
+    "where(z > 0)": (_activated(lambda z: jnp.where(z > 0, z, 0)), _activated(jax.nn.relu)),
+    "where, written twice": (lambda x: jnp.sum(jnp.where(x @ A > 0, x @ A, 0) @ B * V), _activated(jax.nn.relu)),
+    "gate by einsum": (
+        lambda x: jnp.sum(jnp.einsum("td,d->td", x @ A, jax.nn.sigmoid(x[0] @ B))),
+        lambda x: jnp.sum((x @ A) * jax.nn.sigmoid(x[0] @ B)),
+    ),
+    "gate by division": (lambda x: jnp.sum((x @ A) / (1 + jnp.exp(-(x @ B)))), GATED),
+    "gate of another height": (lambda x: jnp.sum((x @ A) * (2 * jax.nn.sigmoid(x @ B)) / 2), GATED),
+    "named": (
+        lambda x: jnp.sum(jax.nn.relu(checkpoint_name(x @ A, "h") + V) @ B),
+        lambda x: jnp.sum(jax.nn.relu(x @ A + V) @ B),
+    ),
+    "barrier": (
+        lambda x: jnp.sum(jax.nn.relu(lax.optimization_barrier(x @ A) + V) @ B),
+        lambda x: jnp.sum(jax.nn.relu(x @ A + V) @ B),
+    ),
+    "1 − x": (
+        lambda x: jnp.sum(jax.nn.relu((1 - x) @ A) @ B),
+        lambda x: jnp.sum(jax.nn.relu((-x + 1) @ A) @ B),
+    ),
+    "b − xW": (lambda x: jnp.sum(jax.nn.relu(V - x @ A) @ B), lambda x: jnp.sum(jax.nn.relu(x @ -A + V) @ B)),
+    "outer scale": (
+        lambda x: jnp.sum(jax.nn.relu((x @ A) * jnp.outer(ROWS, COLUMNS)) @ B),
+        lambda x: jnp.sum(jax.nn.relu((x @ A) * jnp.asarray(np.outer(ROWS, COLUMNS))) @ B),
+    ),
+    "broadcast bias": (
+        lambda x: jnp.sum(jax.nn.relu(jnp.sum(x, 1, keepdims=True) + V) @ B),
+        lambda x: jnp.sum(jax.nn.relu(jnp.broadcast_to(jnp.sum(x, 1, keepdims=True), (6, 6)) + V) @ B),
+    ),
+    "subtracted segments": (
+        lambda x: jnp.zeros(3).at[jnp.array([0, 1, 1, 2, 0, 2])].subtract(jax.nn.relu(x[0] @ A)) @ V[:3],
+        lambda x: -jnp.zeros(3).at[jnp.array([0, 1, 1, 2, 0, 2])].add(jax.nn.relu(x[0] @ A)) @ V[:3],
+    ),
+    "smallest of segments": (
+        lambda x: jnp.sum(jax.ops.segment_min(x[0] @ A, jnp.array([0, 0, 1, 1, 2, 2]), 3) @ B[:3]),
+        lambda x: jnp.sum(jnp.min((x[0] @ A).reshape(3, 2), 1) @ B[:3]),
+    ),
+}
+
+
+def _function(entry):
+    return entry[0] if isinstance(entry, tuple) else entry
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_another_spelling_gets_the_same_map(pair, method):
+    if pair == "gate by division" and method in ("guided_backprop", "deconvnet"):
+        pytest.skip("there the exponential is an activation of its own: a quotient of two values is none")
+    written, plain = map(_function, PAIRS[pair])
+    assert relative(written(X), plain(X)) < 1e-12
+    assert relative(METHODS[method](written)(X), METHODS[method](plain)(X)) < 1e-6
+
+
+def test_an_identity_with_a_derivative_of_its_own_keeps_it_where_derivatives_are_taken():
+    """For relevance it is transparent; guided back-propagation uses the author's derivative."""
+    written = lambda x: jnp.sum(jax.nn.relu(_clipped(x @ A) + V) @ B)
+    plain = lambda x: jnp.sum(jax.nn.relu(x @ A + V) @ B)
+    explain = lambda f: jx.lrp(f, rules=composites.epsilon_plus())
+    assert relative(explain(written)(X), explain(plain)(X)) < 1e-12
+
+    @jax.custom_vjp
+    def scaled(x):
+        return x @ A
+
+    scaled.defvjp(lambda x: (x @ A, None), lambda _, g: (7 * g @ A.T,))
+    linear = lambda x: jnp.sum(scaled(x) * V)
+    assert relative(jx.guided_backprop(linear)(X), jax.grad(linear)(X)) < 1e-12
+
+
+def _unrolled(x):
+    for w in LAYERS:
+        x = jax.nn.relu(x @ w + V)
+    return jnp.sum(x)
+
+
+def _scanned(x):
+    return jnp.sum(lax.scan(lambda h, w: (jax.nn.relu(h @ w + V), None), x, LAYERS)[0])
+
+
+def _reversed(x):
+    return jnp.sum(lax.scan(lambda h, w: (jax.nn.relu(h @ w + V), None), x, LAYERS[::-1], reverse=True)[0])
+
+
+def _nested(x):
+    def two(h, ws):
+        return lax.scan(lambda h, w: (jax.nn.relu(h @ w + V), None), h, ws)[0], None
+
+    return jnp.sum(jax.jit(lambda x: lax.scan(two, x, LAYERS[:, None])[0])(x))
+
+
+@pytest.mark.parametrize("method", [*BOXED, *METHODS])
+@pytest.mark.parametrize("scanned", [_scanned, _reversed, _nested])
+def test_the_first_layer_of_a_scan_is_first(scanned, method):
+    explain = {**BOXED, **METHODS}[method]
+    assert relative(jax.jit(explain(scanned))(X), explain(_unrolled)(X)) < 1e-9
+
+
+PREPROCESSED = {
+    "padded": lambda x: _conv(jnp.pad((x - MEAN) / STD, ((1, 1), (1, 1), (0, 0))), "VALID"),
+    "shuffled": lambda x: _conv(((x - MEAN) / STD)[..., jnp.array([0, 1])]),
+    "in two parts": lambda x: (lambda h: _conv(jnp.concatenate([h[:3], h[3:]])))((x - MEAN) / STD),
+    "negated twice": lambda x: _conv((MEAN - x) / -STD),
+    "shared": lambda x: (lambda h: (_conv(h) + _conv(h)) / 2)((x - MEAN) / STD),
+}
+
+
+@pytest.mark.parametrize("name", PREPROCESSED)
+def test_a_box_is_in_units_of_the_input_whatever_lies_before_the_layer(name):
+    score = lambda conv: lambda x: jnp.sum(jax.nn.relu(conv(x)))
+    plain = score(lambda x: _conv((x - MEAN) / STD))
+    for explain in (
+        lambda f: jx.lrp(f, rules=composites.epsilon_gamma_box(0.0, 1.0)),
+        lambda f: jx.deep_taylor(f, low=jnp.zeros((6, 6, 2)), high=1.0),
+    ):
+        assert relative(explain(score(PREPROCESSED[name]))(IMAGE), explain(plain)(IMAGE)) < 1e-6
+    assert jnp.all(jx.deep_taylor(score(PREPROCESSED[name]), low=0.0, high=1.0)(IMAGE) >= 0)
+
+
+def test_a_box_behind_a_nonlinear_preprocessing_is_refused():
+    with pytest.raises(jx.JaxplainError, match="units of the explained input") as error:
+        jx.deep_taylor(lambda x: jnp.sum(jax.nn.relu(jnp.sqrt(x) @ A)), low=0.0, high=1.0)(IMAGE[0, :, :1].T)
+    assert "rules.flat()" in str(error.value)
+
+
+def test_a_rule_for_first_layers_that_fits_none_is_refused():
+    def score(x):
+        cell = lambda h, part: (jnp.tanh(jnp.concatenate([part, h]) @ jnp.concatenate([A, B])), None)
+        return jnp.sum(lax.scan(cell, x[0], x[1:])[0])
+
+    with pytest.raises(jx.JaxplainError, match="no layer of the score is last"):
+        jx.lrp(score, rules=composites.compose(composites.epsilon_plus(), {"last": rules.flat()}))(X)
+
+
+def test_a_value_inside_an_activation_that_is_read_elsewhere_has_a_node():
+    def score(x):
+        doubled = 2.0 * x
+        return jnp.sum(jax.nn.relu(x) + doubled) + jnp.sum(doubled @ A)
+
+    assert relative(jx.lrp(score, rules=rules.epsilon(1e-13))(V), V * jax.grad(score)(V)) < 1e-9
+
+
+def test_softmax_and_log_softmax_survive_extreme_logits():
+    logits = jnp.array([0.0, 87.0, 0.0], jnp.float32)
+    shared = jx.lrp(lambda x: -jnp.log(jax.nn.softmax(x)[0]), rules=rules.epsilon())(logits)
+    assert relative(shared, [0.0, -(87.0**2), 0.0]) < 1e-6  # x_k (R_k − p_k ΣR) with R = 87 at the first
+    masked = lambda x: jax.nn.log_softmax(x + jnp.array([0.0, -jnp.inf, 0.0]))[0]
+    assert jnp.all(jnp.isfinite(jx.lrp(masked, rules=rules.epsilon())(logits / 10)))
+
+
+@pytest.mark.parametrize("low", [-1e9, -jnp.inf, float(np.finfo(np.float64).min)], ids=str)
+def test_the_gradient_of_relevance_through_a_masked_softmax_is_its_derivative(low):
+    def score(x):
+        weights = SOFTMAX(jnp.where(jnp.tril(jnp.ones((6, 6), bool)), (x @ A) @ (x @ B).T, low))
+        return jnp.sum((weights @ (x @ C))[-1])
+
+    part = lambda x: jnp.sum(jx.lrp(score, rules=composites.attention(1e-3))(x)[0] * V)
+    direction = _draw(6, 6)
+    difference = (part(X / 3 + 1e-6 * direction) - part(X / 3 - 1e-6 * direction)) / 2e-6
+    assert relative(jnp.sum(jax.grad(part)(X / 3) * direction), difference) < 1e-5
+
+
+QUOTIENTS = {
+    "constant over a number": lambda x: jnp.sum(V / jnp.sum(x[0] ** 2)),
+    "array over a number": lambda x: jnp.sum((x @ A) / jnp.sum(jnp.tanh(x @ B))),
+    "number times an array": lambda x: jnp.sum(jax.nn.relu(x[0, 0] * V)),
+    "array times a number": lambda x: jnp.sum((x @ A) * jnp.sum(x @ B)),
+}
+
+
+@pytest.mark.parametrize("name", QUOTIENTS)
+def test_quotients_and_products_with_a_number_conserve(name):
+    for rule in (rules.epsilon(1e-12), rules.zplus(epsilon=1e-12)):
+        without_layers = composites.compose(rules.epsilon(1e-12), {"any": rule})
+        total = jnp.sum(jx.lrp(QUOTIENTS[name], rules=rules.epsilon(1e-12))(X))
+        assert relative(total, QUOTIENTS[name](X)) < 1e-6
+        jx.lrp(QUOTIENTS[name], rules=without_layers)(X)  # is not refused
+
+
+def test_logsumexp_hands_on_all_of_its_relevance():
+    score = lambda x: jax.nn.logsumexp(jax.nn.relu(x[0] @ A) @ B)
+    assert relative(jnp.sum(jx.lrp(score, rules=rules.epsilon(1e-12))(X)), score(X)) < 1e-6
+
+
+def test_epsilon_zero_is_no_relevance_where_there_is_none():
+    score = lambda x: jax.nn.relu(x @ A) @ V
+    assert jnp.all(jx.lrp(score, rules=rules.epsilon(0.0))(jnp.zeros(6)) == 0)
+
+
+def test_a_long_chain_of_layers_is_analysed_in_time():
+    """The cost of the analysis grows in proportion to the program; deep programs meet no limit of recursion."""
+
+    def score(x):
+        for _ in range(300):
+            x = x + jax.nn.gelu(RMS_PARTS(x) @ A)
+        return jnp.sum(x * jax.nn.sigmoid(x))
+
+    kinds = [node.kind for node in jx.layers(score)(X)]
+    assert kinds.count("normalisation") == 300 and kinds.count("activation") == 301
+
+
+def RMS_PARTS(x):  # noqa: N802
+    return x * lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)
