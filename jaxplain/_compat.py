@@ -21,6 +21,8 @@ _RANDOM_PRIMITIVES = frozenset(
 _WHILE = jex.core.primitives.while_p
 CONV = jex.core.primitives.conv_general_dilated_p
 SELECT_AND_SCATTER = jex.core.primitives.select_and_scatter_add_p
+# jaxlib 0.10 gives plain convolutions on a CPU to a library that runs most of them on one thread; 0.12 runs them on all.
+ONE_THREADED_CONVOLUTIONS = tuple(map(int, jax.lib.__version__.split(".")[:2])) < (0, 11)
 # Equations whose bodies may be replaced by equal programs. Those with a derivative of their own stay as they are.
 _TRANSPARENT = frozenset(
     getattr(jex.core.primitives, name) for name in ("jit_p", "scan_p", "cond_p", "while_p", "remat_p")

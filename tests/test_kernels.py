@@ -56,6 +56,25 @@ def random_convolution(rng):
     return f, x, kernel
 
 
+@pytest.mark.parametrize("size, padding", [(9, "SAME"), (9, ((0, 0), (2, 1))), (30, "VALID"), (8, ((1, 2), (0, 0)))])
+def test_a_surplus_row_of_outputs_changes_nothing(size, padding, monkeypatch):
+    """It keeps convolutions from a library that runs them on one thread (jaxlib 0.10)."""
+    monkeypatch.setattr(_compat, "ONE_THREADED_CONVOLUTIONS", True)
+    monkeypatch.setattr(kernels, "_usable_cpus", lambda: 2)
+    monkeypatch.setattr(kernels, "MANY_PRODUCTS", 0)
+    x, kernel = (
+        jnp.cos(jnp.arange(2.0 * size * 9 * 6)).reshape(2, size, 9, 6),
+        jnp.sin(jnp.arange(270.0)).reshape(3, 3, 6, 5),
+    )
+    numbers = ("NHWC", "HWIO", "NHWC")
+    f = lambda x: lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=numbers)
+    for run in (f, value_and_pullback(f)):
+        plain, fast, replaced = programs(run, x)
+        assert replaced or padding == ((1, 2), (0, 0))  # there are more outputs than inputs already
+        for got, want in zip(jax.tree.leaves(fast(x)), jax.tree.leaves(plain(x)), strict=True):
+            assert got.shape == want.shape and relative(got, want) < 1e-12
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_convolutions_and_their_gradients(seed):
     f, x, kernel = random_convolution(np.random.default_rng(seed))

@@ -10,6 +10,7 @@ the values of the equation it stands for, and its derivatives up to ties. On GPU
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ FEW_TAPS = (
     16  # … from few input channels in two dimensions only where the window is small, for XLA's own are fast there
 )
 MANY_TAPS = 126  # the winning tap of a pooling window is counted in int8
+MANY_PRODUCTS = 500_000  # of one example: from here on a second thread is worth a surplus row of outputs
+SURPLUS = 0.15  # such rows, of all
 FEW_PRODUCTS = 4  # at most this many weights per group and tap: shifted products beat one convolution per group
 
 
@@ -189,7 +192,7 @@ def _convolution(equation: Any) -> Callable | None:
     elif n_out <= FEW_CHANNELS:
         method = "scatter"
     else:
-        method = "native"
+        method = "threads" if _runs_on_one_thread(window, x, kernel, numbers, out.dtype) else "native"
     data = [(spec[0], *spec[2:], spec[1]) for spec in (numbers.lhs_spec, numbers.out_spec)]
     orders = (*data, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
     if method == "native" and all(order == tuple(sorted(order)) for order in orders) and not window.crops():
@@ -203,6 +206,31 @@ def _convolution(equation: Any) -> Callable | None:
         precision=p["precision"],
         dtype=out.dtype,
     )
+
+
+def _runs_on_one_thread(window: _Window, x: Any, kernel: Any, numbers: Any, dtype: Any) -> bool:
+    """Whether this XLA runs a convolution on one thread, where it could use more.
+
+    It gives two-dimensional convolutions of stride 1, whose outputs are no larger than their inputs, to a library that does.
+    """
+    plain = len(window.size) == 2 and {*window.strides, *window.input_dilation} == {1} and not window.crops()
+    if not plain or dtype not in (jnp.float32, jnp.float64) or not _compat.ONE_THREADED_CONVOLUTIONS:
+        return False
+    if _usable_cpus() == 1:
+        return False
+    shape = tuple(x.shape[axis] for axis in numbers.lhs_spec[2:])
+    surplus, n = _surplus(window, shape), window.output_shape(shape)[0]
+    is_work = kernel.size * math.prod(window.output_shape(shape)) >= MANY_PRODUCTS
+    return is_work and 0 < surplus <= n * SURPLUS
+
+
+def _surplus(window: _Window, shape: tuple[int, ...]) -> int:
+    """Rows of output to add, so that there is one more of them than of input."""
+    return shape[0] - window.output_shape(shape)[0] + 1
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gathers_well(n_in: int, size: tuple[int, ...]) -> bool:
@@ -248,6 +276,12 @@ def _run_convolution(
         out = _columns(x, kernel, window, precision, wide)
     elif method == "scatter":
         out = _scatter(x, kernel, window, precision, wide)
+    elif method == "threads":
+        # A surplus row of outputs keeps it from that library.
+        shape = x.shape[1:-1]
+        (low, high), *others = window.padding
+        taller = window._replace(padding=((low, high + _surplus(window, shape)), *others))
+        out = _native(x, kernel, taller, precision, dtype)[:, : window.output_shape(shape)[0]]
     else:
         parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
         out = jnp.concatenate([_native(a, b, window, precision, dtype) for a, b in parts], -1)
