@@ -10,7 +10,7 @@ import numpy as np
 from environment import Worker, busy_seconds
 from rows import Row
 
-SHORT = 0.1  # seconds: runs shorter than this are repeated and averaged
+SHORT = 0.5  # seconds: runs shorter than this are repeated and averaged, so that what the other side left in the caches is gone
 QUIET = 0.1  # of the machine: rounds in which other processes took more are left out while three remain
 OURS = "jaxplain"
 

@@ -56,12 +56,15 @@ def random_convolution(rng):
     return f, x, kernel
 
 
-@pytest.mark.parametrize("size, padding", [(9, "SAME"), (9, ((0, 0), (2, 1))), (30, "VALID"), (8, ((1, 2), (0, 0)))])
+@pytest.mark.parametrize(
+    ("size", "padding"), [(9, "SAME"), (9, ((0, 0), (2, 1))), (30, "VALID"), (8, ((1, 2), (0, 0)))]
+)
 def test_a_surplus_row_of_outputs_changes_nothing(size, padding, monkeypatch):
     """It keeps convolutions from a library that runs them on one thread (jaxlib 0.10)."""
     monkeypatch.setattr(_compat, "ONE_THREADED_CONVOLUTIONS", True)
     monkeypatch.setattr(kernels, "_usable_cpus", lambda: 2)
     monkeypatch.setattr(kernels, "MANY_PRODUCTS", 0)
+    monkeypatch.setattr(kernels, "SURPLUS", 1.0)
     x, kernel = (
         jnp.cos(jnp.arange(2.0 * size * 9 * 6)).reshape(2, size, 9, 6),
         jnp.sin(jnp.arange(270.0)).reshape(3, 3, 6, 5),
