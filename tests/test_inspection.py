@@ -136,3 +136,77 @@ def test_the_rule_of_the_page_runs():
     )
     want = (explain(jx.rules.epsilon()) + explain(jx.rules.flat())) / 2
     assert relative(jx.lrp(score, rules=names["mine"])(x), want) < 1e-12
+    plan = jx.plan(score, rules=names["chosen"])(x)
+    assert next(row.rule for row in plan if row.kind == "dense") == "flat"
+    cumulated = lambda x: jnp.cumprod(x) @ v
+    with pytest.raises(jx.JaxplainError, match="cumprod"):
+        jx.lrp(cumulated, rules=jx.composites.epsilon_plus())(x)
+    assert jnp.all(jnp.isfinite(jx.lrp(cumulated, rules=names["known"])(x)))
+
+
+def _block_net(x):
+    with jax.named_scope("block_1"), jax.named_scope("attention"):
+        x = x + jax.nn.softmax(x @ x.T) @ jnp.sin(x)
+    with jax.named_scope("head"):
+        return jnp.sum(x**2)
+
+
+def test_a_pattern_makes_a_block_one_node():
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "write_a_rule.md").read_text(), re.S))
+    names: dict = {}
+    exec(compile(code.replace(', "head/*": rules.epsilon(0.1)', ""), "write_a_rule.md", "exec"), names)
+    x = jnp.sin(1 + jnp.arange(6.0)).reshape(3, 2)
+    plan = jx.plan(_block_net, rules=names["blocks"])(x)
+    assert [row.kind for row in plan] == ["attention_block", "activation", "sum"] and plan[0].rule == "block"
+    relevance = jx.lrp(_block_net, rules=names["blocks"])(x)
+
+    def attention(x):
+        return x + jax.nn.softmax(x @ x.T) @ jnp.sin(x)
+
+    z, pullback = jax.vjp(attention, x)
+    share = z**2 / (z + jnp.where(z >= 0, 1e-6, -1e-6))
+    assert relative(relevance, x * pullback(share)[0]) < 1e-6
+    scanned = lambda x: jax.lax.scan(lambda x, _: (attention_in_scope(x), None), x, length=2)[0].sum()
+    attention_in_scope = jax.named_scope("attention")(attention)
+    assert "attention_block" in [row.kind for row in jx.plan(scanned, rules=names["blocks"])(x)]
+
+
+def test_a_pattern_that_is_no_unit_is_refused():
+    def find(graph, varies):
+        yield [e for e in graph.equations if e.primitive in ("sin", "exp")]
+
+    mine = jx.composites.compose(
+        jx.composites.attention(), {"mine": jx.rules.epsilon()}, patterns=[jx.rules.Pattern("mine", find)]
+    )
+    with pytest.raises(jx.JaxplainError, match="not one unit"):
+        jx.plan(lambda x: jnp.sum(jnp.exp(jnp.sin(x) * jnp.cos(x))), rules=mine)(jnp.ones(3))
+
+
+def test_named_leaves_static_methods_and_properties_alone():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.layer = nnx.Linear(3, 2, rngs=rngs)
+            self.inner = Inner(rngs)
+
+        def __call__(self, x):
+            return self.inner(self.layer(x))
+
+    class Inner(nnx.Module):
+        def __init__(self, rngs):
+            self.layer = nnx.Linear(2, 1, rngs=rngs)
+
+        @staticmethod
+        def act(x):
+            return jax.nn.relu(x)
+
+        @property
+        def width(self):
+            return 2
+
+        def __call__(self, x):
+            return self.layer(self.act(x))[0] * self.width
+
+    net = Net(nnx.Rngs(0))
+    named = jx.nnx.named(net)
+    assert named(jnp.ones(3)) == net(jnp.ones(3))
+    assert [row.path for row in jx.layers(named)(jnp.ones(3)) if row.kind == "dense"] == ["layer", "inner/layer"]

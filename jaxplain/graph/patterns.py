@@ -27,7 +27,8 @@ class Pattern(NamedTuple):
 
     Attributes:
         kind: the kind of these nodes, for a composite to select by and a rule to be made for.
-        find: `find(graph, is_active)` yields the stretches, each an iterable of equations of `graph`.
+        find: `find(graph, varies)` yields the stretches, each an iterable of equations of `graph`; `varies(value)` tells whether a
+            value depends on the explained input.
     """
 
     kind: str
@@ -42,10 +43,10 @@ def scope(glob: str, kind: str) -> Pattern:
         names = ("/".join(parts[: i + 1]) for i in range(len(parts)))
         return next((name for name in names if fnmatchcase(name, glob)), None)
 
-    def find(graph: Graph, is_active: Callable[[Value], bool]) -> Iterator[list[Equation]]:
+    def find(graph: Graph, varies: Callable[[Value], bool]) -> Iterator[list[Equation]]:
         # A layer that is applied twice is two stretches, if something lies between.
-        active = (e for e in graph.equations if any(map(is_active, e.outputs)))
-        yield from (list(run) for name, run in groupby(active, prefix) if name is not None)
+        varying = (e for e in graph.equations if any(map(varies, e.outputs)))
+        yield from (list(run) for name, run in groupby(varying, prefix) if name is not None)
 
     return Pattern(kind, find)
 
@@ -64,7 +65,7 @@ def found_regions(graph: Graph, activity: Activities, patterns: Sequence[Pattern
     found: list[Region] = []
     claimed: set[Equation] = set()
     for pattern in reversed(patterns):
-        for equations in map(frozenset, pattern.find(graph, lambda value: activity[value] is ACTIVE)):
+        for equations in map(frozenset, pattern.find(graph, lambda value: activity[value] is not CONSTANT)):
             if equations and claimed.isdisjoint(equations):
                 found.append(_region(pattern.kind, equations, graph, activity))
                 claimed.update(equations)
