@@ -10,6 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 import jaxplain as jx
 from jaxplain import composites, rules
+from jaxplain.graph.analysis import analyse
+from jaxplain.graph.replay import replay
 
 rng = np.random.default_rng(7)
 
@@ -311,3 +313,162 @@ def test_a_long_chain_of_layers_is_analysed_in_time():
 
 def RMS_PARTS(x):  # noqa: N802
     return x * lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)
+
+
+TWO, Y = jnp.eye(2), jnp.array([0.5, 0.25])
+U, ONES = jnp.array([1.0, 2.0]), jnp.ones(2)
+
+# A number of the program's text beside a ReLU is no more part of it than an array is.
+NUMBERS = {
+    "reflected": (lambda x: jax.nn.relu(-(x @ TWO)) @ U, lambda x: jax.nn.relu((x @ TWO) * -ONES) @ U, -Y),
+    "two relus": (
+        lambda x: jax.nn.relu(1 - jax.nn.relu(x @ TWO)) @ U,
+        lambda x: jax.nn.relu(ONES - jax.nn.relu(x @ TWO)) @ U,
+        Y,
+    ),
+    "scaled and shifted": (
+        lambda x: (2 * jax.nn.relu(x @ TWO) + 1) @ U,
+        lambda x: (2 * ONES * jax.nn.relu(x @ TWO) + ONES) @ U,
+        Y,
+    ),
+}
+
+
+@pytest.mark.parametrize("method", [*METHODS, "plus"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_beside_a_relu_is_like_an_array(name, method):
+    written, plain, x = NUMBERS[name]
+    explain = {**METHODS, "plus": lambda f: jx.lrp(f, rules=composites.epsilon_plus())}[method]
+    np.testing.assert_allclose(explain(written)(x), explain(plain)(x), atol=1e-6)
+
+
+def _bernoulli(x):
+    p = jax.nn.sigmoid(x @ TWO)
+    q = 1 - p
+    return (p * q) @ U + q @ U
+
+
+def _one_minus(x):
+    s = 1 - jax.nn.relu(x @ TWO)
+    return jnp.maximum(s, 0.1 * s) @ U + s @ U
+
+
+def _reflected_silu(x):
+    z = -x
+    s = jax.nn.silu(z)
+    return (s + z) @ U + s @ U
+
+
+def _renormalised(x):
+    p = jnp.exp(jax.nn.log_softmax(x)) * U
+    return (p / p.sum()) @ U
+
+
+def _twice(x):
+    h = x - jax.nn.logsumexp(x)
+    return (jnp.exp(h) / jnp.exp(h).sum()) @ U
+
+
+@pytest.mark.parametrize("score", [_bernoulli, _one_minus, _reflected_silu, _renormalised, _twice])
+def test_shared_parts_of_formulas_leave_no_gap(score):
+    assert jnp.all(jnp.isfinite(jx.lrp(score, rules=composites.attention())(Y)))
+    assert jnp.all(jnp.isfinite(jx.guided_backprop(score)(Y)))
+
+
+def test_an_outer_product_with_itself_is_shared_by_both_factors():
+    pick = jnp.array([[0.0, 1.0], [0.0, 0.0]])
+    got = jx.lrp(lambda x: jnp.sum(jnp.einsum("i,j->ij", x, x) * pick), rules=composites.attention(1e-9))(Y)
+    np.testing.assert_allclose(got, [0.0625, 0.0625], atol=1e-7)
+
+
+def test_a_softmax_with_one_more_term_has_its_own_derivative():
+    def score(x, shift):
+        e = jnp.exp(x - shift(x.max()))
+        return (e / (1 + e.sum())) @ U
+
+    # With a stopped shift it is a softmax; with a shift that has a derivative it is none, and is not taken for one.
+    held = lambda x: score(x, lax.stop_gradient)
+    p = jnp.exp(Y - Y.max()) / (1 + jnp.exp(Y - Y.max()).sum())
+    np.testing.assert_allclose(jx.lrp(held, rules=composites.attention())(Y), Y * (p * U - p * (p @ U)), rtol=1e-4)
+    assert "softmax" not in [node.kind for node in jx.layers(lambda x: score(x, lambda m: m))(Y)]
+    floored = lambda x: (jnp.exp(x) / jnp.maximum(jnp.exp(x).sum(), 50.0)) @ U
+    assert "softmax" not in [node.kind for node in jx.layers(floored)(Y)]
+
+
+def test_a_box_goes_through_sums_of_either_sign_and_refuses_arrays_in_bodies():
+    x = jnp.array([[0.2, 0.9], [0.5, 0.1]])
+    head = lambda h: jax.nn.relu(h @ jnp.ones(2) + 1)
+    written = lambda x: head(jnp.stack([x[:, 0], -x[:, 1]], -1).sum(-1))
+    got = jx.lrp(written, rules=composites.epsilon_gamma_box(0.0, 1.0, epsilon=1e-9))(x)
+    want = jx.lrp(head, rules=composites.epsilon_gamma_box(-1.0, 1.0, epsilon=1e-9))(x[:, 0] - x[:, 1])
+    np.testing.assert_allclose(got.sum(1), want, atol=1e-6)
+    block = jax.checkpoint(lambda x: jax.nn.relu(x @ jnp.ones((2, 1))))
+    low = jnp.zeros((2, 2)).at[0, 1].set(-3.0)
+    with pytest.raises(jx.JaxplainError, match="arrays, inside"):
+        jx.lrp(lambda x: block(x).sum(), rules=composites.epsilon_gamma_box(low, 1.0))(x)
+
+
+def test_empty_scans_and_scans_in_calls_with_a_derivative_of_their_own():
+    empty = lambda x: lax.scan(lambda h, w: (jax.nn.relu(h @ w), None), x, jnp.zeros((0, 2, 2)))[0].sum()
+    np.testing.assert_array_equal(jx.guided_backprop(empty)(Y), ONES)
+    two = jnp.stack([TWO, 2 * TWO])
+    run = lambda x: lax.scan(lambda h, w: (jax.nn.relu(h @ w), None), x, two)[0]
+    block = jax.custom_vjp(run)
+    block.defvjp(lambda x: (run(x), x), lambda x, g: (g,))
+    want = jx.deep_taylor(lambda x: run(x) @ U)(Y)
+    np.testing.assert_allclose(jx.deep_taylor(lambda x: block(x) @ U)(Y), want, rtol=1e-9)
+
+
+def test_the_outputs_of_a_pattern_have_the_order_of_the_program():
+    def score(x):
+        with jax.named_scope("block"):
+            h = jnp.tanh(x @ TWO)
+            k = jnp.sin(h)
+            both = h * k
+            end = jnp.concatenate([h, k, both])
+        return (h + k + both) @ U + end.sum()
+
+    found = analyse(jax.make_jaxpr(score)(Y), patterns=[rules.scope("block", "mine")])
+    (node,) = (n for n in found.nodes if n.kind == "mine")
+    assert [v.source.primitive for v in node.outputs] == ["tanh", "sin", "mul", "concatenate"]
+
+
+def _random_program(seed):
+    """A random program of elementwise formulas, layers, sums and reuse; every value may be read several times."""
+    draw = np.random.default_rng(seed)
+    weights = jnp.asarray(draw.normal(size=(4, 4)))
+    unary = [
+        jax.nn.relu, jax.nn.silu, jnp.tanh, jax.nn.sigmoid, lambda v: -v, lambda v: 1 - v, lambda v: 2 * v + 1, jnp.square,
+        lambda v: jnp.exp(-(v**2)), lambda v: v @ weights, jax.nn.softmax, lambda v: v / jnp.sqrt(jnp.mean(v**2) + 1e-5),
+        lambda v: jnp.maximum(v, 0.1 * v), lambda v: v - jnp.mean(v), jax.nn.log_softmax, lambda v: v + weights[0],
+    ]  # fmt: skip
+    binary = [jnp.add, jnp.subtract, jnp.multiply, jnp.maximum, lambda a, b: a * jax.nn.sigmoid(b)]
+    steps = [
+        (binary[draw.integers(len(binary))], draw.integers(0, n, 2))
+        if draw.random() < 0.4
+        else (unary[draw.integers(len(unary))], draw.integers(max(0, n - 3), n, 1))
+        for n in range(1, 11)
+    ]
+
+    def score(x):
+        values = [x]
+        for function, operands in steps:
+            values.append(function(*(values[i] for i in operands)))
+        return jnp.sum(values[-1] * V[:4]) + jnp.sum(values[-2])
+
+    return score
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_the_nodes_of_a_random_program_are_the_program(seed):
+    """With every node's own transpose as its rule, propagation is the gradient: no value is lost or counted twice."""
+    score, x = _random_program(seed), jnp.asarray(np.random.default_rng(seed).normal(size=4))
+    analysis = analyse(jax.make_jaxpr(score)(x))
+    transposed = lambda node: lambda layer, arriving: layer.transpose(*arriving)
+    keeps = {"normalisation"}  # holds its statistic constant
+
+    def run(x):
+        return replay(analysis, lambda node: None if node.kind in keeps else transposed(node))(x)[0]
+
+    assert relative(run(x), score(x)) < 1e-12
+    assert relative(jax.grad(run)(x), jax.grad(score)(x)) < 1e-9

@@ -48,6 +48,9 @@ KINDS = (
 )
 
 
+LOOPS_TAKEN_APART = 4  # at most so many in each other, for their first iteration
+
+
 class Behind(enum.IntEnum):
     """What lies between the explained input and a value; the largest counts where several meet."""
 
@@ -144,9 +147,9 @@ class Analysis:
         order = {equation: index for index, equation in enumerate(graph.equations)}
         regions = found_regions(graph, activity, patterns)
         inside = {equation for region in regions for equation in region.equations}
-        softs = softmaxes(graph, activity, inside)
-        inside.update(equation for softmax in softs for equation in softmax.equations)
         self.bounds = Bounds(graph)
+        softs = softmaxes(graph, activity, self.bounds, inside)
+        inside.update(equation for softmax in softs for equation in softmax.equations)
         norms = normalisations(graph, activity, self.bounds, inside)
         held = {(norm.equation, norm.factor) for norm in norms}
         self.flow = Flow(graph, activity, held)
@@ -166,7 +169,9 @@ class Analysis:
 _BODY_KINDS = ("loop", "branch", "checkpoint")
 
 
-def analyse(closed: Any, *, patterns: Sequence[Pattern] = (), opens: Opens = is_opened, depth: int = 4) -> Analysis:
+def analyse(
+    closed: Any, *, patterns: Sequence[Pattern] = (), opens: Opens = is_opened, depth: int = LOOPS_TAKEN_APART
+) -> Analysis:
     """The analysis of a staged score, all of whose inputs are explained.
 
     `patterns` are what the user wants to be one node, `opens` says which calls with derivatives of their own are looked into, `depth`
@@ -471,7 +476,9 @@ def _through(node: Node, behind: dict[Value, Behind]) -> tuple[list[Behind], lis
         carry = [max(a, b) for a, b in zip(flags[carried], out[:n_carry], strict=True)]
         if carry == flags[carried]:
             is_special = in_first[0] - firsts or (in_first[1] and not loops)  # a loop in the loop has first layers then
-            return [*carry, *out[n_carry:]], [*loops, *([equation.origin] if is_special else [])]
+            if is_special and equation.params["length"]:
+                loops = [*loops, equation.origin]
+            return [*carry, *out[n_carry:]], loops
         flags[carried] = carry
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxplain import _compat
 from jaxplain._errors import SettingError, explain_error
 from jaxplain.graph.analysis import Analysis, Behind, Node
-from jaxplain.graph.flat import Graph, Value
-from jaxplain.graph.layer import run_equation
+from jaxplain.graph.flat import Equation, Value
+from jaxplain.graph.layer import evaluate, run_equation
 
 Box: TypeAlias = tuple[jax.Array, jax.Array]
 
@@ -23,12 +23,16 @@ def image(analysis: Analysis, node: Node, bounds: tuple[Any, Any], leaves: Seque
     if node.behind is Behind.LAYER:
         return None
     is_inside = node not in analysis.nodes
-    if node.behind is Behind.OTHER or (is_inside and node.behind is Behind.IMAGE):
+    # In a body an element of the input may be anywhere: numbers are bounds of it all the same.
+    is_far = is_inside and (node.behind is Behind.IMAGE or any(jnp.ndim(bound) for bound in bounds))
+    if node.behind is Behind.OTHER or is_far:
         raise SettingError(
             explain_error(
                 "rules.zbox: the bounds are in units of the explained input, but this layer reads something else.",
                 where=node.source,
-                got="preprocessing inside a loop or branch" if is_inside else "a nonlinear function of the input",
+                got="preprocessing, or bounds that are arrays, inside a loop, branch or checkpoint"
+                if is_inside
+                else "differences or nonlinear functions of parts of the input",
                 why="bounds can be followed through shifts, scales, averages and moves of elements alone",
                 fix=(
                     "explain the preprocessed input: lrp(lambda h: score_of_preprocessed(h))(preprocess(x))",
@@ -37,35 +41,37 @@ def image(analysis: Analysis, node: Node, bounds: tuple[Any, Any], leaves: Seque
             )
         )
     if is_inside:
-        return None  # elements of the input: numbers are bounds of them wherever they are
-    (value,) = node.inputs
-    ends = [_at(analysis.graph, value, [_bound(node, bound, leaf) for leaf in leaves]) for bound in bounds]
-    return jnp.minimum(*ends), jnp.maximum(*ends)
+        return None
+    corners = [[bound_like(node, bound, leaf, "explained input") for leaf in leaves] for bound in bounds]
+    boxes: dict[Value, Box] = dict(zip(analysis.graph.inputs, zip(*corners, strict=True), strict=True))
+    values: dict[Value, Any] = dict(analysis.graph.constants)
+    for step in analysis.steps:
+        if isinstance(step, Equation):
+            if all(v in values for v in step.inputs):
+                values.update(zip(step.outputs, run_equation(step, [values[v] for v in step.inputs]), strict=True))
+        elif step.behind <= Behind.IMAGE and not step.bodies and all(v in boxes for v in step.inputs):
+            others = [values[v] for v in step.others]
+            ends = [evaluate(step, [boxes[v][end] for v in step.inputs], others) for end in (0, 1)]
+            # A negative scale exchanges them.
+            boxes.update(
+                (v, (jnp.minimum(*e), jnp.maximum(*e)))
+                for v, e in zip(step.outputs, zip(*ends, strict=True), strict=True)
+            )
+        if node.inputs[0] in boxes:
+            return boxes[node.inputs[0]]
+    raise AssertionError("a first layer whose input no node makes")
 
 
-def _bound(node: Node, bound: Any, leaf: jax.Array) -> jax.Array:
+def bound_like(node: Node, bound: Any, like: jax.Array, what: str) -> jax.Array:
+    """A bound in the layout of what it bounds."""
     try:
-        return _compat.zeros_like(leaf) + jnp.broadcast_to(jnp.asarray(bound, leaf.dtype), leaf.shape)
+        return _compat.zeros_like(like) + jnp.broadcast_to(jnp.asarray(bound, like.dtype), like.shape)
     except ValueError as error:
         raise SettingError(
             explain_error(
-                "rules.zbox: a bound does not broadcast to the explained input.",
+                f"rules.zbox: a bound does not broadcast to the {what}.",
                 where=node.source,
                 got=f"shape {jnp.shape(bound)}",
-                need=f"a number, or a shape that broadcasts to {leaf.shape}",
+                need=f"a number, or a shape that broadcasts to {like.shape}",
             )
         ) from error
-
-
-def _at(graph: Graph, value: Value, inputs: Sequence[jax.Array]) -> jax.Array:
-    """A value of the program on other inputs, by the equations that it needs."""
-    needed = {value}
-    for equation in reversed(graph.equations):
-        if needed.intersection(equation.outputs):
-            needed.update(equation.inputs)
-    values: dict[Value, Any] = {**graph.constants, **dict(zip(graph.inputs, inputs, strict=True))}
-    for equation in graph.equations:
-        if needed.intersection(equation.outputs) and value not in values:
-            outputs = run_equation(equation, [values[v] for v in equation.inputs])
-            values.update(zip(equation.outputs, outputs, strict=True))
-    return values[value]

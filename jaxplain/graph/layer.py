@@ -5,7 +5,7 @@ its weights changed (positive parts, squares, ones); the weights are those of th
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, cast
 
 import jax
@@ -88,18 +88,22 @@ class Layer:
         )
 
     def to_factor(self, index: int, relevance: jax.Array) -> jax.Array:
-        """For an elementwise product: relevance in the layout of one factor, summed over what it was broadcast to."""
+        """For an elementwise product: relevance in the layout of one input, summed over what it was broadcast to.
+
+        An input that is several factors gets it for each.
+        """
         (equation,) = self.node.equations
-        x = self.inputs[index]
-        if equation.primitive == "dot_general":
-            place = equation.inputs.index(self.node.inputs[index])
-            ones = [jnp.ones(v.shape, relevance.dtype) for v in equation.inputs]
+        places = [i for i, value in enumerate(equation.inputs) if value is self.node.inputs[index]]
+        if equation.primitive != "dot_general":
+            return len(places) * summed_to(self.inputs[index].shape, relevance)
+        ones = [jnp.ones(v.shape, relevance.dtype) for v in equation.inputs]
 
-            def product(v: jax.Array) -> jax.Array:
-                return run_equation(equation, [v if i == place else one for i, one in enumerate(ones)])[0]
+        def product(place: int, v: jax.Array) -> jax.Array:
+            return run_equation(equation, [v if i == place else one for i, one in enumerate(ones)])[0]
 
-            return jax.linear_transpose(product, ones[place])(relevance.astype(equation.outputs[0].aval.dtype))[0]
-        return summed_to(x.shape, relevance)
+        relevance = relevance.astype(equation.outputs[0].aval.dtype)
+        parts = [jax.linear_transpose(partial(product, i), ones[i])(relevance)[0] for i in places]
+        return sum(parts[1:], parts[0])
 
     @cached_property
     def bias(self) -> jax.Array:

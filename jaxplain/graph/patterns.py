@@ -73,7 +73,7 @@ def found_regions(graph: Graph, activity: Activities, patterns: Sequence[Pattern
 
 
 def _region(kind: str, equations: frozenset[Equation], graph: Graph, activity: Activities) -> Region:
-    made = {value for equation in equations for value in equation.outputs}
+    made = dict.fromkeys(v for e in graph.equations if e in equations for v in e.outputs)
     read: dict[Value, None] = {}
     left = set(graph.outputs)
     waiting = len(equations)
@@ -81,7 +81,7 @@ def _region(kind: str, equations: frozenset[Equation], graph: Graph, activity: A
         if equation in equations:
             waiting -= 1
             read.update(dict.fromkeys(v for v in equation.inputs if v not in made and activity[v] is ACTIVE))
-        elif not made.isdisjoint(equation.inputs):
+        elif not made.keys().isdisjoint(equation.inputs):
             left.update(equation.inputs)
             if waiting:
                 raise SettingError(
@@ -112,13 +112,17 @@ class Softmax(NamedTuple):
     group: Group
 
 
-def softmaxes(graph: Graph, activity: Activities, claimed: Collection[Equation] = ()) -> list[Softmax]:
+def softmaxes(graph: Graph, activity: Activities, bounds: Bounds, claimed: Collection[Equation] = ()) -> list[Softmax]:
     """Every exponential whose own sum divides it, or goes into a logarithm. Masks stay outside, the shift is inside."""
     users = graph.users()
     found: list[Softmax] = []
+    taken = set(claimed)
     for equation in graph.equations:
-        if equation.primitive == "exp" and equation not in claimed and activity[equation.outputs[0]] is ACTIVE:
-            found.extend(_outermost(list(_softmaxes_of(equation, users, activity)), graph, users, activity))
+        if equation.primitive == "exp" and equation not in taken and activity[equation.outputs[0]] is ACTIVE:
+            candidates = list(_softmaxes_of(equation, users, activity, bounds))
+            for softmax in _outermost(candidates, graph, users, activity):
+                found.append(softmax)
+                taken |= softmax.equations
     return found
 
 
@@ -137,76 +141,106 @@ def _outermost(found: list[Softmax], graph: Graph, users: Users, activity: Activ
     return [softmax for softmax in found if escapes(softmax.output)]
 
 
-def _softmaxes_of(exponential: Equation, users: Users, activity: Activities) -> Iterator[Softmax]:
-    shifted = exponential.inputs[0]
+def _softmaxes_of(exponential: Equation, users: Users, activity: Activities, bounds: Bounds) -> Iterator[Softmax]:
     weights = dict(_moved(exponential.outputs[0], users, _CASTS | {"select_n", "mul"}, activity))
-    masks = {value: set(_masks(shifted, way)) for value, way in weights.items()}
-    for weight, cast in weights.items():
-        for total in (e for e in users.get(weight, []) if e.primitive in _TOTALS and e.inputs[-1] is weight):
-            shift = _shift(shifted, total, activity)
-            root = shifted if shift is None else shift.root
-            start = {exponential, *cast, total, *(shift.equations if shift else ())}
-
-            def softmax(
-                kind: str, end: Equation, way: Sequence[Equation], *more: Equation,
-                root: Value = root, start: set[Equation] = start, weight: Value = weight, total: Equation = total,
-            ) -> Softmax:  # fmt: skip
-                return Softmax(
-                    kind, root, end.outputs[0], frozenset({*start, *way, *more, end}), Group(weight, (total, *way))
-                )
-
-            for denominator, back in _moved(total.outputs[0], users, _SPREADS | _GUARDS, activity):
-                for end in users.get(denominator, []):
-                    if end.primitive == "log":
-                        yield softmax("logsumexp", end, back)
-                        logs = [(shifted, end, back)]
-                        for value, on in _moved(end.outputs[0], users, _SPREADS):
-                            for add in _unshifting(value, shift, users):
-                                way = (*back, end, *on)
-                                yield softmax("logsumexp", add, way)
-                                logs.append((root, add, way))
-                        for minuend, last, way in logs:
-                            yield from _differences(softmax, minuend, last, way, users, total, weight)
-                    elif end.primitive == "div" and end.inputs[1] is denominator and end.inputs[0] in weights:
-                        if masks[end.inputs[0]] == masks[weight] and _comes_back(total, back, weight):
-                            yield softmax("softmax", end, back, *weights[end.inputs[0]])
-                    elif _is_reciprocal(end, denominator, activity):
-                        for factor, on in _moved(end.outputs[0], users, _SPREADS):
-                            way = (*back, end, *on)
-                            for last in users.get(factor, []) if _comes_back(total, way, weight) else ():
-                                for other in (v for v in last.inputs if last.primitive == "mul"):
-                                    if masks.get(other) == masks[weight]:
-                                        yield softmax("softmax", last, way, *weights[other])
+    for weight in weights:
+        for total in users.get(weight, []):
+            if total.primitive in _TOTALS and total.inputs[-1] is weight:
+                yield from _Sum(exponential, weights, weight, total, users, activity, bounds).softmaxes()
 
 
-def _masks(shifted: Value, way: Sequence[Equation]) -> Iterator[Equation]:
-    """What was masked after the exponential; not what is −∞ before it already."""
-    stem = shifted.source.inputs[0] if shifted.source and shifted.source.primitive == "sub" else shifted
-    before = stem.source.inputs[0] if stem.source and stem.source.primitive == "select_n" else None
-    yield from (
-        e for e in way if e.primitive not in _CASTS and not (e.primitive == "select_n" and e.inputs[0] is before)
-    )
+class _Sum:
+    """One sum of an exponential, or of what masks leave of it: the `weight`; and what becomes of the sum.
 
+    A `way` are the equations that the sum takes to where it is used.
+    """
 
-def _differences(
-    softmax: Callable[..., Softmax],
-    minuend: Value,
-    log: Equation,
-    way: Sequence[Equation],
-    users: Users,
-    total: Equation,
-    weight: Value,
-) -> Iterator[Softmax]:
-    """x − logsumexp(x), and the exponential of that."""
-    for value, on in _moved(log.outputs[0], users, _SPREADS):
-        path = (*way, log, *on)
-        if _comes_back(total, path, weight):
-            for last in users.get(value, []):
+    def __init__(
+        self,
+        exponential: Equation,
+        weights: dict[Value, tuple[Equation, ...]],
+        weight: Value,
+        total: Equation,
+        users: Users,
+        activity: Activities,
+        bounds: Bounds,
+    ):
+        self._bounds = bounds
+        self._shifted = exponential.inputs[0]
+        self._shift = _shift(self._shifted, total, activity)
+        self._root = self._shifted if self._shift is None else self._shift.root
+        self._weights = weights
+        self._weight = weight
+        self._total = total
+        self._users = users
+        self._activity = activity
+        shifting = self._shift.equations if self._shift else ()
+        self._start = {exponential, *weights[weight], total, *shifting}
+
+    def softmaxes(self) -> Iterator[Softmax]:
+        for denominator, way in _moved(self._total.outputs[0], self._users, _SPREADS | _GUARDS, self._activity):
+            for end in self._users.get(denominator, []) if all(map(self._is_guard, way)) else ():
+                if end.primitive == "log":
+                    yield from self._logarithms(end, way)
+                elif end.primitive == "div" and end.inputs[1] is denominator and end.inputs[0] in self._weights:
+                    yield from self._quotients(end, end.inputs[0], way)
+                elif _is_reciprocal(end, denominator, self._activity):
+                    for factor, on in _moved(end.outputs[0], self._users, _SPREADS):
+                        for last in self._users.get(factor, []):
+                            for other in last.inputs if last.primitive == "mul" else ():
+                                yield from self._quotients(last, other, (*way, end, *on))
+
+    def _is_guard(self, equation: Equation) -> bool:
+        """Whether what an equation does to the sum leaves the derivative of a softmax: small numbers against zero.
+
+        One more term in the sum does, too (exp(x) / (1 + Σ exp(x))), if the shift has no derivative.
+        """
+        if equation.primitive not in ("add", "max"):
+            return True
+        numbers = [self._bounds[v] for v in equation.inputs if self._activity[v] is CONSTANT]
+        is_small = all(low == high and abs(low) <= SMALL for low, high in numbers)
+        is_held = self._shift is None or self._activity[self._shift.value] is not ACTIVE
+        return is_small or (equation.primitive == "add" and is_held)
+
+    def _found(self, kind: str, end: Equation, way: Sequence[Equation], *more: Equation) -> Softmax:
+        whole = frozenset({*self._start, *way, *more, end})
+        return Softmax(kind, self._root, end.outputs[0], whole, Group(self._weight, (self._total, *way)))
+
+    def _quotients(self, end: Equation, numerator: Value, way: Sequence[Equation]) -> Iterator[Softmax]:
+        """exp(x) over its sum, if both went through the same masks."""
+        same = numerator in self._weights and self._masks(numerator) == self._masks(self._weight)
+        if same and _comes_back(self._total, way, self._weight):
+            yield self._found("softmax", end, way, *self._weights[numerator])
+
+    def _masks(self, value: Value) -> set[Equation]:
+        """What was masked after the exponential; not what is −∞ before it already."""
+        source = self._root.source
+        before = source.inputs[0] if source and source.primitive == "select_n" else None
+        return {
+            e
+            for e in self._weights[value]
+            if e.primitive not in _CASTS and not (e.primitive == "select_n" and e.inputs[0] is before)
+        }
+
+    def _logarithms(self, log: Equation, way: Sequence[Equation]) -> Iterator[Softmax]:
+        """The logarithm of the sum, the same with the shift added again, and what they are subtracted from."""
+        yield self._found("logsumexp", log, way)
+        yield from self._differences(self._shifted, log, way)
+        for value, on in _moved(log.outputs[0], self._users, _SPREADS):
+            for add in _unshifting(value, self._shift, self._users):
+                yield self._found("logsumexp", add, (*way, log, *on))
+                yield from self._differences(self._root, add, (*way, log, *on))
+
+    def _differences(self, minuend: Value, log: Equation, way: Sequence[Equation]) -> Iterator[Softmax]:
+        """x − logsumexp(x), and the exponential of that."""
+        for value, on in _moved(log.outputs[0], self._users, _SPREADS):
+            path = (*way, log, *on)
+            for last in self._users.get(value, []) if _comes_back(self._total, path, self._weight) else ():
                 if last.primitive == "sub" and last.inputs == (minuend, value):
-                    yield softmax("log_softmax", last, path)
-                    for moved, cast in _moved(last.outputs[0], users, _CASTS):
-                        for end in (e for e in users.get(moved, []) if e.primitive == "exp"):
-                            yield softmax("softmax", end, path, last, *cast)
+                    yield self._found("log_softmax", last, path)
+                    for moved, cast in _moved(last.outputs[0], self._users, _CASTS):
+                        for end in (e for e in self._users.get(moved, []) if e.primitive == "exp"):
+                            yield self._found("softmax", end, path, last, *cast)
 
 
 class _Shift(NamedTuple):

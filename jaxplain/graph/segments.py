@@ -7,7 +7,8 @@ ReLU written with `where`, a formula of the user's own; all are the same to the 
 """
 
 import math
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Set
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ def activations(flow: Flow, claimed: set[Equation], bounds: Bounds) -> tuple[lis
             roots.add(root)
             for e in inside:
                 holders.setdefault(e, []).append(segment)
-    return _Joints(flow, {*claimed, *holders}, bounds).joined(chosen), shared
+    return _Joints(flow, {*claimed, *holders}, shared, bounds).joined(chosen), shared
 
 
 def _is_transparent(equation: Equation, inside: set[Equation], flow: Flow) -> bool:
@@ -118,33 +119,50 @@ def _is_transparent(equation: Equation, inside: set[Equation], flow: Flow) -> bo
     return equation.primitive in tables.AFFINE
 
 
-class _Joints:
-    """What lies between, before and after activations and belongs to them: shifting and scaling by numbers of the program's text."""
+# What elementary formulas are written with. A ReLU or a tanh is complete by itself: a number beside it is a layer's.
+_ELEMENTARY = tables.AFFINE | {
+    *("exp", "exp2", "expm1", "log", "log1p", "log2", "integer_pow", "pow", "square", "sqrt", "rsqrt", "cbrt"),
+}
 
-    def __init__(self, flow: Flow, claimed: set[Equation], bounds: Bounds):
+
+def _is_formula(segment: Segment) -> bool:
+    return all(e.primitive in _ELEMENTARY for e in segment.equations)
+
+
+class _Joints:
+    """What lies between, before and after the parts of a formula and belongs to it: numbers of the program's text."""
+
+    def __init__(self, flow: Flow, claimed: set[Equation], shared: set[Equation], bounds: Bounds):
         self._flow = flow
         self._claimed = claimed
+        self._shared = shared
         self._bounds = bounds
 
     def joined(self, segments: list[Segment]) -> list[Segment]:
         """Activations that follow each other are one: ReLU6 as a maximum and a minimum, 1 / (1 + exp(−z)) as a sigmoid."""
-        by_root = {segment.root: segment for segment in segments}
+        roots = Counter(segment.root for segment in segments)
+        by_root = {segment.root: segment for segment in segments if roots[segment.root] == 1}
         joined: list[Segment] = []
+        taken: set[Value] = set()  # the roots of segments that were joined to one before
         for segment in reversed(segments):  # in program order
+            if segment.root in taken:
+                continue
             while True:
-                way = self._numbers_after(segment.output)
+                way = self._numbers_after(segment.output) if _is_formula(segment) else []
                 ends = [segment.output, *(e.outputs[0] for e in way)]
                 after = next((by_root[v] for v in ends if v in by_root), None)
                 if after is None or not self._is_read_only_by(after.root, after.equations):
                     break
                 between = frozenset(way[: ends.index(after.root)])
+                if between and not _is_formula(after):
+                    break
+                taken.add(after.root)
                 segment = Segment(segment.root, after.output, segment.equations | between | after.equations)
-            if not any(segment.equations < other.equations for other in joined):
-                joined.append(segment)
-        return [self._with_ends(segment) for segment in joined]
+            joined.append(segment)
+        return [self._with_ends(s) if _is_formula(s) and roots[s.root] == 1 else s for s in joined]
 
     def _with_ends(self, segment: Segment) -> Segment:
-        """With a reflection before it (exp(−z)), and scaling and a shift after it (2σ − 1), which are part of the function."""
+        """With a reflection before it (exp(−z)), and scaling and a shift after it (2σ − 1), which are part of the formula."""
         way: list[Equation] = []
         root, before = segment.root, 0
         value = root
@@ -157,14 +175,14 @@ class _Joints:
             if scale < 0:
                 root, before = value, len(way)
         output, after = segment.output, 0
-        following = self._numbers_after(output)
-        for number, equation in enumerate(following, 1):
+        for number, equation in enumerate(self._numbers_after(output), 1):
             scale, shifts = self._scale_and_shift(equation)
             if scale <= 0:
                 break
             if shifts:
                 output, after = equation.outputs[0], number
-        return Segment(root, output, segment.equations.union(way[:before], following[:after]))
+        following = self._numbers_after(segment.output)[:after]
+        return Segment(root, output, segment.equations.union(way[:before], following))
 
     def _numbers_after(self, value: Value) -> list[Equation]:
         way: list[Equation] = []
@@ -173,8 +191,9 @@ class _Joints:
             (value,) = user.outputs
         return way
 
-    def _is_read_only_by(self, value: Value, equations: Collection[Equation]) -> bool:
-        return value not in self._flow.graph.outputs and all(user in equations for user in self._flow.users[value])
+    def _is_read_only_by(self, value: Value, equations: Set[Equation]) -> bool:
+        inside = equations - self._shared
+        return value not in self._flow.graph.outputs and all(user in inside for user in self._flow.users[value])
 
     def _is_number(self, equation: Equation) -> bool:
         """Whether an equation scales or shifts by a number of the program's text, or only casts."""

@@ -12,7 +12,7 @@ from jaxplain._tree import Arguments, Leaves
 from jaxplain.graph.analysis import Analysis, Node, analyse
 from jaxplain.graph.layer import Layer
 from jaxplain.graph.stage import Program, stage_score
-from jaxplain.methods.propagation import OnMissing, Start, chosen_rules, propagated, rule_of, rules_setting
+from jaxplain.methods.propagation import OnMissing, Start, analysed, chosen_rules, propagated, rule_of, rules_setting
 from jaxplain.rules.composites import Composite
 from jaxplain.rules.rule import Rule
 
@@ -88,7 +88,7 @@ def plan(
     composite = rules_setting("plan", rules)
 
     def run(*args: Any) -> Nodes:
-        analysis = analyse(_stage("plan", f, args, argnums, allow_random)[0].closed, patterns=composite.patterns)
+        analysis = analysed(_stage("plan", f, args, argnums, allow_random)[0], composite)
         chosen = ((node, rule_of(node, composite)) for node in analysis.all_nodes())
         return Nodes(_row(node, "missing" if rule is None else rule.name) for node, rule in chosen)
 
@@ -182,7 +182,7 @@ def ledger(
 
     def run(*args: Any) -> Ledger:
         program, leaves = _stage("ledger", f, args, argnums, allow_random)
-        analysis = analyse(program.closed, patterns=composite.patterns)
+        analysis = analysed(program, composite)
         chosen = chosen_rules("ledger", analysis, composite, on_missing)
         nodes = [node for node in analysis.all_nodes() if not node.bodies]
         value, relevance, tallies = _accounts(analysis, chosen, start, nodes, leaves)

@@ -10,7 +10,7 @@ from jaxplain import _compat
 from jaxplain._errors import SettingError, UnknownNodeError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
 from jaxplain._tree import Leaves, cast_like, upcast
-from jaxplain.graph.analysis import Analysis, Node, analyse
+from jaxplain.graph.analysis import LOOPS_TAKEN_APART, Analysis, Node, analyse
 from jaxplain.graph.box import image
 from jaxplain.graph.flat import Opens, is_opened, opens_activations
 from jaxplain.graph.layer import Layer
@@ -40,7 +40,7 @@ def _explainer(
         )
 
     def compute(call: Call, _key: Any, with_info: bool) -> tuple[Leaves, Info | None]:
-        analysis = analyse(call.program.closed, patterns=composite.patterns, opens=opens)
+        analysis = analysed(call.program, composite, opens)
         rules = chosen_rules(method, analysis, composite, on_missing)
         native = cast_like(call.x, call.arguments.leaves)
         value, leaves, _ = propagated(method, analysis, rules, start, native)(native)
@@ -52,6 +52,12 @@ def _explainer(
         return leaves, Info(value=value, gap=gap, n_gradients=jnp.int32(1))
 
     return make_explainer(method, f, compute, argnums=argnums, allow_random=allow_random)
+
+
+def analysed(program: Program, composite: Composite, opens: Opens = is_opened) -> Analysis:
+    """The analysis of a score as a composite needs it."""
+    depth = LOOPS_TAKEN_APART if composite.asks_for_first else 0
+    return analyse(program.closed, patterns=composite.patterns, opens=opens, depth=depth)
 
 
 def propagated(

@@ -42,6 +42,11 @@ class Composite(NamedTuple):
         fitting = (r for selector, r in reversed(self.entries) if node.kind in r.kinds and _fits(selector, node))
         return next(fitting, None)
 
+    @property
+    def asks_for_first(self) -> bool:
+        """Whether some selector may ask which layers are first."""
+        return any(callable(part) or part == "first" for selector, _ in self.entries for part in _parts(selector))
+
     def require_matches(self, method: str, nodes: Iterable[Node]) -> None:
         """Raise if a path of this composite fits no node: a misspelt layer would silently keep its default rule."""
         nodes = list(nodes)
@@ -119,6 +124,15 @@ def compose(
                     f"composites.{name}: the entry for {selector!r} is not a rule.",
                     got=repr(rule),
                     fix="rules.epsilon() and not rules.epsilon: a rule is built by calling it",
+                )
+            )
+    for pattern in patterns:
+        if pattern.kind in _WORDS:
+            raise SettingError(
+                explain_error(
+                    f"composites.{name}: a pattern's kind must be a new word.",
+                    got=repr(pattern.kind),
+                    need=f"none of {', '.join(_WORDS)}",
                 )
             )
     base = as_composite(base)

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxplain import _compat
 from jaxplain._errors import SettingError, explain_error
+from jaxplain.graph.box import bound_like
 from jaxplain.graph.layer import Layer
 from jaxplain.rules.rule import Relevance, Rule, distribute, stabilise, times
 
@@ -173,26 +173,11 @@ def zbox(low: Any, high: Any, *, epsilon: float = 1e-6) -> Rule:
 
     def backward(layer: Layer, relevance: Relevance) -> Relevance:
         x = layer.x
-        bounds = layer.box or [_broadcast_bound(layer, bound) for bound in (low, high)]
+        bounds = layer.box or [bound_like(layer.node, bound, x, "input of the layer") for bound in (low, high)]
         terms: list[Any] = [(x, "as they are"), (-bounds[0], "positive"), (-bounds[1], "negative")]
         return distribute(layer, relevance, terms, epsilon=epsilon)
 
     return Rule("zbox", ("dense", "convolution"), backward, epsilon, box=(low, high))
-
-
-def _broadcast_bound(layer: Layer, bound: Any) -> jax.Array:
-    x = layer.x
-    try:
-        return _compat.zeros_like(x) + jnp.broadcast_to(jnp.asarray(bound, x.dtype), x.shape)
-    except ValueError as error:
-        raise SettingError(
-            explain_error(
-                "rules.zbox: a bound does not broadcast to the input of the layer.",
-                where=layer.node.source,
-                got=f"shape {jnp.shape(bound)}",
-                need=f"a number, or a shape that broadcasts to {x.shape}",
-            )
-        ) from error
 
 
 def wsquare(*, absorb_bias: bool = False, epsilon: float = 1e-6) -> Rule:
@@ -231,10 +216,11 @@ def uniform(*, epsilon: float = 1e-6) -> Rule:
     """
 
     def backward(layer: Layer, relevance: Relevance) -> tuple[Relevance, ...]:
-        if layer.is_elementwise_product:
-            return tuple(layer.to_factor(i, relevance / len(layer.inputs)) for i in range(len(layer.inputs)))
-        # The stabiliser belongs to the doubled product: 2z + ε. One value may be both factors, as in x·x.
+        # One value may be both factors, as in x·x.
         n_factors = sum(value in layer.node.inputs for value in layer.node.equations[0].inputs)
+        if layer.is_elementwise_product:
+            return tuple(layer.to_factor(i, relevance / n_factors) for i in range(len(layer.inputs)))
+        # The stabiliser belongs to the doubled product: 2z + ε.
         share = relevance / stabilise(n_factors * layer.output, epsilon)
         return tuple(times(x, g) for x, g in zip(layer.inputs, layer.transpose(share), strict=True))
 
@@ -281,7 +267,7 @@ def gradient_x_input() -> Rule:
 
     def backward(layer: Layer, relevance: Relevance) -> Relevance:
         # x ⊙ Jᵀ(R / p), without dividing by a probability that underflowed.
-        share = jnp.where(layer.output > 0, relevance, 0)
+        share = jnp.where(layer.output != 0, relevance, 0)
         return times(layer.x, share - layer.output * layer.group_sum(share))
 
     return Rule("gradient_x_input", ("softmax",), backward)
