@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxplain._accumulate import accumulate
-from jaxplain._explainer import Explainer, Info, positive_int, require_explainer
+from jaxplain._explainer import Call, Explainer, Info, positive_int, require_explainer
 from jaxplain._tree import Arguments, Leaves, multiply, upcast
 from jaxplain.graph.head import Head, affine_head
 from jaxplain.graph.stage import Program
@@ -149,13 +149,10 @@ _MEAN_SQUARE = _Statistic(jnp.square, _mean, _mean_error, 1, 2)
 _VARIANCE = _Statistic(lambda r: r, _variance, _variance_error, 2, 4)
 
 
-def _head(explain: Any, args: tuple, x: Leaves) -> Head | None:
-    """The affine head of an explained gradient: a mean of gradients is the pullback of the mean of the tail's."""
-    stage = getattr(explain, "gradient_call", None)
-    return None if stage is None else affine_head(stage(args).program, x)
-
-
-def _of_tail(head: Head, leaves: Leaves, _key: jax.Array) -> tuple[Leaves, tuple]:
+def _gradient(call: Call, head: Head | None, leaves: Leaves, _key: jax.Array) -> tuple[Leaves, tuple]:
+    """The gradient, with respect to the output of the affine head if there is one."""
+    if head is None:
+        return call.gradient(leaves), (None, None)
     return head.tail.value_and_gradient(head.head(leaves))[1], (None, None)
 
 
@@ -195,9 +192,12 @@ def _noisy(
             failed = None if info.converged is None else jnp.logical_not(info.converged).astype(jnp.int32)
             return tuple(map(statistic.transform, leaves)), (info.n_gradients, failed)
 
-        head = _head(explain, args, x) if statistic is _MEAN and not with_info else None
+        # A mean of gradients needs their score staged only once, and the pullback through its affine head only once.
+        stage = getattr(explain, "gradient_call", None) if statistic is _MEAN and not with_info else None
+        call = None if stage is None else stage(args)
+        head = None if call is None else affine_head(call.program, x)
 
-        explained = inner if head is None else partial(_of_tail, head)
+        explained = inner if call is None else partial(_gradient, call, head)
         program = Program(method, explained, x, key)
 
         def sample(k: jax.Array) -> tuple[Leaves, tuple]:
