@@ -337,8 +337,11 @@ def test_the_value_is_that_of_the_equations_to_the_last_bit(model):
     values = dict(graph.constants) | dict(zip(graph.inputs, x, strict=True))
     for equation in graph.equations:
         values.update(zip(equation.outputs, run_equation(equation, [values[v] for v in equation.inputs]), strict=True))
-    (value,) = replay(analyse(closed), lambda node: None)(*x)
+    (value,) = replay(analyse(closed, depth=0), lambda node: None)(*x)
     np.testing.assert_array_equal(value, values[graph.outputs[0]])
+    # A first iteration that is written out is compiled apart from its loop: equal to rounding.
+    (value,) = replay(analyse(closed), lambda node: None)(*x)
+    np.testing.assert_allclose(value, values[graph.outputs[0]], rtol=2e-2 if model == "bf16_compute" else 1e-13)
 
 
 # Structure
@@ -431,7 +434,7 @@ def test_a_while_loop_on_the_path_is_refused():
 
 # JAX's primitives that no rule is known for, or that a staged score cannot hold.
 REFUSED = set(
-    """accum_grad_in_ref addupdate after_all all_gather all_gather_done all_gather_invariant all_gather_reduced
+    """global_array_to_host_local_array host_local_array_to_global_array accum_grad_in_ref addupdate after_all all_gather all_gather_done all_gather_invariant all_gather_reduced
 all_gather_reduced_start all_gather_start all_to_all all_to_all_done all_to_all_start announce_jaxpr approx_top_k
 argmax argmin axis_index bitcast_convert_type box_get box_set broadcast_to call_exported call_hi_primitive check
 cholesky cholesky_update complex composite conj core_map create_linear create_token cudnn_fusion cumlogsumexp
