@@ -49,7 +49,13 @@ def image(analysis: Analysis, node: Node, bounds: tuple[Any, Any], leaves: Seque
         if isinstance(step, Equation):
             if all(v in values for v in step.inputs):
                 values.update(zip(step.outputs, run_equation(step, [values[v] for v in step.inputs]), strict=True))
-        elif step.behind <= Behind.IMAGE and not step.bodies and all(v in boxes for v in step.inputs):
+        # What else it reads must be constant: an index that depends on the input has no bounds.
+        elif (
+            step.behind <= Behind.IMAGE
+            and not step.bodies
+            and boxes.keys() >= {*step.inputs}
+            and values.keys() >= {*step.others}
+        ):
             others = [values[v] for v in step.others]
             ends = [evaluate(step, [boxes[v][end] for v in step.inputs], others) for end in (0, 1)]
             # A negative scale exchanges them.

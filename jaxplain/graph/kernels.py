@@ -23,9 +23,8 @@ from jax import lax
 from jaxplain import _compat
 
 FEW_CHANNELS = 4  # at most this many input or output channels: one matrix product over the window beats the convolution
-FEW_TAPS = (
-    16  # … from few input channels in two dimensions only where the window is small, for XLA's own are fast there
-)
+# … and from few input channels in two dimensions, only where the window is small, for XLA's own are fast there.
+FEW_TAPS = 16
 MANY_TAPS = 126  # the winning tap of a pooling window is counted in int8
 MANY_PRODUCTS = 500_000  # of one example: from here on a second thread is worth a surplus row of outputs
 SURPLUS = 0.15  # such rows, of all
