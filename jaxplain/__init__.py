@@ -18,12 +18,14 @@ from jaxplain._errors import ScoreError as ScoreError
 from jaxplain._errors import SettingError as SettingError
 from jaxplain._errors import StructureError as StructureError
 from jaxplain._errors import TransformError as TransformError
+from jaxplain._errors import UnexplainedChangeError as UnexplainedChangeError
 from jaxplain._errors import UnknownNodeError as UnknownNodeError
 from jaxplain._explainer import Explainer as Explainer
 from jaxplain._explainer import Info as Info
 from jaxplain._explainer import with_info as with_info
 from jaxplain._references import references as references
 from jaxplain.batch import batched as batched
+from jaxplain.methods.deeplift import deeplift as deeplift
 from jaxplain.methods.gradient import gradient as gradient
 from jaxplain.methods.gradient import input_x_gradient as input_x_gradient
 from jaxplain.methods.gradient import saliency as saliency

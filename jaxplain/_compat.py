@@ -187,6 +187,12 @@ def is_sharded(aval: Any) -> bool:
     return any(axis is not None for axis in getattr(getattr(aval, "sharding", None), "spec", ()))
 
 
+def has_explicit_axes() -> bool:
+    """Whether this code is traced for a mesh with Explicit axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(kind == jax.sharding.AxisType.Explicit for kind in mesh.axis_types)
+
+
 def selects_the_largest(primitive: Any) -> bool:
     return primitive is jex.core.primitives.ge_p
 

@@ -45,6 +45,10 @@ class UnknownNodeError(JaxplainError, NotImplementedError):
     """The score holds operations that a propagation rule cannot be chosen for."""
 
 
+class UnexplainedChangeError(JaxplainError, ValueError):
+    """Between input and reference the score changes in a way that has no derivative: another branch, another index."""
+
+
 class NonFiniteError(JaxplainError, FloatingPointError):
     """An attribution, or the output of a model that is checked, is not finite."""
 

@@ -56,6 +56,15 @@ def references(pool: Any, n: int | None = None) -> References:
     return References(pool, n)
 
 
+def pool_of(arguments: Arguments, baseline: Any, key: Any) -> tuple[Leaves, int]:
+    """The references that a setting `baseline` stands for, laid out beside the explained leaves with one leading axis."""
+    if not isinstance(baseline, References):
+        return tuple(b[None] for b in arguments.like(baseline, "baseline", none=lambda x: x)), 1
+    if baseline.n is None:
+        return baseline.leaves(arguments)
+    return jax.vmap(draw(baseline, arguments))(jax.random.split(key, baseline.n)), baseline.n
+
+
 def draw(source: Any, arguments: Arguments) -> Callable[[jax.Array], Leaves]:
     """A function key -> one reference, from `references(...)` or from a user's function of a key."""
     if isinstance(source, References):

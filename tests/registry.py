@@ -86,6 +86,11 @@ METHODS: dict[str, Method] = {
         # Their first layers read a normalisation, and a square, of the input.
         refuses=dict.fromkeys(("attention", "pytree_input"), "units of the explained input"),
     ),
+    "deeplift": Method(lambda f, x: jx.deeplift(f, baseline=lambda x: scaled(0.4, x))),
+    "deeplift_reveal_cancel": Method(
+        lambda f, x: jx.deeplift(f, baseline=lambda x: scaled(0.4, x), rule="reveal_cancel", fallback="rescale")
+    ),
+    "deeplift_references": Method(lambda f, x: jx.deeplift(f, baseline=_pool(x), chunk_size=2)),
     "lrp_attention": Method(lambda f, x: jx.lrp(f, rules=jx.composites.attention(EPSILON), start=1.0)),
 }
 

@@ -14,11 +14,12 @@ class Activity(enum.IntEnum):
     """What a value has to do with the explained input; the larger one wins where several meet."""
 
     CONSTANT = 0
-    DEPENDENT = 1  # changes with the input but carries no derivative: comparisons, indices, argmax
-    ACTIVE = 2
+    STOPPED = 1  # changes with the input through `stop_gradient` alone: its author says that it carries nothing
+    DEPENDENT = 2  # changes with the input but has no derivative: comparisons, indices, argmax
+    ACTIVE = 3
 
 
-CONSTANT, DEPENDENT, ACTIVE = Activity
+CONSTANT, STOPPED, DEPENDENT, ACTIVE = Activity
 
 
 def activities(graph: Graph, inputs: Iterable[Activity]) -> dict[Value, Activity]:
@@ -56,7 +57,7 @@ def _outputs(equation: Equation, found: dict[Value, Activity]) -> list[Activity]
         return _visit(equation.bodies[0], inputs, found)
     strongest = max(inputs, default=CONSTANT)
     if name in tables.NO_DERIVATIVE:
-        strongest = min(strongest, DEPENDENT)
+        strongest = min(strongest, STOPPED if name == "stop_gradient" else DEPENDENT)
     return [strongest] * len(equation.outputs)
 
 

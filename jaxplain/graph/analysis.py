@@ -7,7 +7,7 @@ activations, then affine runs, then what is left. Whatever no step recognises is
 import enum
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jaxplain import _compat
 from jaxplain._errors import JaxplainError, explain_error
@@ -77,6 +77,7 @@ class Node:
         scale_axes: axes of the core's output along which the suffix may scale differently.
         bodies: the analyses of a loop's, a branch's or a checkpoint's programs.
         group: for a softmax, how it sums over its groups.
+        others_vary: whether some of `others` change with the explained input, without a derivative.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Node:
         self.signal: int | None = None
         self.scale_axes: frozenset[int] | None = None
         self.bodies: tuple[Analysis, ...] = ()
+        self.others_vary = False
 
     @property
     def path(self) -> str:
@@ -141,7 +143,13 @@ class Node:
 class Analysis:
     """A graph and its nodes. `steps` is how to run it: nodes, and the equations that no node carries out."""
 
-    def __init__(self, graph: Graph, activity: dict[Value, Activity], patterns: Sequence[Pattern] = ()):
+    def __init__(
+        self,
+        graph: Graph,
+        activity: dict[Value, Activity],
+        patterns: Sequence[Pattern] = (),
+        statistics: Literal["held", "followed"] = "held",
+    ):
         self.graph = graph
         self.activity = activity
         order = {equation: index for index, equation in enumerate(graph.equations)}
@@ -150,7 +158,7 @@ class Analysis:
         self.bounds = Bounds(graph)
         softs = softmaxes(graph, activity, self.bounds, inside)
         inside.update(equation for softmax in softs for equation in softmax.equations)
-        norms = normalisations(graph, activity, self.bounds, inside)
+        norms = normalisations(graph, activity, self.bounds, inside) if statistics == "held" else []
         held = {(norm.equation, norm.factor) for norm in norms}
         self.flow = Flow(graph, activity, held)
         self.nodes = sorted(
@@ -158,7 +166,8 @@ class Analysis:
         )
         for node in self.nodes:
             bodies = node.equations[0].bodies if node.kind in _BODY_KINDS else ()
-            node.bodies = tuple(Analysis(body, activity, patterns) for body in bodies)
+            node.bodies = tuple(Analysis(body, activity, patterns, statistics) for body in bodies)
+            node.others_vary = any(activity[value] is not CONSTANT for value in node.others)
         self.steps = _steps(graph, self.nodes)
 
     def all_nodes(self) -> list[Node]:
@@ -170,12 +179,18 @@ _BODY_KINDS = ("loop", "branch", "checkpoint")
 
 
 def analyse(
-    closed: Any, *, patterns: Sequence[Pattern] = (), opens: Opens = is_opened, depth: int = LOOPS_TAKEN_APART
+    closed: Any,
+    *,
+    patterns: Sequence[Pattern] = (),
+    opens: Opens = is_opened,
+    depth: int = LOOPS_TAKEN_APART,
+    statistics: Literal["held", "followed"] = "held",
 ) -> Analysis:
     """The analysis of a staged score, all of whose inputs are explained.
 
     `patterns` are what the user wants to be one node, `opens` says which calls with derivatives of their own are looked into, `depth`
-    how many loops in each other may be taken apart.
+    how many loops in each other may be taken apart. `statistics` of a normalisation are held constant, or followed: then there are no nodes
+    of that kind, but the sums, squares and products that it is made of.
     """
     closed = _compat.without_dead_code(closed)
     graph = flatten(closed, opens=opens)
@@ -191,11 +206,12 @@ def analyse(
             closed, opens=lambda origin, body: is_readable(body) if id(origin) in mixed else opens(origin, body)
         )
         activity = activities(graph, [ACTIVE] * len(graph.inputs))
-    analysis = Analysis(graph, activity, patterns)
+    analysis = Analysis(graph, activity, patterns, statistics)
     _, loops = _mark_first(analysis, [Behind.MOVES] * len(graph.inputs))
     if loops and depth:
         # The layers of the first iteration are first, as they would be in the same program without the loop.
-        return analyse(_compat.peeled(closed, loops), patterns=patterns, opens=opens, depth=depth - 1)
+        again = _compat.peeled(closed, loops)
+        return analyse(again, patterns=patterns, opens=opens, depth=depth - 1, statistics=statistics)
     _mark_last(analysis, [False] * len(graph.outputs))
     return analysis
 

@@ -67,8 +67,21 @@ class Layer:
 
     def transpose(self, *cotangents: jax.Array) -> tuple[jax.Array, ...]:
         """Jᵀ·cotangents: what ordinary back-propagation would hand to each input."""
-        _, pullback = jax.vjp(lambda *inputs: evaluate(self.node, inputs, self._others), *self.inputs)
+        _, pullback = jax.vjp(self.at, *self.inputs)
         return pullback([c.astype(out.dtype) for c, out in zip(cotangents, self.outputs, strict=True)])
+
+    def at(self, *inputs: jax.Array) -> list[jax.Array]:
+        """The outputs for other inputs."""
+        return evaluate(self.node, inputs, self._others)
+
+    def moved(self, inputs: tuple) -> "Layer":
+        """The node at other inputs, for its derivative there."""
+        return Layer(self.node, inputs, self._others, [])
+
+    def push_forward(self, *tangents: jax.Array) -> list[jax.Array]:
+        """J·tangents: the derivative of each output along one tangent for each input."""
+        tangents = tuple(t.astype(x.dtype) for t, x in zip(tangents, self.inputs, strict=True))
+        return jax.jvp(self.at, self.inputs, tangents)[1]
 
     def pass_back(self, relevance: jax.Array) -> jax.Array:
         """Relevance of the output in the layout of the input: through the node's reshapes, nothing else."""
@@ -114,7 +127,7 @@ class Layer:
     def linear(self, weights: Weights = "as they are") -> Callable[[jax.Array], jax.Array]:
         """The node without its bias, as a function of its one input, with the given weights."""
         if weights == "as they are":
-            return self._as_it_is
+            return lambda v: self.push_forward(v)[0]
         if self.node.core is None or self.node.core.primitive == "fft":
             raise SettingError(
                 explain_error(
@@ -125,9 +138,6 @@ class Layer:
                 )
             )
         return lambda v: self._with(weights, v)
-
-    def _as_it_is(self, v: jax.Array) -> jax.Array:
-        return jax.jvp(lambda x: evaluate(self.node, [x], self._others)[0], (self.x,), (v,))[1]
 
     def group_sum(self, v: jax.Array) -> jax.Array:
         """For a softmax: the sum of v over each group that it normalises, at every element of the group."""

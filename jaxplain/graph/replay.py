@@ -34,7 +34,7 @@ def replay(
 
     def run_node(node: Node, values: dict[Any, Any]) -> list[Any]:
         if node.bodies:
-            return _run_bodies(node, [values[v] for v in node.equations[0].inputs], run)
+            return run_bodies(node, [values[v] for v in node.equations[0].inputs], run)
         probe = None if probes is None else probes.get(node)
         rule = backward(node) or (None if probe is None else _own_derivative)
         inputs = tuple(values[v] for v in node.inputs)
@@ -85,8 +85,11 @@ def _overridden(node: Node, rule: Backward, tally: Tally | None) -> Callable[...
     return call
 
 
-def _run_bodies(node: Node, inputs: list[Any], run: Callable[[Analysis, Sequence[Any]], list]) -> list[Any]:
-    """A loop, a branch or a checkpoint around the replay of its bodies."""
+def run_bodies(node: Node, inputs: list[Any], run: Callable[[Analysis, Sequence[Any]], list]) -> list[Any]:
+    """A loop, a branch or a checkpoint around the replay of its bodies.
+
+    Values may be pytrees; what `run` returns beyond the outputs of a body is returned after the outputs, stacked by a loop.
+    """
     (equation,) = node.equations
     params = equation.params
     with _compat.context(equation.origin):

@@ -29,7 +29,7 @@ class Program:
             closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
         self.method = method
         self.out_shape = shape
-        self.closed = closed
+        self.closed = closed = _compat.without_dead_code(closed)
         self._args = args
         self._recorded = _compat.jaxpr_as_function(closed)
         self._faster = faster(closed)

@@ -14,7 +14,7 @@ from jaxplain import _compat
 from jaxplain._accumulate import accumulate
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, positive_int, sum_gap
-from jaxplain._references import References, draw
+from jaxplain._references import References, draw, pool_of
 from jaxplain._tree import Leaves, beside, multiply, require_not_negative, subtract, total
 from jaxplain.graph.head import affine_head
 from jaxplain.methods.quadrature import nodes_and_weights
@@ -194,12 +194,7 @@ def integrated_gradients(
 
 
 def _paths(call: Call, baseline: Any, key: Any) -> _Paths:
-    if not isinstance(baseline, References):
-        pool, size = tuple(b[None] for b in call.arguments.like(baseline, "baseline", none=lambda x: x)), 1
-    elif baseline.n is None:
-        pool, size = baseline.leaves(call.arguments)
-    else:
-        pool, size = jax.vmap(draw(baseline, call.arguments))(jax.random.split(key, baseline.n)), baseline.n
+    pool, size = pool_of(call.arguments, baseline, key)
     return _Paths(call, beside(call.x, pool), size)
 
 

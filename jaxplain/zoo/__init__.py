@@ -8,6 +8,7 @@ Every one takes raw 28×28 digits and ships with its weights:
 | `"mlp_no_bias"` | the same without biases: positively homogeneous |
 | `"cnn_maxpool"` | three convolutions with max-pooling, two dense layers |
 | `"cnn_avgpool"` | the same with average pooling and without biases |
+| `"cnn_strided"` | two strided convolutions, two dense layers: the digit experiment of DeepLIFT's authors |
 | `"all_conv"` | strided convolutions only; written in Flax Linen |
 | `"gap"` | convolutions, global average pooling, one dense layer (CAM) |
 

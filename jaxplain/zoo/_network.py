@@ -17,7 +17,7 @@ from flax import linen, nnx, traverse_util
 from jaxplain._errors import SettingError, explain_error
 from jaxplain.datasets import mnist
 from jaxplain.zoo._training import fit
-from jaxplain.zoo.networks import CNN, GAP, MLP, AllConv
+from jaxplain.zoo.networks import CNN, GAP, MLP, AllConv, StridedCNN
 
 Params = dict[str, Any]
 
@@ -65,6 +65,7 @@ RECIPES: dict[str, Recipe] = {
     "mlp_no_bias": Recipe(partial(MLP, 256, False), 150, 3e-3, 0.97),
     "cnn_maxpool": Recipe(partial(CNN, nnx.max_pool, True), 18, 3e-3, 0.985),
     "cnn_avgpool": Recipe(partial(CNN, nnx.avg_pool, False), 16, 3e-3, 0.975),
+    "cnn_strided": Recipe(StridedCNN, 40, 3e-3, 0.975),
     "all_conv": Recipe(AllConv(), 10, 6e-3, 0.975),
     "gap": Recipe(GAP, 16, 1e-2, 0.975),
 }

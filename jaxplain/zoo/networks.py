@@ -62,6 +62,26 @@ class CNN(nnx.Module):
         return self.dense2(x)
 
 
+class StridedCNN(nnx.Module):
+    """Two strided convolutions and two dense layers, ReLU between: the network of the DeepLIFT authors' digit experiment.
+
+    Without pooling, every nonlinearity is a ReLU. The maps shrink 28 → 13 → 5, nothing is padded.
+    """
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        self.conv1 = nnx.Conv(1, 32, (4, 4), strides=(2, 2), padding="VALID", rngs=rngs)
+        self.conv2 = nnx.Conv(32, 64, (4, 4), strides=(2, 2), padding="VALID", rngs=rngs)
+        self.dense1 = nnx.Linear(5 * 5 * 64, 128, rngs=rngs)
+        self.dense2 = nnx.Linear(128, 10, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.conv1(x))
+        x = nnx.relu(self.conv2(x))
+        x = x.reshape(*x.shape[:-3], -1)  # (..., 5 * 5 * 64)
+        x = nnx.relu(self.dense1(x))
+        return self.dense2(x)
+
+
 class GAP(nnx.Module):
     """Convolutions, global average pooling, one dense layer without bias.
 

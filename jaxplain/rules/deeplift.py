@@ -1,0 +1,391 @@
+"""The rules of DeepLIFT: for each kind of node, a linear map M with M·Δx = Δy exactly, from two evaluations of it.
+
+Notation: x, y at the input, x₀, y₀ at the reference, Δx = x − x₀; J is the node's own derivative. Where |Δx| ≤ 10·eps·max(|x|, |x₀|), which
+rounding alone can make, the quotient Δy/Δx means nothing, and the derivative takes its place.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxplain import _compat
+from jaxplain.graph.analysis import Node
+from jaxplain.graph.layer import Layer, evaluate
+from jaxplain.graph.segments import is_elementwise
+from jaxplain.graph.twin import LinearMap, Parts, TwinRule, difference
+
+Linear = Callable[..., list[jax.Array]]  # of one array for each input
+Rescale = Callable[[Layer, Layer], Linear]
+
+_AFFINE = ("dense", "convolution", "sum", "fft", "scale_shift", "add")
+_SPLITTING = ("dense", "convolution", "sum", "add")
+_MINIMA = frozenset({"min", "reduce_min", "reduce_window_min", "cummin", "scatter-min", "scatter_min"})
+
+
+def rescale_rule(node: Node) -> Rescale | None:
+    """The Rescale rule of a node: `rule(layer, reference) -> linear map`; None if there is none for its kind."""
+    (*_, equation) = node.equations
+    if node.kind in _AFFINE:
+        return _mean_derivative if node.others_vary else _derivative
+    if node.kind == "structural":
+        return _choice
+    if node.kind == "activation":
+        return _secant
+    if node.kind in ("product", "gate") and equation.primitive != "div":
+        return _midpoint
+    if node.kind in ("product", "gate", "unknown") and is_elementwise(equation) and len(node.inputs) <= 2:
+        return _secant
+    if node.kind == "max" and equation.primitive not in ("pmax", "pmin"):
+        return _cross_maximum
+    return {"softmax": _softmax, "log_softmax": _log_softmax, "logsumexp": _logsumexp}.get(node.kind)
+
+
+def rescale(node: Node) -> TwinRule:
+    """One change for each value, not split."""
+
+    def rule(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> LinearMap:
+        linear = _known(node)(layer, reference)
+        return lambda parts: [(out,) for out in linear(*(d for (d,) in parts))]
+
+    return rule
+
+
+def _known(node: Node) -> Rescale:
+    rule = rescale_rule(node)
+    assert rule is not None, node
+    return rule
+
+
+# Affine nodes: the derivative is exact
+
+
+def _derivative(layer: Layer, _reference: Layer) -> Linear:
+    return layer.push_forward
+
+
+def _mean_derivative(layer: Layer, reference: Layer) -> Linear:
+    """½(J + J₀): the weights may differ between input and reference; what their own change does is not explained."""
+    return lambda *d: [(a + b) / 2 for a, b in zip(layer.push_forward(*d), reference.push_forward(*d), strict=True)]
+
+
+# Elementwise functions of one value, or of two
+
+
+def _secant(layer: Layer, reference: Layer) -> Linear:
+    """Δy/Δx at every element. For two values: each one's part of Δy, averaged over which of them changes first."""
+    y, xs, x0s = layer.output, layer.inputs, reference.inputs
+    rises = _rises(layer, xs, x0s)
+    if layer.node.others_vary:  # a mask from elsewhere: the same function at both points, one and the other on average
+        rises = [(a + b) / 2 for a, b in zip(rises, _rises(reference, xs, x0s), strict=True)]
+    slopes = _slopes(layer, *(_middle(x, x0) for x, x0 in zip(xs, x0s, strict=True)))
+    factors = [_quotient(rise, x, x0, slope) for rise, x, x0, slope in zip(rises, xs, x0s, slopes, strict=True)]
+    return lambda *d: [sum(_scaled(v, m) for v, m in zip(d, factors, strict=True)).astype(y.dtype)]
+
+
+def _rises(layer: Layer, xs: Sequence[jax.Array], x0s: Sequence[jax.Array]) -> list[jax.Array]:
+    (y,), (y0,) = layer.at(*xs), layer.at(*x0s)
+    if len(xs) == 1:
+        return [difference(y, y0)]
+    (only_first,), (only_second,) = layer.at(xs[0], x0s[1]), layer.at(x0s[0], xs[1])
+    return [
+        (difference(y, only_second) + difference(only_first, y0)) / 2,
+        (difference(y, only_first) + difference(only_second, y0)) / 2,
+    ]
+
+
+def _slopes(layer: Layer, *point: jax.Array) -> tuple[jax.Array, ...]:
+    """The derivatives of an elementwise node at a point; zero where they are not finite, as √ at zero."""
+    values, pullback = jax.vjp(layer.at, *point)
+    slopes = pullback([jnp.ones_like(v) for v in values])
+    return tuple(jnp.where(jnp.isfinite(s), s, 0) for s in slopes)
+
+
+def _middle(x: jax.Array, x0: jax.Array) -> jax.Array:
+    """Halfway: there the derivative is the quotient to second order."""
+    return (x / 2 + x0 / 2).astype(x.dtype)
+
+
+def _is_moved(change: jax.Array, x: jax.Array, x0: jax.Array) -> jax.Array:
+    """Whether a change is more than rounding can make."""
+    return jnp.abs(change) > 10 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(x), jnp.abs(x0))
+
+
+def _quotient(rise: jax.Array, x: jax.Array, x0: jax.Array, slope: jax.Array, run: jax.Array | None = None) -> jax.Array:
+    """rise / Δx, or the slope where Δx is too small."""
+    run = difference(x, x0) if run is None else run
+    moved = _is_moved(run, x, x0)
+    return jnp.where(moved, rise / jnp.where(moved, run, 1), slope)
+
+
+def _scaled(v: jax.Array, factor: jax.Array) -> jax.Array:
+    return v.astype(factor.dtype) * factor
+
+
+# Products, maxima, choices
+
+
+def _midpoint(layer: Layer, reference: Layer) -> Linear:
+    """Δ(ab) = ½(b + b₀)Δa + ½(a + a₀)Δb: the derivative of a product halfway."""
+    point = tuple(_middle(x, x0) for x, x0 in zip(layer.inputs, reference.inputs, strict=True))
+    if not layer.node.others_vary:
+        return layer.moved(point).push_forward
+    return _mean_derivative(layer.moved(point), reference.moved(point))
+
+
+def _cross_maximum(layer: Layer, reference: Layer) -> Linear:
+    """A maximum that rises belongs to its winner at the input, one that falls to its winner at the reference.
+
+    So Δy/Δx of the winner is between 0 and 1, since it is ahead of, or behind, by at least Δy.
+    """
+    y, y0 = layer.output, reference.output
+    (equation,) = layer.node.equations
+    cross = jnp.minimum(y, y0) if equation.primitive in _MINIMA else jnp.maximum(y, y0)
+    gained, lost = difference(cross, y0).astype(y.dtype), difference(y, cross).astype(y.dtype)
+    changes = [difference(x, x0) for x, x0 in zip(layer.inputs, reference.inputs, strict=True)]
+    moved = [_is_moved(c, x, x0) for c, x, x0 in zip(changes, layer.inputs, reference.inputs, strict=True)]
+    runs = [jnp.where(m, c, 1).astype(x.dtype) for m, c, x in zip(moved, changes, layer.inputs, strict=True)]
+
+    def linear(*d: jax.Array) -> list[jax.Array]:
+        shares = [jnp.where(m, v, 0) / run for m, v, run in zip(moved, d, runs, strict=True)]
+        still = [jnp.where(m, 0, v) for m, v in zip(moved, d, strict=True)]
+        (won,), (was_won,), (stays,) = (
+            layer.push_forward(*shares),
+            reference.push_forward(*shares),
+            layer.push_forward(*still),
+        )
+        return [gained * won + lost * was_won + stays]
+
+    return linear
+
+
+def _choice(layer: Layer, reference: Layer) -> Linear:
+    """Each output copies one element: at the input J·x, at the reference J₀·x₀, perhaps another one.
+
+    Where they differ, half of the change is each one's, and what is still missing is shared in proportion to |Δx| among those that
+    the choice is between: all along the axis of a sort or of an index, else the two. Sorting changes no value by more than the
+    largest |Δx|, so the multipliers are small numbers. A choice that jumps (another index of values far apart) is not followed: it is
+    left unexplained, and the evaluation says so.
+    """
+    if not layer.node.others_vary and layer.node.primitive not in ("sort", "top_k"):
+        return layer.push_forward
+    changes = [difference(x, x0).astype(x.dtype) for x, x0 in zip(layer.inputs, reference.inputs, strict=True)]
+    pooled = _pooling(layer.node)
+
+    def candidates(values: Sequence[jax.Array]) -> list[jax.Array]:
+        if pooled is not None:
+            return layer.push_forward(*map(pooled, values))
+        return [a + b for a, b in zip(layer.push_forward(*values), reference.push_forward(*values), strict=True)]
+
+    half = _mean_derivative(layer, reference)
+    rises = [difference(y, y0) for y, y0 in zip(layer.outputs, reference.outputs, strict=True)]
+    missing = [rise - part.astype(rise.dtype) for rise, part in zip(rises, half(*changes), strict=True)]
+    sizes = candidates([jnp.abs(c) for c in changes])
+    shares = [
+        jnp.where(size > 0, jnp.clip(m / jnp.where(size > 0, size, 1), -1, 1), 0).astype(size.dtype)
+        for m, size in zip(missing, sizes, strict=True)
+    ]
+
+    def linear(*d: jax.Array) -> list[jax.Array]:
+        signed = candidates([jnp.sign(c) * v for c, v in zip(changes, d, strict=True)])
+        return [a + share * b for a, share, b in zip(half(*d), shares, signed, strict=True)]
+
+    return linear
+
+
+def _pooling(node: Node) -> Callable[[jax.Array], jax.Array] | None:
+    """For a choice along one axis: the sum along it, at each of its elements."""
+    (equation,) = node.equations
+    axis = equation.params.get("dimension" if equation.primitive == "sort" else "axis", -1)
+    if equation.primitive == "gather":
+        indexed = equation.params["dimension_numbers"].start_index_map
+        if len(indexed) != 1:
+            return None
+        (axis,) = indexed
+    elif equation.primitive not in ("sort", "top_k"):
+        return None
+    return lambda v: jnp.broadcast_to(jnp.sum(v, axis, keepdims=True), v.shape)
+
+
+# Softmax and its logarithms, by the logarithmic mean
+#
+# With L = (p − p₀)/(ln p − ln p₀), between p and p₀: Δp_k = L_k (Δu_k − Δℓ) for ℓ = logsumexp(u), since ln p = u − ℓ; and as the p sum to
+# one before and after, 0 = Σ L_k (Δu_k − Δℓ), so that Δℓ = Σ L_k Δu_k / Σ L_k. The map L·(I − 1 Lᵀ/ΣL) is the softmax's own derivative with
+# p replaced by L. It does not depend on what is subtracted from u for safety.
+
+
+def _logarithmic_mean(p: jax.Array, p0: jax.Array, log_ratio: jax.Array) -> jax.Array:
+    """(p − p₀) / (ln p − ln p₀), p where they are equal: always between p and p₀."""
+    apart = jnp.abs(log_ratio) > jnp.sqrt(jnp.finfo(p.dtype).eps)
+    mean = jnp.where(apart, (p - p0) / jnp.where(apart, log_ratio, 1), (p + p0) / 2)
+    return jnp.clip(mean, jnp.minimum(p, p0), jnp.maximum(p, p0))
+
+
+def _wide(v: jax.Array) -> jax.Array:
+    return v.astype(jnp.promote_types(v.dtype, jnp.float32))
+
+
+def _over(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a / b, zero where b is."""
+    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
+
+
+def _softmax(layer: Layer, reference: Layer) -> Linear:
+    p, p0 = _wide(layer.output), _wide(reference.output)
+    change = difference(layer.x, reference.x)
+    # Δℓ = Δu_k − ln(p_k/p₀_k) for every k; the mean over those that neither evaluation has rounded to zero.
+    common = jnp.minimum(p, p0)
+    log_ratio = jnp.log(jnp.where(common > 0, p, 1)) - jnp.log(jnp.where(common > 0, p0, 1))
+    weight = layer.group_sum(common)
+    shift = jnp.where(
+        weight > 0,
+        _over(layer.group_sum(common * (change - log_ratio)), weight),
+        _logsumexp_of(layer, p) - _logsumexp_of(reference, p0),
+    )
+    mean = _logarithmic_mean(p, p0, jnp.where(common > 0, log_ratio, change - shift))
+    total = layer.group_sum(mean) + _rest(layer, p, p0, shift)
+
+    def linear(d: jax.Array) -> list[jax.Array]:
+        v = d.astype(mean.dtype)
+        return [(mean * (v - _over(layer.group_sum(mean * v), total))).astype(layer.output.dtype)]
+
+    return linear
+
+
+def _logsumexp_of(layer: Layer, p: jax.Array) -> jax.Array:
+    """ℓ = Σ p_k (u_k − ln p_k), as every term in brackets is ℓ."""
+    some = p > 0
+    return layer.group_sum(jnp.where(some, p * (_wide(layer.x) - jnp.log(jnp.where(some, p, 1))), 0))
+
+
+def _rest(layer: Layer, p: jax.Array, p0: jax.Array, shift: jax.Array) -> jax.Array | float:
+    """The logarithmic mean of what a softmax with one more term in its sum, exp(x) / (1 + Σ exp(x)), leaves over."""
+    assert layer.node.group is not None
+    if not any(e.primitive == "add" for e in layer.node.group.equations):
+        return 0.0
+    rest, rest0 = (jnp.maximum(1 - layer.group_sum(v), 0) for v in (p, p0))
+    return jnp.clip(_logarithmic_mean(rest, rest0, -shift), jnp.minimum(rest, rest0), jnp.maximum(rest, rest0))
+
+
+def _log_softmax(layer: Layer, reference: Layer) -> Linear:
+    y, y0 = _wide(layer.output), _wide(reference.output)
+    mean = _logarithmic_mean(jnp.exp(y), jnp.exp(y0), difference(y, y0))
+    weights = _over(mean, layer.group_sum(mean))
+    return lambda d: [d - layer.group_sum(weights * d.astype(weights.dtype)).astype(d.dtype)]
+
+
+def _logsumexp(layer: Layer, reference: Layer) -> Linear:
+    """Its derivative is p, which says which elements a group has: what an element of p₀ has lost is weighed by J₀."""
+    (p,), (p0,) = (_slopes(at, at.x) for at in (layer, reference))
+    p, p0 = _wide(p), _wide(p0)
+    rise = difference(layer.output, reference.output).astype(layer.output.dtype)
+    here = p >= p0
+    spread = jnp.where(here, _over(layer.transpose(rise)[0], p), _over(reference.transpose(rise)[0], p0))
+    mean = _logarithmic_mean(p, p0, difference(layer.x, reference.x) - spread)
+    at_input = jnp.where(here, _over(mean, p), 0).astype(layer.x.dtype)
+    at_reference = jnp.where(here, 0, _over(mean, p0)).astype(layer.x.dtype)
+
+    def weighed(d: jax.Array) -> jax.Array:
+        return layer.push_forward(at_input * d)[0] + reference.push_forward(at_reference * d)[0]
+
+    total = weighed(jnp.ones_like(layer.x))
+    return lambda d: [_over(weighed(d), total)]
+
+
+# RevealCancel: positive and negative parts of each change
+
+
+def is_split(node: Node) -> bool:
+    """Whether RevealCancel is defined for a node of this kind."""
+    if node.kind == "structural":
+        return not node.others_vary and node.primitive not in ("sort", "top_k")
+    return node.kind in (*_SPLITTING, "activation", "scale_shift") and not node.others_vary
+
+
+def by_sign(change: jax.Array, v: jax.Array) -> Parts:
+    """What belongs to a positive change, and to a negative one; half each where there is none."""
+    positive = jnp.where(change > 0, 1, jnp.where(change < 0, 0, 0.5)).astype(v.dtype)
+    return positive * v, (1 - positive) * v
+
+
+def reveal_cancel(node: Node, splits: Callable[[Node], bool]) -> TwinRule:
+    """Two changes for each value, Δ⁺ and Δ⁻. Layers that do not split leave a change whole, in the part of its sign: Rescale follows."""
+    if node.kind == "activation" and len(node.inputs) == 1:
+        return _reveal
+    if node.kind == "scale_shift":
+        return _carried
+    if node.kind == "structural" and is_split(node):
+        return lambda layer, _reference, _changes: lambda parts: list(
+            zip(*(layer.push_forward(*side) for side in zip(*parts, strict=True)), strict=True)
+        )
+    if node.kind in _SPLITTING and splits(node):
+        return _split_sum if node.kind == "add" else _split_weights
+    return _whole
+
+
+def _whole(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> LinearMap:
+    """Rescale: the net change of the inputs, and that of the outputs by its sign."""
+    linear = _known(layer.node)(layer, reference)
+    rises = [difference(y, y0) for y, y0 in zip(layer.outputs, reference.outputs, strict=True)]
+    return lambda parts: [by_sign(r, out) for r, out in zip(rises, linear(*map(_net, parts)), strict=True)]
+
+
+def _net(parts: Parts) -> jax.Array:
+    return parts[0] + parts[1]
+
+
+def _split_weights(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> LinearMap:
+    """Δy⁺ = Σ of the contributions w·Δx above zero, of the net Δx; Δy⁻ of those below."""
+    change = difference(layer.x, reference.x)
+    positive, negative = layer.linear("positive"), layer.linear("negative")
+
+    def linear(parts: Sequence[Parts]) -> list[Parts]:
+        up, down = by_sign(change, _net(parts[0]))
+        return [(positive(up) + negative(down), positive(down) + negative(up))]
+
+    return linear
+
+
+def _split_sum(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> LinearMap:
+    """An addition is a layer with weights of one (of minus one for what is subtracted)."""
+    changes = [difference(x, x0) for x, x0 in zip(layer.inputs, reference.inputs, strict=True)]
+    (equation,) = layer.node.equations
+    subtracts = equation.primitive in ("sub", "scatter-sub")
+    return lambda parts: [_sum_by_sign(layer, equation, changes, parts, subtracts)]
+
+
+def _sum_by_sign(
+    layer: Layer, equation: Any, changes: Sequence[jax.Array], parts: Sequence[Parts], subtracts: bool
+) -> Parts:
+    total: list[Any] = [0, 0]
+    for i, (value, change, v) in enumerate(zip(layer.node.inputs, changes, map(_net, parts), strict=True)):
+        for side, part in enumerate(by_sign(change, v)):
+            alone = [part if i == k else _compat.zeros_like(x) for k, x in enumerate(layer.inputs)]
+            place = 1 - side if subtracts and value is equation.inputs[-1] else side
+            total[place] = total[place] + layer.push_forward(*alone)[0]
+    return total[0], total[1]
+
+
+def _carried(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> LinearMap:
+    """One value to one: a negative factor turns a rise into a fall."""
+    keeps = (layer.push_forward(jnp.ones_like(layer.x))[0] >= 0).astype(layer.output.dtype)
+
+    def linear(parts: Sequence[Parts]) -> list[Parts]:
+        (up,), (down,) = (layer.push_forward(side) for side in parts[0])
+        return [(keeps * up + (1 - keeps) * down, keeps * down + (1 - keeps) * up)]
+
+    return linear
+
+
+def _reveal(layer: Layer, reference: Layer, changes: Sequence[Parts]) -> LinearMap:
+    """Δy⁺: what Δx⁺ does, alone and after Δx⁻, on average; Δy⁻ likewise."""
+    x, x0, y, y0 = layer.x, reference.x, layer.output, reference.output
+    ((up, down),) = changes
+    (only_up,), (only_down,) = (reference.at((x0 + v).astype(x0.dtype)) for v in (up, down))
+    rise = (difference(only_up, y0) + difference(y, only_down)) / 2
+    fall = (difference(only_down, y0) + difference(y, only_up)) / 2
+    slope = (_slopes(layer, x)[0] + _slopes(reference, x0)[0]) / 2
+    factors = [_quotient(r, x, x0, slope, run=_wide(v)) for r, v in ((rise, up), (fall, down))]
+    return lambda parts: [tuple(_scaled(v, m).astype(y.dtype) for v, m in zip(parts[0], factors, strict=True))]
