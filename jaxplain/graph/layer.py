@@ -19,7 +19,7 @@ from jaxplain.graph.analysis import Node
 from jaxplain.graph.flat import Equation, Value
 from jaxplain.graph.patterns import Group
 
-Weights = Literal["as they are", "positive", "negative", "squared", "ones"]
+Weights = Literal["as they are", "positive", "negative", "squared", "absolute", "ones"]
 
 
 def run_equation(equation: Equation, inputs: list[Any]) -> list[Any]:
@@ -250,8 +250,9 @@ class Layer:
 
         if weights == "ones":
             return scaled(contract(None if weight is None else jnp.ones_like(weight), None), None)
-        if weights == "squared":
-            return scaled(contract(_square(weight), _square(before)), _square(after))
+        if weights in ("squared", "absolute"):
+            change = _square if weights == "squared" else _absolute
+            return scaled(contract(change(weight), change(before)), change(after))
         # The sign of a product of up to three factors: the sum over the ways to get it.
         wanted = 1 if weights == "positive" else -1
         parts = [
@@ -332,6 +333,10 @@ def _part_of(value: jax.Array | None, sign: int) -> Any:
     if value is None:
         return None
     return jnp.maximum(value, 0) if sign > 0 else jnp.minimum(value, 0)
+
+
+def _absolute(value: jax.Array | None) -> Any:
+    return None if value is None else jnp.abs(value)
 
 
 def _square(value: jax.Array | None) -> Any:

@@ -20,8 +20,9 @@ from jaxplain.graph.replay import run_bodies
 
 Parts = tuple[jax.Array, ...]  # one change, or what it is split into
 LinearMap = Callable[[Sequence[Parts]], list[Parts]]  # from the parts of each input to those of each output
-# From a node at the input, at the reference, and the parts of the changes of its inputs.
-TwinRule = Callable[[Layer, Layer, Sequence[Parts]], LinearMap]
+# From a node at the input, at the reference, and the parts of its inputs' changes to its map, and the parts of its outputs' changes if
+# they are known: else they are what the map makes of those of the inputs.
+TwinRule = Callable[[Layer, Layer, Sequence[Parts]], tuple[LinearMap, list[Parts] | None]]
 
 
 class Twin(NamedTuple):
@@ -105,17 +106,18 @@ class _TwinReplay:
             layers.append(Layer(node, operands, beside, evaluate(node, operands, beside)))
         here, there = layers
         changes = [twin.parts or (difference(twin.x, twin.x0).astype(twin.x.dtype),) for twin in inputs]
-        linear = self._rule(node)(here, there, changes)
+        linear, parts = self._rule(node)(here, there, changes)
         ends = linear([twin.linear for twin in inputs])
-        # Only what has no derivative (an index, a mask) can make a value change in a way that its inputs do not explain.
-        may_jump = any(self._activity[value] is DEPENDENT for value in node.others)
-        parts = linear(changes) if may_jump or self._n_parts > 1 else [()] * len(ends)
+        if self._n_parts == 1:
+            parts = [()] * len(ends)
+        elif parts is None:
+            parts = linear(changes)
         outputs = [Twin(*whole) for whole in zip(here.outputs, there.outputs, parts, ends, strict=True)]
-        jumps = []
-        if may_jump:
-            unexplained = jnp.stack([_is_unexplained(twin) for twin in outputs]).any()
-            jumps = [jnp.where(unexplained, self._number[node], 0)]
-        return [twin if self._n_parts > 1 else twin._replace(parts=()) for twin in outputs], jumps
+        # Only what has no derivative (an index, a mask) can make a value change in a way that its inputs do not explain.
+        if all(self._activity[value] is not DEPENDENT for value in node.others):
+            return outputs, []
+        checks = [_is_unexplained(twin, made) for twin, made in zip(outputs, linear(changes), strict=True)]
+        return outputs, [jnp.where(jnp.stack(checks).any(), self._number[node], 0)]
 
     def _bodies(self, node: Node, inputs: list[Any]) -> tuple[list[Any], list[jax.Array]]:
         (equation,) = node.equations
@@ -182,10 +184,10 @@ def _largest(jumps: list[jax.Array]) -> jax.Array:
     return largest
 
 
-def _is_unexplained(twin: Twin) -> jax.Array:
+def _is_unexplained(twin: Twin, parts: Parts) -> jax.Array:
     """Whether the parts of a change do not sum to it, by more than rounding can do."""
     change = difference(twin.x, twin.x0)
-    missing = jnp.abs(change - sum(part.astype(change.dtype) for part in twin.parts))
+    missing = jnp.abs(change - sum(part.astype(change.dtype) for part in parts))
     size = jnp.maximum(jnp.max(jnp.abs(twin.x), initial=0), jnp.max(jnp.abs(twin.x0), initial=0))
     return jnp.any(missing > jnp.sqrt(jnp.finfo(twin.x.dtype).eps) * size)
 

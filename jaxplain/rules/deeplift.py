@@ -5,15 +5,15 @@ rounding alone can make, the quotient Δy/Δx means nothing, and the derivative 
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from functools import partial, reduce
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 
-from jaxplain import _compat
 from jaxplain.graph.analysis import Node
-from jaxplain.graph.layer import Layer, evaluate
+from jaxplain.graph.layer import Layer
+from jaxplain.graph.patterns import Group
 from jaxplain.graph.segments import is_elementwise
 from jaxplain.graph.twin import LinearMap, Parts, TwinRule, difference
 
@@ -25,13 +25,12 @@ _SPLITTING = ("dense", "convolution", "sum", "add")
 _MINIMA = frozenset({"min", "reduce_min", "reduce_window_min", "cummin", "scatter-min", "scatter_min"})
 
 
-def rescale_rule(node: Node) -> Rescale | None:
-    """The Rescale rule of a node: `rule(layer, reference) -> linear map`; None if there is none for its kind."""
+def _rule(node: Node) -> Rescale | None:
     (*_, equation) = node.equations
     if node.kind in _AFFINE:
         return _mean_derivative if node.others_vary else _derivative
     if node.kind == "structural":
-        return _choice
+        return _choice if _may_choose(node) else _derivative
     if node.kind == "activation":
         return _secant
     if node.kind in ("product", "gate") and equation.primitive != "div":
@@ -43,20 +42,22 @@ def rescale_rule(node: Node) -> Rescale | None:
     return {"softmax": _softmax, "log_softmax": _log_softmax, "logsumexp": _logsumexp}.get(node.kind)
 
 
-def rescale(node: Node) -> TwinRule:
-    """One change for each value, not split."""
+def rescale(node: Node) -> TwinRule | None:
+    """The Rescale rule of a node, one change for each value; None if there is none for its kind."""
+    known = _rule(node)
+    if known is None:
+        return None
 
-    def rule(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> LinearMap:
-        linear = _known(node)(layer, reference)
-        return lambda parts: [(out,) for out in linear(*(d for (d,) in parts))]
+    def rule(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, None]:
+        linear = known(layer, reference)
+        return lambda parts: [(out,) for out in linear(*(d for (d,) in parts))], None
 
     return rule
 
 
-def _known(node: Node) -> Rescale:
-    rule = rescale_rule(node)
-    assert rule is not None, node
-    return rule
+def _may_choose(node: Node) -> bool:
+    """Whether a structural node may copy other elements at the input than at the reference."""
+    return node.others_vary or node.primitive in ("sort", "top_k")
 
 
 # Affine nodes: the derivative is exact
@@ -81,8 +82,11 @@ def _secant(layer: Layer, reference: Layer) -> Linear:
     if layer.node.others_vary:  # a mask from elsewhere: the same function at both points, one and the other on average
         rises = [(a + b) / 2 for a, b in zip(rises, _rises(reference, xs, x0s), strict=True)]
     slopes = _slopes(layer, *(_middle(x, x0) for x, x0 in zip(xs, x0s, strict=True)))
-    factors = [_quotient(rise, x, x0, slope) for rise, x, x0, slope in zip(rises, xs, x0s, slopes, strict=True)]
-    return lambda *d: [sum(_scaled(v, m) for v, m in zip(d, factors, strict=True)).astype(y.dtype)]
+    factors = [
+        _quotient(rise, difference(x, x0), slope, x, x0)
+        for rise, x, x0, slope in zip(rises, xs, x0s, slopes, strict=True)
+    ]
+    return lambda *d: [reduce(jnp.add, map(_scaled, d, factors)).astype(y.dtype)]
 
 
 def _rises(layer: Layer, xs: Sequence[jax.Array], x0s: Sequence[jax.Array]) -> list[jax.Array]:
@@ -108,15 +112,15 @@ def _middle(x: jax.Array, x0: jax.Array) -> jax.Array:
     return (x / 2 + x0 / 2).astype(x.dtype)
 
 
-def _is_moved(change: jax.Array, x: jax.Array, x0: jax.Array) -> jax.Array:
-    """Whether a change is more than rounding can make."""
-    return jnp.abs(change) > 10 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(x), jnp.abs(x0))
+def _is_moved(change: jax.Array, *sizes: jax.Array) -> jax.Array:
+    """Whether a change is more than rounding can make, where numbers of these sizes are added."""
+    largest = reduce(jnp.maximum, map(jnp.abs, sizes))
+    return jnp.abs(change) > 10 * jnp.finfo(largest.dtype).eps * largest
 
 
-def _quotient(rise: jax.Array, x: jax.Array, x0: jax.Array, slope: jax.Array, run: jax.Array | None = None) -> jax.Array:
-    """rise / Δx, or the slope where Δx is too small."""
-    run = difference(x, x0) if run is None else run
-    moved = _is_moved(run, x, x0)
+def _quotient(rise: jax.Array, run: jax.Array, slope: jax.Array, *sizes: jax.Array) -> jax.Array:
+    """rise / run, or the slope where the run is too small."""
+    moved = _is_moved(run, *sizes)
     return jnp.where(moved, rise / jnp.where(moved, run, 1), slope)
 
 
@@ -169,8 +173,6 @@ def _choice(layer: Layer, reference: Layer) -> Linear:
     largest |Δx|, so the multipliers are small numbers. A choice that jumps (another index of values far apart) is not followed: it is
     left unexplained, and the evaluation says so.
     """
-    if not layer.node.others_vary and layer.node.primitive not in ("sort", "top_k"):
-        return layer.push_forward
     changes = [difference(x, x0).astype(x.dtype) for x, x0 in zip(layer.inputs, reference.inputs, strict=True)]
     pooled = _pooling(layer.node)
 
@@ -262,8 +264,8 @@ def _logsumexp_of(layer: Layer, p: jax.Array) -> jax.Array:
 
 def _rest(layer: Layer, p: jax.Array, p0: jax.Array, shift: jax.Array) -> jax.Array | float:
     """The logarithmic mean of what a softmax with one more term in its sum, exp(x) / (1 + Σ exp(x)), leaves over."""
-    assert layer.node.group is not None
-    if not any(e.primitive == "add" for e in layer.node.group.equations):
+    _, equations = cast(Group, layer.node.group)
+    if not any(e.primitive == "add" for e in equations):
         return 0.0
     rest, rest0 = (jnp.maximum(1 - layer.group_sum(v), 0) for v in (p, p0))
     return jnp.clip(_logarithmic_mean(rest, rest0, -shift), jnp.minimum(rest, rest0), jnp.maximum(rest, rest0))
@@ -298,94 +300,127 @@ def _logsumexp(layer: Layer, reference: Layer) -> Linear:
 
 
 def is_split(node: Node) -> bool:
-    """Whether RevealCancel is defined for a node of this kind."""
+    """Whether RevealCancel is defined for a node."""
     if node.kind == "structural":
-        return not node.others_vary and node.primitive not in ("sort", "top_k")
+        return not _may_choose(node)
     return node.kind in (*_SPLITTING, "activation", "scale_shift") and not node.others_vary
 
 
 def by_sign(change: jax.Array, v: jax.Array) -> Parts:
     """What belongs to a positive change, and to a negative one; half each where there is none."""
-    positive = jnp.where(change > 0, 1, jnp.where(change < 0, 0, 0.5)).astype(v.dtype)
-    return positive * v, (1 - positive) * v
+    return _halves(v, jnp.sign(change).astype(v.dtype) * v)
 
 
-def reveal_cancel(node: Node, splits: Callable[[Node], bool]) -> TwinRule:
-    """Two changes for each value, Δ⁺ and Δ⁻. Layers that do not split leave a change whole, in the part of its sign: Rescale follows."""
-    if node.kind == "activation" and len(node.inputs) == 1:
-        return _reveal
-    if node.kind == "scale_shift":
-        return _carried
-    if node.kind == "structural" and is_split(node):
-        return lambda layer, _reference, _changes: lambda parts: list(
-            zip(*(layer.push_forward(*side) for side in zip(*parts, strict=True)), strict=True)
-        )
-    if node.kind in _SPLITTING and splits(node):
-        return _split_sum if node.kind == "add" else _split_weights
-    return _whole
-
-
-def _whole(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> LinearMap:
-    """Rescale: the net change of the inputs, and that of the outputs by its sign."""
-    linear = _known(layer.node)(layer, reference)
-    rises = [difference(y, y0) for y, y0 in zip(layer.outputs, reference.outputs, strict=True)]
-    return lambda parts: [by_sign(r, out) for r, out in zip(rises, linear(*map(_net, parts)), strict=True)]
+def _halves(total: jax.Array, size: jax.Array) -> Parts:
+    """The positive and the negative part of something, from their sum and their difference."""
+    return (total + size) / 2, (total - size) / 2
 
 
 def _net(parts: Parts) -> jax.Array:
     return parts[0] + parts[1]
 
 
-def _split_weights(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> LinearMap:
-    """Δy⁺ = Σ of the contributions w·Δx above zero, of the net Δx; Δy⁻ of those below."""
-    change = difference(layer.x, reference.x)
-    positive, negative = layer.linear("positive"), layer.linear("negative")
+def reveal_cancel(node: Node, splits: Callable[[Node], bool]) -> TwinRule | None:
+    """Two changes for each value, Δ⁺ and Δ⁻; None if there is no rule, of Rescale either, for a node of this kind.
 
-    def linear(parts: Sequence[Parts]) -> list[Parts]:
-        up, down = by_sign(change, _net(parts[0]))
-        return [(positive(up) + negative(down), positive(down) + negative(up))]
+    A layer that does not split leaves its change in the part of its sign, and Rescale follows.
+    """
+    known = _rule(node)
+    if known is None or not is_split(node):
+        return None if known is None else partial(_whole, known)
+    if node.kind == "structural":
+        return _copied
+    if node.kind == "scale_shift":
+        return _carried
+    if node.kind == "activation":
+        return _revealed
+    if splits(node):
+        return _split_sum if node.kind == "add" else _split_weights
+    return partial(_whole, known)
 
-    return linear
+
+def _whole(known: Rescale, layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, list[Parts]]:
+    """Rescale: the net change of the inputs, and that of the outputs by its sign."""
+    linear = known(layer, reference)
+    rises = [difference(y, y0).astype(y.dtype) for y, y0 in zip(layer.outputs, reference.outputs, strict=True)]
+
+    def whole(parts: Sequence[Parts]) -> list[Parts]:
+        return [by_sign(rise, out) for rise, out in zip(rises, linear(*map(_net, parts)), strict=True)]
+
+    return whole, [by_sign(rise, rise) for rise in rises]
 
 
-def _split_sum(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> LinearMap:
-    """An addition is a layer with weights of one (of minus one for what is subtracted)."""
-    changes = [difference(x, x0) for x, x0 in zip(layer.inputs, reference.inputs, strict=True)]
+def _copied(layer: Layer, _reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, None]:
+    def copied(parts: Sequence[Parts]) -> list[Parts]:
+        up, down = (layer.push_forward(*side) for side in zip(*parts, strict=True))
+        return list(zip(up, down, strict=True))
+
+    return copied, None
+
+
+def _carried(layer: Layer, _reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, None]:
+    """One value to one: a negative factor makes a fall of a rise."""
+    keeps = layer.push_forward(jnp.ones_like(layer.x))[0] >= 0
+
+    def carried(parts: Sequence[Parts]) -> list[Parts]:
+        (up,), (down,) = (layer.push_forward(side) for side in parts[0])
+        return [(jnp.where(keeps, up, down), jnp.where(keeps, down, up))]
+
+    return carried, None
+
+
+def _split_weights(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, list[Parts]]:
+    """Δy⁺ is the sum of the contributions w·Δx above zero, Δx being net; Δy⁻ of those below. So Δy⁺ − Δy⁻ = |w|·|Δx|."""
+    sign = jnp.sign(difference(layer.x, reference.x)).astype(layer.x.dtype)
+    weights, sizes = layer.linear(), layer.linear("absolute")
+
+    def split(parts: Sequence[Parts]) -> list[Parts]:
+        d = _net(parts[0])
+        return [_halves(weights(d), sizes(sign * d).astype(layer.output.dtype))]
+
+    return split, _with_known_sum(layer, reference, sizes(jnp.abs(_change(layer, reference, 0))))
+
+
+def _split_sum(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, list[Parts]]:
+    """An addition is a layer with weights of one, of minus one for what is subtracted."""
     (equation,) = layer.node.equations
     subtracts = equation.primitive in ("sub", "scatter-sub")
-    return lambda parts: [_sum_by_sign(layer, equation, changes, parts, subtracts)]
+    # |w| by way of w: the sign of what is subtracted is turned twice.
+    turned = [-1 if subtracts and v is equation.inputs[-1] else 1 for v in layer.node.inputs]
+    changes = [_change(layer, reference, i) for i in range(len(turned))]
+
+    def sizes(*d: jax.Array) -> jax.Array:
+        return layer.push_forward(*(t * v for t, v in zip(turned, d, strict=True)))[0]
+
+    def split(parts: Sequence[Parts]) -> list[Parts]:
+        d = list(map(_net, parts))
+        signed = [jnp.sign(c) * v for c, v in zip(changes, d, strict=True)]
+        return [_halves(layer.push_forward(*d)[0], sizes(*signed))]
+
+    return split, _with_known_sum(layer, reference, sizes(*map(jnp.abs, changes)))
 
 
-def _sum_by_sign(
-    layer: Layer, equation: Any, changes: Sequence[jax.Array], parts: Sequence[Parts], subtracts: bool
-) -> Parts:
-    total: list[Any] = [0, 0]
-    for i, (value, change, v) in enumerate(zip(layer.node.inputs, changes, map(_net, parts), strict=True)):
-        for side, part in enumerate(by_sign(change, v)):
-            alone = [part if i == k else _compat.zeros_like(x) for k, x in enumerate(layer.inputs)]
-            place = 1 - side if subtracts and value is equation.inputs[-1] else side
-            total[place] = total[place] + layer.push_forward(*alone)[0]
-    return total[0], total[1]
+def _change(layer: Layer, reference: Layer, index: int) -> jax.Array:
+    x = layer.inputs[index]
+    return difference(x, reference.inputs[index]).astype(x.dtype)
 
 
-def _carried(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> LinearMap:
-    """One value to one: a negative factor turns a rise into a fall."""
-    keeps = (layer.push_forward(jnp.ones_like(layer.x))[0] >= 0).astype(layer.output.dtype)
-
-    def linear(parts: Sequence[Parts]) -> list[Parts]:
-        (up,), (down,) = (layer.push_forward(side) for side in parts[0])
-        return [(keeps * up + (1 - keeps) * down, keeps * down + (1 - keeps) * up)]
-
-    return linear
+def _with_known_sum(layer: Layer, reference: Layer, size: jax.Array) -> list[Parts]:
+    y = layer.output
+    return [_halves(difference(y, reference.output).astype(y.dtype), size.astype(y.dtype))]
 
 
-def _reveal(layer: Layer, reference: Layer, changes: Sequence[Parts]) -> LinearMap:
-    """Δy⁺: what Δx⁺ does, alone and after Δx⁻, on average; Δy⁻ likewise."""
+def _revealed(layer: Layer, reference: Layer, changes: Sequence[Parts]) -> tuple[LinearMap, list[Parts]]:
+    """Δy⁺: what Δx⁺ does alone, and what it does after Δx⁻, on average; Δy⁻ likewise."""
     x, x0, y, y0 = layer.x, reference.x, layer.output, reference.output
     ((up, down),) = changes
     (only_up,), (only_down,) = (reference.at((x0 + v).astype(x0.dtype)) for v in (up, down))
     rise = (difference(only_up, y0) + difference(y, only_down)) / 2
     fall = (difference(only_down, y0) + difference(y, only_up)) / 2
     slope = (_slopes(layer, x)[0] + _slopes(reference, x0)[0]) / 2
-    factors = [_quotient(r, x, x0, slope, run=_wide(v)) for r, v in ((rise, up), (fall, down))]
-    return lambda parts: [tuple(_scaled(v, m).astype(y.dtype) for v, m in zip(parts[0], factors, strict=True))]
+    factors = [_quotient(r, _wide(v), slope, x, x0, up, down) for r, v in ((rise, up), (fall, down))]
+
+    def revealed(parts: Sequence[Parts]) -> list[Parts]:
+        return [tuple(_scaled(v, m).astype(y.dtype) for v, m in zip(parts[0], factors, strict=True))]
+
+    return revealed, [(rise.astype(y.dtype), fall.astype(y.dtype))]

@@ -58,8 +58,8 @@ def distribute(
 ) -> Relevance:
     """Relevance in proportion to contributions: R_i = Σ_terms v_i Σ_j w_ij R_j / stab(z_j), with z = Σ_terms w·v + bias.
 
-    Each term is a vector in the layout of the layer's input, and which weights it meets: "as they are", "positive", "negative", "squared"
-    or "ones". What goes to the bias is lost, and counted in the ledger.
+    Each term is a vector in the layout of the layer's input, and which weights it meets: "as they are", "positive", "negative", "squared",
+    "absolute" or "ones". What goes to the bias is lost, and counted in the ledger.
     """
     z: jax.Array | float = bias
     pullbacks = []

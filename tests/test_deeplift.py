@@ -1,0 +1,591 @@
+"""DeepLIFT: the sum is right everywhere, the numbers are the authors', what cannot be followed is refused."""
+
+import functools
+import itertools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+from helpers import relative, relu_net, text
+from jax import lax
+from models import MODELS
+from registry import scaled
+from test_golden import _cnn_avgpool, _dense, _distance, _mlp
+from test_respelled import _random_program
+
+import jaxplain as jx
+
+W, W2 = (jax.random.normal(jax.random.key(i), (6, 5)) for i in (0, 1))
+U = jax.random.normal(jax.random.key(2), (5, 5))
+V = jax.random.normal(jax.random.key(3), (5,))
+X, B = (jax.random.normal(jax.random.key(i), (6,)) for i in (4, 5))
+# (rule, fallback)
+RULES = (("rescale", None), ("reveal_cancel", "rescale"), ("genomics_default", None))
+
+
+def gap(score, x, *args, **settings):
+    """What is missing of summation to delta, relative to max(|Δf|, Σ|contribution|)."""
+    attribution, info = jax.jit(jx.with_info(jx.deeplift(score, **settings)))(x, *args)
+    total = sum(np.abs(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(attribution))
+    size = max(abs(float(info.value - info.baseline_value)), total)
+    assert np.isfinite(size) and size > 0
+    return abs(float(info.gap)) / size
+
+
+# Summation to delta
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule[0])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_sums_to_delta(model, dtype, rule):
+    case = MODELS[model]()
+
+    def cast(tree):
+        return jax.tree.map(lambda a: a.astype(dtype) if getattr(a, "dtype", None) == jnp.float64 else a, tree)
+
+    weights, x = cast(case.weights), cast(jax.tree.map(lambda a: a[0], case.xs))
+    limit = {"float64": 1e-9, "float32": 1e-4}[dtype]
+    if model == "bf16_compute":
+        limit = 2**-7  # it computes with 8 bits, and so its own values miss by as much
+    settings = {"rule": rule[0], "fallback": rule[1], "baseline": lambda x: scaled(0.4, x)}
+    assert gap(lambda x: case.score(weights, x, 1), x, **settings) < limit
+
+
+def _layer_norm(x):
+    return (x - x.mean()) * lax.rsqrt(x.var() + 1e-5)
+
+
+# One thing that is not a layer each. Where a reference of zero takes another way, the second one is left out.
+SCORES = {
+    "sort": lambda x: jnp.sort(x @ W) @ V,
+    "sort with its payload": lambda x: lax.sort((x @ W, x[:5]), num_keys=1)[0] @ V,
+    "median": lambda x: jnp.median(x @ W),
+    "top k": lambda x: lax.top_k(x @ W, 3)[0] @ V[:3],
+    "argsort and gather": lambda x: (x @ W)[jnp.argsort(x @ W)] @ V,
+    "sorted rows": lambda x: jnp.take_along_axis(jnp.outer(x @ W, V), jnp.argsort(jnp.outer(x @ W, V)), 1)[:, 2].sum(),
+    "where as a maximum": lambda x: jnp.where(x[:5] > x @ W, x[:5], x @ W) @ V,
+    "where as a ReLU": lambda x: jnp.where(x @ W > 0, x @ W, 0) @ V,
+    "maximum": lambda x: jnp.maximum(x @ W, jnp.tanh(x[:5])) @ V,
+    "minimum": lambda x: jnp.minimum(x @ W, jnp.tanh(x[:5])) @ V,
+    "max": lambda x: jnp.max(x @ W),
+    "max over two axes": lambda x: jnp.max(jnp.outer(x @ W, x), 1) @ V,
+    "cumulative maximum": lambda x: lax.cummax(x @ W) @ V,
+    "segment maximum": lambda x: jax.ops.segment_max(x @ W, jnp.array([0, 1, 1, 0, 2]), 3) @ V[:3],
+    "softmax": lambda x: jax.nn.softmax(x @ W)[0],
+    "softmax by hand": lambda x: (jnp.exp(x @ W) / jnp.exp(x @ W).sum()) @ V,
+    "saturated softmax": lambda x: jax.nn.softmax(100 * x @ W) @ V,
+    "masked softmax": lambda x: jax.nn.softmax(jnp.where(jnp.arange(5) < 3, x @ W, -jnp.inf)) @ V,
+    "softmax with one more term": lambda x: (jnp.exp(x @ W) / (1 + jnp.exp(x @ W).sum())) @ V,
+    "softmax over segments": lambda x: _segment_softmax(x @ W, jnp.array([0, 1, 1, 0, 1])) @ V,
+    "attention": lambda x: (jax.nn.softmax(jnp.outer(x, x)) @ jnp.outer(x, V)).sum(),
+    "log softmax": lambda x: jax.nn.log_softmax(x @ W)[2],
+    "logsumexp": lambda x: jax.nn.logsumexp(3 * x @ W),
+    "logsumexp by hand": lambda x: jnp.log(jnp.sum(jnp.exp(x @ W))),
+    "logaddexp": lambda x: jnp.logaddexp(x @ W, x[:5]) @ V,
+    "power of two values": lambda x: jnp.sum(jax.nn.softplus(x @ W) ** jnp.tanh(x[:5])),
+    "arctan2": lambda x: jnp.arctan2(x @ W, x[:5]) @ V,
+    "quotient": lambda x: jnp.sum((x @ W) / (2 + jnp.tanh(x[:5]))),
+    "quotient by a number": lambda x: (x @ W) @ V / (3 + jnp.cos(x).sum() / 6),
+    "square as a product": lambda x: jnp.sum((x @ W) * (x @ W)),
+    "bilinear": lambda x: (x @ W) @ U @ (x @ W2),
+    "convolution of two values": lambda x: jnp.convolve(x @ W, x @ W2) @ jnp.cos(jnp.arange(9.0)),
+    "fourier transform": lambda x: jnp.fft.irfft(jnp.fft.rfft(jnp.tanh(x))) @ x,
+    "layer norm": lambda x: _layer_norm(x @ W) @ V,
+    "rms norm": lambda x: ((x @ W) / jnp.sqrt(jnp.mean((x @ W) ** 2) + 1e-3)) @ V,
+    "absolute value": lambda x: jnp.abs(x @ W) @ V,
+    "square root at zero": lambda x: jnp.sqrt(jax.nn.relu(x @ W)) @ V,
+    "scatter": lambda x: (jnp.zeros(8).at[jnp.array([1, 2, 2, 5, 7])].add(x @ W) ** 2).sum(),
+    "dynamic slice": lambda x: lax.dynamic_slice(jnp.tanh(x @ W), (jnp.int32(2),), (2,)).sum(),
+    "scan": lambda x: lax.scan(lambda c, t: (jnp.tanh(c @ U + t), c * t), x @ W, x.reshape(6, 1))[1].sum(),
+    "carry that starts constant": lambda x: lax.scan(lambda c, t: (c * 0.5 + jnp.tanh(t), None), 0.0, x)[0],
+    "branch by an argument": lambda x: lax.switch(1, [jnp.sin, jnp.cos], x @ W) @ V,
+    "checkpoint": lambda x: jax.checkpoint(lambda x: jax.nn.gelu(x @ W) @ V)(x),
+    "selu": lambda x: jax.nn.selu(x @ W) @ V,
+    "relu6": lambda x: jax.nn.relu6(3 * x @ W) @ V,
+}
+
+
+def _segment_softmax(u, ids):
+    e = jnp.exp(u - jax.ops.segment_max(u, ids, 2)[ids])
+    return e / jax.ops.segment_sum(e, ids, 2)[ids]
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_every_operation_sums_to_delta(name):
+    assert gap(SCORES[name], X, baseline=B) < 1e-12
+    assert gap(SCORES[name], X, baseline=0.0) < 1e-11
+    assert gap(SCORES[name], X, baseline=B, rule="reveal_cancel", fallback="rescale") < 1e-11
+    assert np.array_equal(jx.deeplift(SCORES[name], baseline=X)(X), jnp.zeros(6))
+
+
+@pytest.mark.parametrize("seed", [s for s in range(40) if s not in (11, 12)])
+def test_random_programs_sum_to_delta(seed):
+    score, draw = _random_program(seed), np.random.default_rng(seed)
+    x, baseline = jnp.asarray(draw.normal(size=(2, 4)))
+    for rule, fallback in RULES[:2]:
+        attribution, info = jx.with_info(jx.deeplift(score, baseline=baseline, rule=rule, fallback=fallback))(x)
+        scale = max(abs(float(info.value - info.baseline_value)), float(jnp.abs(attribution).sum()), 1e-3)
+        assert abs(float(info.gap)) < 1e-9 * scale
+
+
+def _reused():
+    act = linen.relu  # one function object, called twice; as a module in PyTorch, its hook keeps the last call only
+
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            x = act(linen.Dense(8, param_dtype=jnp.float64)(x))
+            return linen.Dense(1, param_dtype=jnp.float64)(act(linen.Dense(8, param_dtype=jnp.float64)(x)))[0]
+
+    net = Net()
+    return functools.partial(net.apply, net.init(jax.random.key(0), X)), X
+
+
+def _mlp_of(act, *, residual=False, end=lambda z: z[0]):
+    def score(x):
+        h = act(x @ W)
+        h = act(h @ U + (h if residual else 0))
+        return end(h @ U + V)
+
+    return score, X
+
+
+def _images(pool):
+    net = nnx.Sequential(
+        nnx.Conv(1, 4, (3, 3), param_dtype=jnp.float64, rngs=nnx.Rngs(0)),
+        nnx.BatchNorm(4, use_running_average=True, param_dtype=jnp.float64, rngs=nnx.Rngs(1)),
+        nnx.relu,
+        functools.partial(pool, window_shape=(2, 2), strides=(2, 2)),
+        lambda x: x.reshape(*x.shape[:-3], -1),
+        nnx.Linear(64, 3, param_dtype=jnp.float64, rngs=nnx.Rngs(2)),
+    )
+    return lambda x: net(x[None])[0, 1], jax.random.normal(jax.random.key(0), (8, 8, 1))
+
+
+def _lstm():
+    rnn = linen.RNN(linen.LSTMCell(8, param_dtype=jnp.float64))
+    x = jax.random.normal(jax.random.key(1), (5, 6))
+    variables = rnn.init(jax.random.key(0), x[None])
+    return lambda x: rnn.apply(variables, x[None])[0, -1, 0], x
+
+
+def _transformer_block():
+    block = linen.MultiHeadDotProductAttention(2, param_dtype=jnp.float64)
+    x = jax.random.normal(jax.random.key(1), (5, 6))
+    variables = block.init(jax.random.key(0), x, x)
+    norm = linen.LayerNorm(param_dtype=jnp.float64)
+    scale = norm.init(jax.random.key(0), x)
+    return lambda x: jnp.sum((x + block.apply(variables, norm.apply(scale, x), norm.apply(scale, x)))[0] * V[0]), x
+
+
+COMPLAINTS = {
+    "one activation used twice (Captum 199, 200, 378, 578, 934, 1104; SHAP 1479, 3725)": _reused,
+    "relu as a function, not a module (SHAP 3938: off by 0.9)": lambda: _mlp_of(jax.nn.relu),
+    "a residual addition (deeplift 127)": lambda: _mlp_of(jax.nn.relu, residual=True),
+    "an activation that is not on the list: SELU (SHAP 3611: off by 8.4)": lambda: _mlp_of(jax.nn.selu),
+    "ReLU6 and GELU, not on Captum's list": lambda: _mlp_of(lambda z: jax.nn.gelu(jax.nn.relu6(z))),
+    "a softmax output (Captum 1085)": lambda: _mlp_of(jax.nn.relu, end=lambda z: jax.nn.softmax(z)[0]),
+    "exponentials and products (Captum 1085)": lambda: _mlp_of(lambda z: jnp.exp(-z * z) * jnp.tanh(z)),
+    "a minimum of two branches (deeplift 77)": lambda: _mlp_of(lambda z: jnp.minimum(z, jnp.roll(z, 1) * 0.5)),
+    "max-pooling and batch-norm (Captum: off by 0.2)": lambda: _images(nnx.max_pool),
+    "average pooling and batch-norm": lambda: _images(nnx.avg_pool),
+    "an LSTM (deeplift 85)": _lstm,
+    "attention and layer norm (SHAP pull 3890)": _transformer_block,
+}
+
+
+@pytest.mark.parametrize("complaint", COMPLAINTS)
+def test_the_sums_that_users_of_other_libraries_complain_about(complaint):
+    score, x = COMPLAINTS[complaint]()
+    baseline = jax.random.normal(jax.random.key(9), x.shape)
+    assert gap(score, x, baseline=baseline) < 1e-12
+    single = lambda x: score(x.astype(jnp.float64)).astype(jnp.float32)
+    assert gap(single, x.astype(jnp.float32), baseline=baseline.astype(jnp.float32)) < 1e-6
+    # And it is not input × gradient under another name.
+    assert relative(jx.deeplift(score, baseline=baseline)(x), (x - baseline) * jax.grad(score)(x)) > 1e-3
+
+
+# The authors' formulas, and the peer's numbers
+
+
+def _activation_change(act, split, before, change, positive, negative):
+    """Multipliers of Δz⁺ and Δz⁻ at an activation, by the formulas of the paper."""
+    f = lambda z: np.asarray(act(jnp.asarray(z)))
+    after = before + change
+    if not split:
+        return (_ratio(f(after) - f(before), change),) * 2, None
+    up = (f(before + positive) - f(before) + f(after) - f(before + negative)) / 2
+    down = (f(before + negative) - f(before) + f(after) - f(before + positive)) / 2
+    return (_ratio(up, positive), _ratio(down, negative)), (up, down)
+
+
+def _ratio(rise, run):
+    return np.divide(rise, run, out=np.zeros_like(run), where=run != 0)
+
+
+def _multipliers_below(weights, change, positive, negative):
+    """The authors' linear rule with its masks: which multiplier a weight meets depends on the sign of its contribution."""
+    up, down = np.maximum(weights, 0), np.minimum(weights, 0)
+    rising = positive @ up.T + negative @ down.T
+    falling = positive @ down.T + negative @ up.T
+    return np.where(change > 0, rising, np.where(change < 0, falling, (positive + negative) @ weights.T / 2))
+
+
+def _parts(weights, change):
+    up, down = np.maximum(weights, 0), np.minimum(weights, 0)
+    above, below = np.maximum(change, 0), np.minimum(change, 0)
+    return above @ up + below @ down, above @ down + below @ up
+
+
+def authors(layers, act, splits, x, x0):
+    """Multipliers of a chain of (weights, bias), activations between: masks and all four products written out, in numpy."""
+    changes, factors = [], []
+    a, a0 = np.asarray(x), np.asarray(x0)
+    for (weights, bias), split in zip(layers, splits, strict=True):
+        changes.append(a - a0)
+        z0, change = a0 @ weights + bias, (a - a0) @ weights
+        positive, negative = _parts(weights, a - a0)
+        multipliers, _ = _activation_change(act, split, z0, change, positive, negative)
+        factors.append(multipliers)
+        a0, a = (np.asarray(act(jnp.asarray(z))) for z in (z0, z0 + change))
+    m = np.ones(layers[-1][0].shape[1])
+    factors[-1] = (1, 1)  # no activation after the last layer
+    for (weights, _), change, (up, down) in zip(layers[::-1], changes[::-1], factors[::-1], strict=True):
+        m = _multipliers_below(weights, change, m * up, m * down)
+    return changes[0] * m
+
+
+def _chain(seed, *sizes):
+    draw = np.random.default_rng(seed)
+    return [(draw.normal(size=(m, n)), draw.normal(size=n)) for m, n in itertools.pairwise(sizes)]
+
+
+@pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
+@pytest.mark.parametrize("act", [jax.nn.relu, jnp.tanh, jax.nn.softplus], ids=["relu", "tanh", "softplus"])
+def test_a_chain_of_dense_layers_is_the_authors_formula(rule, act):
+    layers = _chain(3, 5, 7, 6, 1)
+
+    def score(x):
+        for weights, bias in layers[:-1]:
+            x = act(x @ weights + bias)
+        return (x @ layers[-1][0] + layers[-1][1])[0]
+
+    draw = np.random.default_rng(4)
+    for _ in range(5):
+        x, x0 = draw.normal(size=(2, 5))
+        x[2] = x0[2]  # one input without a change
+        want = authors(layers, act, [rule == "reveal_cancel"] * 3, x, x0)
+        assert relative(jx.deeplift(score, baseline=jnp.asarray(x0), rule=rule)(jnp.asarray(x)), want) < 1e-10
+
+
+@pytest.mark.parametrize("rule", ["rescale", "reveal_cancel", "genomics_default"])
+def test_a_convolution_and_a_dense_layer_are_the_authors_formula(rule):
+    draw = np.random.default_rng(5)
+    kernel, bias = draw.normal(size=(3, 3, 1, 2)), draw.normal(size=2)
+    (hidden, end) = _chain(6, 32, 6, 1)
+
+    def conv(x):
+        dims = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x.reshape(1, 4, 4, 1), kernel, (1, 1), "SAME", dimension_numbers=dims)
+
+    def score(x):
+        x = jax.nn.relu(conv(x) + bias).ravel()
+        return (jax.nn.relu(x @ hidden[0] + hidden[1]) @ end[0] + end[1])[0]
+
+    matrix = np.asarray(jax.jacobian(lambda x: conv(x).ravel())(jnp.zeros(16))).T
+    layers = [(matrix, np.tile(bias, 16)), hidden, end]
+    splits = {"rescale": (0, 0, 0), "reveal_cancel": (1, 1, 0), "genomics_default": (0, 1, 0)}[rule]
+    x, x0 = draw.normal(size=(2, 16))
+    want = authors(layers, jax.nn.relu, splits, x, x0)
+    assert relative(jx.deeplift(score, baseline=jnp.asarray(x0), rule=rule)(jnp.asarray(x)), want) < 1e-10
+
+
+def test_reveal_cancel_of_a_residual_addition_splits_by_the_sign_of_each_branch():
+    """relu(h W + b + h): the addition is a layer with weights of one, the change of each branch net."""
+    (w1, b1), (w2, b2), (end, _) = _chain(7, 4, 5, 5, 1)
+
+    def score(x):
+        h = jax.nn.relu(x @ w1 + b1)
+        return (jax.nn.relu(h @ w2 + b2 - 0.5 + h) @ end)[0]
+
+    x, x0 = np.random.default_rng(8).normal(size=(2, 4))
+    relu = lambda z: np.maximum(z, 0)
+    z0, dz = x0 @ w1 + b1, (x - x0) @ w1
+    h0, dh = relu(z0), relu(z0 + dz) - relu(z0)
+    y0, dy = h0 @ w2 + b2 - 0.5, dh @ w2
+    positive, negative = (np.maximum(dy, 0) + np.maximum(dh, 0), np.minimum(dy, 0) + np.minimum(dh, 0))
+    (up, down), _ = _activation_change(jax.nn.relu, True, y0 + h0, dy + dh, positive, negative)
+    up, down = up * end[:, 0], down * end[:, 0]
+    m_y, m_h = np.where(dy > 0, up, down), np.where(dh > 0, up, np.where(dh < 0, down, (up + down) / 2))
+    m_h = m_h + w2 @ m_y
+    (first, second), _ = _activation_change(jax.nn.relu, True, z0, dz, *_parts(w1, x - x0))
+    want = (x - x0) * _multipliers_below(w1, x - x0, m_h * first, m_h * second)
+    assert relative(jx.deeplift(score, baseline=jnp.asarray(x0), rule="reveal_cancel")(jnp.asarray(x)), want) < 1e-9
+
+
+def _activations(w, x):
+    acts = (jnp.tanh, jax.nn.sigmoid, jax.nn.softplus, lambda z: jax.nn.leaky_relu(z, 0.1), jax.nn.elu)
+    for i, act in enumerate(acts):
+        x = act(_dense(x, w, f"{2 * i}"))
+    return _dense(x, w, "10")
+
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "deeplift"
+NETWORKS = {"mlp": _mlp, "cnn_avgpool": _cnn_avgpool, "activations": _activations}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_float64_agrees_with_captum_where_captum_is_right(network):
+    about = json.loads((GOLDEN / f"{network}.json").read_text())
+    with np.load(GOLDEN / f"{network}.npz") as file:
+        stored = {key: jnp.asarray(file[key]) for key in file.files}
+    stored = {k: v.astype(jnp.float64) if v.dtype == jnp.float32 else v for k, v in stored.items()}
+    weights = {key[8:]: value for key, value in stored.items() if key.startswith("weights/")}
+    score = lambda x, label: NETWORKS[network](weights, x)[label]
+    baselines = {
+        "deeplift_zero": 0.0,
+        "deeplift_baseline": stored["baseline"],
+        "deeplift_references": jx.references(stored["references"]),
+    }
+    for name, baseline in baselines.items():
+        maps = jax.jit(jax.vmap(jx.deeplift(score, baseline=baseline)))(stored["x"], stored["target"])
+        assert _distance(maps, stored[name]) <= about["tolerance"]["float64"], name
+
+
+def test_golden_arrays_say_where_they_come_from():
+    assert {path.stem for path in GOLDEN.glob("*.npz")} == set(NETWORKS)
+    for network in NETWORKS:
+        about = json.loads((GOLDEN / f"{network}.json").read_text())
+        assert {"peer", "versions", "made_by", "date", "seed", "calls", "tolerance"} <= set(about)
+        assert (GOLDEN.parents[2] / about["made_by"]).is_file()
+
+
+@pytest.mark.parametrize("name", ["mlp_no_bias", "cnn_avgpool"])
+def test_from_zero_it_is_input_times_gradient_on_relu_networks_without_biases(name):
+    net = jx.zoo.load(name)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), net.params)
+    digits = jnp.asarray(jx.datasets.mnist().x_test[:3], jnp.float64)
+    score = lambda x: net.apply(params, x)[4]
+    for x in digits:
+        assert relative(jx.deeplift(score)(x), x * jax.grad(score)(x)) < 1e-10
+    small = relu_net(jax.random.key(0), (6, 8, 8, 1))
+    assert relative(jx.deeplift(small)(X), X * jax.grad(small)(X)) < 1e-10
+
+
+# The single rules
+
+
+def test_a_maximum_gives_a_rise_to_its_winner_and_a_fall_to_its_former_one():
+    maximum = lambda x: jnp.max(x)
+    rises = jx.deeplift(maximum, baseline=jnp.array([1.0, 2.0, 0.0]))
+    assert np.allclose(rises(jnp.array([5.0, 1.5, 0.0])), [3, 0, 0])
+    falls = jx.deeplift(maximum, baseline=jnp.array([5.0, 1.5, 0.0]))
+    assert np.allclose(falls(jnp.array([1.0, 2.0, 0.0])), [-3, 0, 0])
+    pooled = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (2,), (1,), "VALID") @ jnp.array([1.0, 10.0])
+    found = jx.deeplift(pooled, baseline=jnp.array([0.0, 1.0, 0.0]))(jnp.array([0.5, 3.0, 5.0]))
+    assert np.allclose(found, [0, 2, 40])
+    assert np.allclose(jx.deeplift(jnp.min, baseline=jnp.array([0.0, 3.0]))(jnp.array([4.0, 1.0])), [1, 0])
+
+
+def test_softmax_uses_the_logarithmic_mean_and_no_shift_matters():
+    u, u0 = jnp.array([1.0, -2.0, 0.5]), jnp.array([-1.0, 0.3, 2.0])
+    p, p0 = jax.nn.softmax(u), jax.nn.softmax(u0)
+    mean = (p - p0) / (jnp.log(p) - jnp.log(p0))
+    matrix = jnp.diag(mean) - jnp.outer(mean, mean) / mean.sum()
+    spellings = {
+        "jax": jax.nn.softmax,
+        "by hand": lambda u: jnp.exp(u) / jnp.exp(u).sum(),
+        "own maximum": lambda u: jnp.exp(u - u.max()) / jnp.exp(u - u.max()).sum(),
+        "held maximum": lambda u: jnp.exp(u - lax.stop_gradient(u.max())) / jnp.exp(u - lax.stop_gradient(u.max())).sum(),
+        "of its logarithm": lambda u: jnp.exp(u - jax.nn.logsumexp(u)),
+        "shifted": lambda u: jax.nn.softmax(u + 7 * u.mean()),
+    }
+    for name, softmax in spellings.items():
+        found = jx.deeplift(lambda u, softmax=softmax: softmax(u)[0], baseline=u0)(u)
+        shifted = (u - u0) * (matrix[0] + (7 * matrix[0].sum() / 3 if name == "shifted" else 0))
+        assert relative(found, shifted) < 1e-9, name
+
+
+def test_equal_and_nearly_equal_values_have_the_local_derivative():
+    # One unit does not move, although its inputs do: its multiplier is the derivative.
+    weights = jnp.array([[1.0, 1.0], [1.0, -1.0]])
+    score = lambda x: jnp.sum(jnp.tanh(x @ weights))
+    x, x0 = jnp.array([2.0, 1.0]), jnp.array([1.0, 0.0])
+    slope = 1 - jnp.tanh(1.0) ** 2
+    secant = (jnp.tanh(3.0) - jnp.tanh(1.0)) / 2
+    assert np.allclose(jx.deeplift(score, baseline=x0)(x), [secant + slope, secant - slope], rtol=1e-12)
+    # From nearby, DeepLIFT is Δx × gradient: to second order in the step, to the rounding of a quotient, at last exactly.
+    for step in (1e-1, 1e-3, 1e-5, 1e-7, 1e-9, 1e-11, 1e-13, 1e-15):
+        near = jx.deeplift(score, baseline=x - step)(x) / (x - (x - step))
+        limit = 10 * step**2 + 1e-14 / step if step > 1e-15 else 1e-14
+        assert relative(near, jax.grad(score)(x - step / 2)) < limit
+
+
+def test_sorting_has_small_multipliers_and_moves_nothing_that_stays():
+    x0, x = jnp.array([0.0, 1.0, 2.0, 3.0]), jnp.array([5.0, 1.0, 2.0, 3.0])
+    # The first of four moves past the others: every order statistic is its doing.
+    for k, want in enumerate((1, 1, 1, 2)):
+        assert np.allclose(jx.deeplift(lambda x, k=k: jnp.sort(x)[k], baseline=x0)(x), [want, 0, 0, 0])
+    # Where the order is the same, it is a permutation.
+    assert np.allclose(jx.deeplift(lambda x: jnp.sort(x) @ jnp.arange(4.0), baseline=x0)(x0 * 2 + 1), [0, 2, 6, 12])
+    found = jax.vmap(lambda x: jx.deeplift(lambda x: jnp.sort(x)[1], baseline=x0)(x) / (x - x0))(
+        jax.random.normal(jax.random.key(0), (200, 4))
+    )
+    assert -1 <= found.min() and found.max() <= 2
+
+
+def test_a_product_is_shared_halfway():
+    found = jx.deeplift(lambda x: x[0] * x[1], baseline=jnp.array([1.0, 2.0]))(jnp.array([3.0, 5.0]))
+    assert np.allclose(found, [2 * 3.5, 3 * 2])
+    quotient = jx.deeplift(lambda x: x[0] / x[1], baseline=jnp.array([1.0, 2.0]))(jnp.array([3.0, 5.0]))
+    assert np.allclose(quotient, [2 * (1 / 5 + 1 / 2) / 2, (3 + 1) / 2 * (1 / 5 - 1 / 2)])
+
+
+def test_the_users_stop_gradient_carries_nothing_and_the_gap_says_so():
+    score = lambda x: jnp.sum(lax.stop_gradient(x @ W) * x[:5])
+    attribution, info = jx.with_info(jx.deeplift(score, baseline=B))(X)
+    assert np.allclose(attribution[:5], (X - B)[:5] * (X @ W + B @ W) / 2)
+    lost = (X @ W - B @ W) * (X + B)[:5] / 2
+    assert np.allclose(info.gap, -lost.sum())
+    # Inside of one formula it is the formula that counts: a straight-through rounding is a staircase.
+    rounded = lambda x: jnp.sum(x + lax.stop_gradient(jnp.round(x) - x))
+    assert np.allclose(jx.deeplift(rounded, baseline=B)(X), jnp.round(X) - jnp.round(B))
+
+
+# Settings, transforms, derivatives
+
+
+def test_several_references_are_the_mean_and_need_a_key_only_to_draw():
+    score = relu_net(jax.random.key(1), (6, 8, 1), bias=0.5)
+    pool = jax.random.normal(jax.random.key(2), (5, 6))
+    several, info = jx.with_info(jx.deeplift(score, baseline=jx.references(pool)))(X)
+    singles = jnp.stack([jx.deeplift(score, baseline=reference)(X) for reference in pool])
+    assert relative(several, singles.mean(0)) < 1e-12
+    assert np.allclose(info.baseline_value, jax.vmap(score)(pool).mean())
+    assert abs(info.gap) < 1e-12 and info.n_gradients == 5
+    for chunk_size in (2, 5):
+        chunked = jx.deeplift(score, baseline=jx.references(pool), chunk_size=chunk_size)(X)
+        assert relative(chunked, several) < 1e-12
+    drawn = jx.deeplift(score, baseline=jx.references(pool, n=3))
+    with pytest.raises(jx.MissingKeyError):
+        drawn(X)
+    keys = jax.random.split(jax.random.key(0), 400)
+    assert relative(jax.vmap(lambda key: drawn(X, key=key))(keys).mean(0), several) < 0.1
+    assert relative(jx.deeplift(score, baseline=lambda x: x / 2)(X), jx.deeplift(score, baseline=X / 2)(X)) < 1e-12
+    pair = jx.deeplift(lambda a, b: score(a) * score(b), argnums=(0, 1), baseline=(B, None))(X, X)
+    assert np.array_equal(pair[1], 0 * X) and np.any(pair[0])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule[0])
+def test_derivatives_of_the_explanation_are_those_of_finite_differences(rule):
+    def score(w, x):
+        h = jnp.tanh(x @ w)
+        return (jax.nn.softmax(h @ U) * _layer_norm(jax.nn.gelu(h))) @ V + jnp.max(h) + jnp.sort(h)[2]
+
+    def explained(w, x, x0):
+        return jx.deeplift(lambda x: score(w, x), baseline=x0, rule=rule[0], fallback="rescale")(x) @ jnp.arange(1.0, 7)
+
+    arguments = (W, X, B.at[2].set(X[2]))  # one input without a change
+    gradients = jax.jit(jax.grad(explained, (0, 1, 2)))(*arguments)
+    direction = jax.tree.map(lambda a: jnp.sin(1 + jnp.arange(1.0 * a.size)).reshape(a.shape), arguments)
+    step = 1e-5
+    moved = [jax.tree.map(lambda a, d, s=s: a + s * d, arguments, direction) for s in (step, -step)]
+    finite = (explained(*moved[0]) - explained(*moved[1])) / (2 * step)
+    exact = sum(jnp.sum(g * d) for g, d in zip(gradients, direction, strict=True))
+    assert abs(finite - exact) < 1e-7 * abs(exact)
+
+
+def test_it_nests_in_smoothgrad_and_shares_the_reference_over_a_batch():
+    score = relu_net(jax.random.key(1), (6, 8, 1), bias=0.5)
+    smooth = jx.smoothgrad(jx.deeplift(score), n_samples=4, noise=0.1)
+    assert smooth(X, key=jax.random.key(0)).shape == (6,)
+    # Under vmap, a constant reference is evaluated once: one product with the first weights for all, and one for each example.
+    program = str(jax.make_jaxpr(jax.vmap(jx.deeplift(lambda x: jnp.tanh(x @ W).sum())))(jnp.ones((7, 6))))
+    assert program.count("f64[5] = dot_general") == 1
+    assert program.count("f64[7,5] = dot_general") == 1
+
+
+# Refusals
+
+
+def test_another_branch_is_an_error_and_nan_under_jit():
+    def score(x):
+        return lax.cond(x[0] > 0, lambda h: jnp.sum(h), lambda h: -jnp.sum(h), jnp.tanh(x))
+
+    x = jnp.array([1.0, 2.0])
+    explain = jx.deeplift(score, baseline=jnp.array([-1.0, 0.5]))
+    with pytest.raises(jx.UnexplainedChangeError) as error:
+        explain(x)
+    for words in ("take different branches", "cond (branch)", "test_deeplift.py", "1 of 1 reference", "baseline=lambda"):
+        assert words in text(error)
+    assert np.isnan(jax.jit(explain)(x)).all()
+    maps = jax.vmap(explain)(jnp.stack([x, -x]))
+    assert np.isnan(maps[0]).all() and np.isfinite(maps[1]).all()
+    several = jx.deeplift(score, baseline=jx.references(jnp.array([[-1.0, 0.5], [3.0, 0.5], [-2.0, 1.0]])))
+    with pytest.raises(jx.UnexplainedChangeError, match="2 of 3 references"):
+        several(x)
+
+
+JUMPS = {
+    "a branch inside a loop": (
+        lambda x: lax.scan(lambda c, t: (lax.cond(t > 0.9, jnp.sin, jnp.cos, c + t), None), 0.0, x)[0],
+        "cond (branch)",
+    ),
+    "a mask from elsewhere": (lambda x: jnp.where(x[0] > 0, jnp.outer(x, V), 0).sum(), "select_n (structural)"),
+    "a mask on an activation": (lambda x: jnp.sum(jnp.where(x[0] > 0, jnp.tanh(x), 0.0)), "select_n"),
+    "rows of an array by an index": (lambda x: (U[jnp.argmax(x[:5])] * x[:5]).sum(), "reduce_sum (dense)"),
+    "an index far off": (lambda x: (1e3 * jnp.arange(6.0) + x)[jnp.argmax(x)], "dynamic_slice (structural)"),
+    "rounding": (lambda x: jnp.sum(jnp.round(x @ W) * jnp.cos(x[:5])), "reduce_sum (dense)"),
+    "a score without a derivative": (lambda x: jnp.round(x).sum(), "the score itself has no derivative"),
+}
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_what_jumps_between_reference_and_input_is_named(name):
+    score, where = JUMPS[name]
+    x, x0 = jnp.array([1.0, 0.3, -0.2, 0.1, 0.5, 2.0]), jnp.array([-1.0, 0.8, 0.3, -0.4, 0.2, 0.1])
+    explain = jx.deeplift(score, baseline=x0)
+    with pytest.raises(jx.UnexplainedChangeError) as error:
+        explain(x)
+    assert where in text(error)
+    assert np.isnan(jax.jit(explain)(x)).all()
+    # Where it stays the same, it is followed.
+    assert gap(score, x, baseline=x * (1 + 1e-3)) < 1e-10 or name in ("rounding", "a score without a derivative")
+
+
+@jax.custom_vjp
+def _opaque(x):
+    return lax.while_loop(lambda x: jnp.sum(x) > 1, lambda x: x / 2, x)
+
+
+_opaque.defvjp(lambda x: (_opaque(x), None), lambda _, g: (g,))
+
+REFUSED = {
+    "custom_vjp": lambda x: jnp.sum(_opaque(x)),
+    "custom_linear_solve": lambda x: jnp.linalg.solve(U + jnp.diag(x[:5]), V).sum(),
+    "cumprod": lambda x: jnp.cumprod(x).sum(),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_rule_is_refused_by_name(name):
+    with pytest.raises(jx.UnknownNodeError) as error:
+        jx.deeplift(REFUSED[name])(X)
+    assert name in text(error) and "test_deeplift.py" in text(error)
+
+
+def test_reveal_cancel_where_it_is_undefined_needs_a_fallback():
+    score = lambda x: jax.nn.softmax(x @ W)[0] * jnp.max(x)
+    with pytest.raises(jx.UnknownNodeError) as error:
+        jx.deeplift(score, rule="reveal_cancel")(X)
+    for words in ("3 nodes", "reduce_max (max)", "softmax", "mul", 'fallback="rescale"', 'rule="genomics_default"'):
+        assert words in text(error)
+    assert gap(score, X, baseline=B, rule="reveal_cancel", fallback="rescale") < 1e-12
+    for wrong in ({"rule": "linear"}, {"fallback": "gradient"}, {"chunk_size": 0}):
+        with pytest.raises(jx.SettingError):
+            jx.deeplift(score, **wrong)
