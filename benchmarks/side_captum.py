@@ -6,7 +6,7 @@ from typing import Any
 import captum
 import numpy as np
 import torch
-from captum.attr import GuidedBackprop, IntegratedGradients, NoiseTunnel, Saliency
+from captum.attr import DeepLift, GuidedBackprop, IntegratedGradients, NoiseTunnel, Saliency
 from problems import NORM_EPS, Problem, load
 from torch import nn
 
@@ -104,6 +104,10 @@ def _guided_backprop(net: nn.Module, _problem: Problem, settings: dict) -> Calla
     return lambda x, target: GuidedBackprop(net).attribute(x, target, **settings)
 
 
+def _deeplift(net: nn.Module, _problem: Problem, settings: dict) -> Callable:
+    return lambda x, target: DeepLift(net).attribute(x, target=target, **settings)
+
+
 def _integrated_gradients(net: nn.Module, _problem: Problem, settings: dict) -> Callable:
     return lambda x, target: IntegratedGradients(net).attribute(x, target=target, **settings)
 
@@ -120,6 +124,7 @@ def _smoothgrad(net: nn.Module, problem: Problem, settings: dict) -> Callable:
 METHODS = {
     "gradient": _gradient,
     "guided_backprop": _guided_backprop,
+    "deeplift": _deeplift,
     "integrated_gradients": _integrated_gradients,
     "smoothgrad": _smoothgrad,
 }

@@ -104,6 +104,10 @@ def _guided_backprop(score: Any, _problem: Problem, _settings: dict) -> Any:
     return jax.vmap(jx.guided_backprop(score))
 
 
+def _deeplift(score: Any, _problem: Problem, _settings: dict) -> Any:
+    return jax.vmap(jx.deeplift(score))
+
+
 def _lrp(score: Any, _problem: Problem, _settings: dict) -> Any:
     return jax.vmap(jx.lrp(score, rules=jx.composites.epsilon_plus_flat()))
 
@@ -113,6 +117,7 @@ METHODS = {
     "gradient": _gradient,
     "guided_backprop": _guided_backprop,
     "lrp": _lrp,
+    "deeplift": _deeplift,
     "integrated_gradients": _integrated_gradients,
     "smoothgrad": _smoothgrad,
     "smoothgrad_error": _smoothgrad_error,
