@@ -146,8 +146,8 @@ def _cross_maximum(layer: Layer, reference: Layer) -> Linear:
     """
     y, y0 = layer.output, reference.output
     (equation,) = layer.node.equations
-    cross = jnp.minimum(y, y0) if equation.primitive in _MINIMA else jnp.maximum(y, y0)
-    gained, lost = difference(cross, y0).astype(y.dtype), difference(y, cross).astype(y.dtype)
+    falls = y > y0 if equation.primitive in _MINIMA else y < y0
+    rise = difference(y, y0).astype(y.dtype)
     changes = [difference(x, x0) for x, x0 in zip(layer.inputs, reference.inputs, strict=True)]
     moved = [_is_moved(c, x, x0) for c, x, x0 in zip(changes, layer.inputs, reference.inputs, strict=True)]
     runs = [jnp.where(m, c, 1).astype(x.dtype) for m, c, x in zip(moved, changes, layer.inputs, strict=True)]
@@ -155,12 +155,8 @@ def _cross_maximum(layer: Layer, reference: Layer) -> Linear:
     def linear(*d: jax.Array) -> list[jax.Array]:
         shares = [jnp.where(m, v, 0) / run for m, v, run in zip(moved, d, runs, strict=True)]
         still = [jnp.where(m, 0, v) for m, v in zip(moved, d, strict=True)]
-        (won,), (was_won,), (stays,) = (
-            layer.push_forward(*shares),
-            reference.push_forward(*shares),
-            layer.push_forward(*still),
-        )
-        return [gained * won + lost * was_won + stays]
+        (won,), (was_won,) = layer.push_forward(*shares), reference.push_forward(*shares)
+        return [rise * jnp.where(falls, was_won, won) + layer.push_forward(*still)[0]]
 
     return linear
 
