@@ -88,9 +88,8 @@ METHODS: dict[str, Method] = {
     ),
     "deeplift": Method(lambda f, x: jx.deeplift(f, baseline=lambda x: scaled(0.4, x))),
     "deeplift_reveal_cancel": Method(
-        lambda f, x: jx.deeplift(f, baseline=lambda x: scaled(0.4, x), rule="reveal_cancel", fallback="rescale")
+        lambda f, x: jx.deeplift(f, baseline=_pool(x), rule="reveal_cancel", fallback="rescale", chunk_size=2)
     ),
-    "deeplift_references": Method(lambda f, x: jx.deeplift(f, baseline=_pool(x), chunk_size=2)),
     "lrp_attention": Method(lambda f, x: jx.lrp(f, rules=jx.composites.attention(EPSILON), start=1.0)),
 }
 

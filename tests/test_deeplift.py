@@ -39,8 +39,9 @@ def gap(score, x, *args, **settings):
 # Summation to delta
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule[0])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("dtype", "rule"), [("float32", RULES[0]), *(("float64", rule) for rule in RULES)], ids=lambda value: value[0]
+)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_sums_to_delta(model, dtype, rule):
     case = MODELS[model]()
@@ -123,7 +124,7 @@ def test_every_operation_sums_to_delta(name):
     assert np.array_equal(jx.deeplift(SCORES[name], baseline=X)(X), jnp.zeros(6))
 
 
-@pytest.mark.parametrize("seed", [s for s in range(40) if s not in (11, 12)])
+@pytest.mark.parametrize("seed", range(24))
 def test_random_programs_sum_to_delta(seed):
     score, draw = _random_program(seed), np.random.default_rng(seed)
     x, baseline = jnp.asarray(draw.normal(size=(2, 4)))
@@ -403,7 +404,9 @@ def test_softmax_uses_the_logarithmic_mean_and_no_shift_matters():
         "jax": jax.nn.softmax,
         "by hand": lambda u: jnp.exp(u) / jnp.exp(u).sum(),
         "own maximum": lambda u: jnp.exp(u - u.max()) / jnp.exp(u - u.max()).sum(),
-        "held maximum": lambda u: jnp.exp(u - lax.stop_gradient(u.max())) / jnp.exp(u - lax.stop_gradient(u.max())).sum(),
+        "held maximum": lambda u: (
+            jnp.exp(u - lax.stop_gradient(u.max())) / jnp.exp(u - lax.stop_gradient(u.max())).sum()
+        ),
         "of its logarithm": lambda u: jnp.exp(u - jax.nn.logsumexp(u)),
         "shifted": lambda u: jax.nn.softmax(u + 7 * u.mean()),
     }
@@ -438,7 +441,7 @@ def test_sorting_has_small_multipliers_and_moves_nothing_that_stays():
     found = jax.vmap(lambda x: jx.deeplift(lambda x: jnp.sort(x)[1], baseline=x0)(x) / (x - x0))(
         jax.random.normal(jax.random.key(0), (200, 4))
     )
-    assert -1 <= found.min() and found.max() <= 2
+    assert found.min() >= -1 and found.max() <= 2
 
 
 def test_a_product_is_shared_halfway():
@@ -523,7 +526,13 @@ def test_another_branch_is_an_error_and_nan_under_jit():
     explain = jx.deeplift(score, baseline=jnp.array([-1.0, 0.5]))
     with pytest.raises(jx.UnexplainedChangeError) as error:
         explain(x)
-    for words in ("take different branches", "cond (branch)", "test_deeplift.py", "1 of 1 reference", "baseline=lambda"):
+    for words in (
+        "take different branches",
+        "cond (branch)",
+        "test_deeplift.py",
+        "1 of 1 reference",
+        "baseline=lambda",
+    ):
         assert words in text(error)
     assert np.isnan(jax.jit(explain)(x)).all()
     maps = jax.vmap(explain)(jnp.stack([x, -x]))

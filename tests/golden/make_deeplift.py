@@ -83,7 +83,10 @@ def make(number: int, name: str) -> None:
             "deeplift_baseline": "DeepLift(net).attribute(x, baseline, target)",
             "deeplift_references": "DeepLiftShap(net).attribute(x, references, target)",
         },
-        "tolerance": {"float64": 1e-10, "float64_reason": "relative L2; the same formula in another order of summation"},
+        "tolerance": {
+            "float64": 1e-10,
+            "float64_reason": "relative L2; the same formula in another order of summation",
+        },
         "peer_gap": {"deeplift_baseline": float(gap)},
     }
     (FOLDER / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n")
