@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from jaxplain import _compat
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._explainer import positive_int
-from jaxplain._tree import Arguments, Leaves
+from jaxplain._tree import Arguments, Leaves, beside
 
 
 class References:
@@ -63,6 +65,11 @@ def pool_of(arguments: Arguments, baseline: Any, key: Any) -> tuple[Leaves, int]
     if baseline.n is None:
         return baseline.leaves(arguments)
     return jax.vmap(draw(baseline, arguments))(jax.random.split(key, baseline.n)), baseline.n
+
+
+def hidden(point: Leaves, x: Leaves) -> Leaves:
+    """`point`, unknown to the compiler, and not mapped by `vmap` if all examples share it (but on Explicit meshes: see `beside`)."""
+    return beside(x, point) if _compat.has_explicit_axes() else tuple(lax.optimization_barrier(p) for p in point)
 
 
 def draw(source: Any, arguments: Arguments) -> Callable[[jax.Array], Leaves]:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxplain import _compat
 from jaxplain._errors import InputError, SettingError, StructureError, explain_error
 
 Leaves: TypeAlias = tuple[jax.Array, ...]
@@ -48,11 +47,6 @@ def beside(x: Leaves, point: Leaves) -> Leaves:
     """
     chosen = lax.optimization_barrier(jnp.array(True))
     return tuple(jnp.where(chosen, p, jnp.broadcast_to(a, p.shape)) for a, p in zip(x, point, strict=True))
-
-
-def hidden(point: Leaves, x: Leaves) -> Leaves:
-    """`point`, unknown to the compiler, and not mapped by `vmap` if all examples share it (but on Explicit meshes: see `beside`)."""
-    return beside(x, point) if _compat.has_explicit_axes() else tuple(lax.optimization_barrier(p) for p in point)
 
 
 def total(leaves: Sequence[jax.Array]) -> jax.Array:

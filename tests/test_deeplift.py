@@ -308,8 +308,8 @@ def test_a_convolution_and_a_dense_layer_are_the_authors_formula(rule):
     assert relative(jx.deeplift(score, baseline=jnp.asarray(x0), rule=rule)(jnp.asarray(x)), want) < 1e-10
 
 
-def test_reveal_cancel_of_a_residual_addition_splits_by_the_sign_of_each_branch():
-    """relu(h W + b + h): the addition is a layer with weights of one, the change of each branch net."""
+def test_reveal_cancel_of_a_residual_addition_is_that_of_one_layer():
+    """relu(h W + b + h): the contributions w·Δh, and that of h itself with a weight of one."""
     (w1, b1), (w2, b2), (end, _) = _chain(7, 4, 5, 5, 1)
 
     def score(x):
@@ -321,11 +321,10 @@ def test_reveal_cancel_of_a_residual_addition_splits_by_the_sign_of_each_branch(
     z0, dz = x0 @ w1 + b1, (x - x0) @ w1
     h0, dh = relu(z0), relu(z0 + dz) - relu(z0)
     y0, dy = h0 @ w2 + b2 - 0.5, dh @ w2
-    positive, negative = (np.maximum(dy, 0) + np.maximum(dh, 0), np.minimum(dy, 0) + np.minimum(dh, 0))
+    positive, negative = (v + sign(dh, 0) for v, sign in zip(_parts(w2, dh), (np.maximum, np.minimum), strict=True))
     up, down = _activation_change(jax.nn.relu, True, y0 + h0, dy + dh, positive, negative)
     up, down = up * end[:, 0], down * end[:, 0]
-    m_y, m_h = np.where(dy > 0, up, down), np.where(dh > 0, up, np.where(dh < 0, down, (up + down) / 2))
-    m_h = m_h + w2 @ m_y
+    m_h = np.where(dh > 0, up, np.where(dh < 0, down, (up + down) / 2)) + _multipliers_below(w2, dh, up, down)
     first, second = _activation_change(jax.nn.relu, True, z0, dz, *_parts(w1, x - x0))
     want = (x - x0) * _multipliers_below(w1, x - x0, m_h * first, m_h * second)
     assert relative(jx.deeplift(score, baseline=jnp.asarray(x0), rule="reveal_cancel")(jnp.asarray(x)), want) < 1e-9
@@ -448,7 +447,96 @@ def test_a_product_is_shared_halfway():
     found = jx.deeplift(lambda x: x[0] * x[1], baseline=jnp.array([1.0, 2.0]))(jnp.array([3.0, 5.0]))
     assert np.allclose(found, [2 * 3.5, 3 * 2])
     quotient = jx.deeplift(lambda x: x[0] / x[1], baseline=jnp.array([1.0, 2.0]))(jnp.array([3.0, 5.0]))
-    assert np.allclose(quotient, [2 * (1 / 5 + 1 / 2) / 2, (3 + 1) / 2 * (1 / 5 - 1 / 2)])
+    assert np.allclose(quotient, [2 / 3.5, -3 * (3 / 5 + 1 / 2) / 2 / 3.5])
+    # A divisor that changes its sign: each one's part, averaged over which of them changes first.
+    crossing = jx.deeplift(lambda x: x[0] / x[1], baseline=jnp.array([1.0, -2.0]))(jnp.array([3.0, 5.0]))
+    assert np.allclose(crossing, [2 * (1 / 5 - 1 / 2) / 2, (3 + 1) / 2 * (1 / 5 + 1 / 2)])
+
+
+BLOCKS = jax.random.normal(jax.random.key(0), (5, 4, 4))
+
+
+def _llama(x):
+    weights = BLOCKS.astype(x.dtype)
+    norm = lambda h: h * lax.rsqrt(jnp.mean(h * h) + 1e-6)
+    h = x @ weights[0]
+    for i in range(4):
+        h = h + jax.nn.silu(norm(h) @ weights[i]) @ weights[i + 1]
+    return norm(h)[0]
+
+
+NORMED = {
+    "rms norms in a residual network": (_llama, jnp.array([1.0, 2.0, -0.5, 0.3])),
+    "divided by a length": (lambda x: x[0] / jnp.sqrt(jnp.sum(x**2) + 1e-12), jnp.array([3.0, 4.0])),
+    "flax layer norm": (lambda x: _FLAX["layer"](x)[0], jnp.array([3.0, 4.0, 1.0, -1.0])),
+    "flax group norm": (lambda x: _FLAX["group"](x[None])[0, 0], jnp.array([3.0, 4.0, 1.0, -1.0])),
+    "standardised": (lambda x: jax.nn.standardize(x)[1], jnp.array([3.0, 4.0, 1.0, -1.0])),
+}
+_FLAX = {
+    "layer": nnx.LayerNorm(4, param_dtype=jnp.float64, rngs=nnx.Rngs(0)),
+    "group": nnx.GroupNorm(4, num_groups=2, param_dtype=jnp.float64, rngs=nnx.Rngs(0)),
+}
+
+
+@pytest.mark.parametrize("rule", RULES[:2], ids=lambda rule: rule[0])
+@pytest.mark.parametrize("name", NORMED)
+def test_a_norm_from_zero_does_not_explode(name, rule):
+    """There 1/√(v + ε) is a thousand and more: shares of that size would cancel, and take the digits of float32 with them."""
+    score, x = NORMED[name]
+    for dtype, limit in ((jnp.float64, 1e-11), (jnp.float32, 1e-5)):
+        explain = jx.with_info(jx.deeplift(score, rule=rule[0], fallback=rule[1]))
+        attribution, info = explain(x.astype(dtype))
+        assert np.abs(attribution).sum() < 20
+        assert abs(float(info.gap)) < limit
+
+
+def test_a_value_that_is_never_read_gets_nothing():
+    # An index that goes elsewhere is shared by the two values that it reads, not along the axis.
+    picked = jx.deeplift(lambda x: jnp.take(x, jnp.argmax(x[:2])), baseline=jnp.array([2.0, 1.5, 1.2, -5.0]))
+    assert np.array_equal(picked(jnp.array([1.0, 2.0, 1.0, 9.0]))[2:], [0, 0])
+    largest = jx.deeplift(lambda x: lax.top_k(x, 1)[0][0], baseline=jnp.array([2.0, 1.5, 1.2, -5.0]))
+    assert np.allclose(largest(jnp.array([1.0, 2.0, 1.0, 9.0])), [0, 0, 0, 7])
+
+
+def test_a_shift_for_safety_is_followed_where_it_is_in_no_softmax():
+    score = lambda x: jax.nn.logsumexp(x, b=jnp.roll(x, 1) ** 2)
+    assert gap(score, X, baseline=B) < 1e-12
+    by_hand = lambda x: jnp.log(jnp.sum(jnp.exp(x) * jnp.roll(x, 1) ** 2))
+    assert gap(by_hand, X, baseline=B) < 1e-12
+
+
+def test_reveal_cancel_sees_through_additions_and_loops():
+    spellings = (
+        lambda x: jax.nn.relu(x @ W) @ V,
+        lambda x: jax.nn.relu(x @ W + 0 * x[:5]) @ V,
+        lambda x: jax.nn.relu(x[:3] @ W[:3] + x[3:] @ W[3:]) @ V,
+        lambda x: jax.nn.relu(x[:3] @ W[:3] - x[3:] @ -W[3:]) @ V,
+    )
+    first, *others = (jx.deeplift(score, baseline=B, rule="reveal_cancel")(X) for score in spellings)
+    assert relative(jx.deeplift(spellings[0], baseline=B)(X), first) > 1e-2
+    assert all(relative(other, first) < 1e-12 for other in others)
+
+    def step(c, t):
+        return jnp.tanh(c @ U + t @ W), None
+
+    def unrolled(xs):
+        c = jnp.zeros(5)
+        for t in xs:
+            c, _ = step(c, t)
+        return c.sum()
+
+    xs = jax.random.normal(jax.random.key(7), (3, 6))
+    for rule in ("reveal_cancel", "genomics_default"):
+        scanned = jx.deeplift(lambda xs: lax.scan(step, jnp.zeros(5), xs)[0].sum(), rule=rule)(xs)
+        assert relative(scanned, jx.deeplift(unrolled, rule=rule)(xs)) < 1e-12
+
+
+def test_reveal_cancel_outside_of_a_domain_is_rescale():
+    score = lambda x: jnp.sqrt(1 + x[0] - x[1])  # −x₁ alone has no root
+    x = jnp.array([3.0, 2.0])
+    found = jx.deeplift(score, rule="reveal_cancel")
+    assert relative(found(x), jx.deeplift(score)(x)) < 1e-12
+    assert np.isfinite(jax.jacobian(found)(x)).all()
 
 
 def test_the_users_stop_gradient_carries_nothing_and_the_gap_says_so():
@@ -484,6 +572,13 @@ def test_several_references_are_the_mean_and_need_a_key_only_to_draw():
     assert relative(jx.deeplift(score, baseline=lambda x: x / 2)(X), jx.deeplift(score, baseline=X / 2)(X)) < 1e-12
     pair = jx.deeplift(lambda a, b: score(a) * score(b), argnums=(0, 1), baseline=(B, None))(X, X)
     assert np.array_equal(pair[1], 0 * X) and np.any(pair[0])
+
+
+def test_derivatives_are_finite_behind_a_causal_mask():
+    mask = jnp.tril(jnp.ones((4, 4), bool))
+    score = lambda x: (jax.nn.softmax(jnp.where(mask, x @ x.T, -jnp.inf)) @ x)[2].sum()
+    gradient = jax.grad(lambda x: jnp.sum(jx.deeplift(score)(x) ** 2))(jnp.outer(X[:4], B[:4]) + jnp.eye(4))
+    assert np.isfinite(gradient).all() and np.any(gradient)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule[0])
@@ -537,6 +632,12 @@ def test_another_branch_is_an_error_and_nan_under_jit():
     assert np.isnan(jax.jit(explain)(x)).all()
     maps = jax.vmap(explain)(jnp.stack([x, -x]))
     assert np.isnan(maps[0]).all() and np.isfinite(maps[1]).all()
+    # A step that no derivative and no node tells of is seen by the sum.
+    stairs = jx.deeplift(lambda x: jnp.sum(jnp.where(x > 1, x + 5, x)), baseline=jnp.ones(1, jnp.float32))
+    with pytest.raises(jx.UnexplainedChangeError, match="do not sum"):
+        stairs(jnp.array([1 + 1e-6], jnp.float32))
+    with pytest.raises(jx.NonFiniteError, match="not finite at the reference"):
+        jx.deeplift(lambda x: jnp.sum(x / jnp.linalg.norm(x)) + x[0])(x)
     several = jx.deeplift(score, baseline=jx.references(jnp.array([[-1.0, 0.5], [3.0, 0.5], [-2.0, 1.0]])))
     with pytest.raises(jx.UnexplainedChangeError, match="2 of 3 references"):
         several(x)
@@ -552,6 +653,11 @@ JUMPS = {
     "rows of an array by an index": (lambda x: (U[jnp.argmax(x[:5])] * x[:5]).sum(), "reduce_sum (dense)"),
     "an index far off": (lambda x: (1e3 * jnp.arange(6.0) + x)[jnp.argmax(x)], "dynamic_slice (structural)"),
     "rounding": (lambda x: jnp.sum(jnp.round(x @ W) * jnp.cos(x[:5])), "reduce_sum (dense)"),
+    "a gate of the largest logits": (
+        lambda x: jax.nn.softmax(jnp.where(x >= jnp.sort(x)[-2], x, -jnp.inf))[5],
+        "select_n (structural)",
+    ),
+    "what is sorted along": (lambda x: lax.sort((x, jnp.arange(6.0) ** 2), num_keys=1)[1][0] + x[0], "sort"),
     "a score without a derivative": (lambda x: jnp.round(x).sum(), "the score itself has no derivative"),
 }
 

@@ -1,7 +1,7 @@
 """Which values carry a derivative from the explained input to the score."""
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import jax.numpy as jnp
 
@@ -22,52 +22,58 @@ class Activity(enum.IntEnum):
 CONSTANT, STOPPED, DEPENDENT, ACTIVE = Activity
 
 
-def activities(graph: Graph, inputs: Iterable[Activity]) -> dict[Value, Activity]:
-    """The activity of every value of a graph and of its bodies."""
-    found: dict[Value, Activity] = {}
-    _visit(graph, inputs, found)
-    return found
+def activities(graph: Graph, inputs: Iterable[Activity], followed: Collection[Equation] = ()) -> dict[Value, Activity]:
+    """The activity of every value of a graph and of its bodies; `followed` are gradients stopped in vain."""
+    return _Visit(followed).found_in(graph, inputs)
 
 
-def _visit(graph: Graph, inputs: Iterable[Activity], found: dict[Value, Activity]) -> list[Activity]:
-    found.update(dict.fromkeys(graph.constants, CONSTANT))
-    for value, activity in zip(graph.inputs, inputs, strict=True):
-        found[value] = _carried(value, activity)
-    for equation in graph.equations:
-        for value, activity in zip(equation.outputs, _outputs(equation, found), strict=True):
+class _Visit:
+    def __init__(self, followed: Collection[Equation]):
+        self._followed = followed
+        self._found: dict[Value, Activity] = {}
+
+    def found_in(self, graph: Graph, inputs: Iterable[Activity]) -> dict[Value, Activity]:
+        self._graph(graph, inputs)
+        return self._found
+
+    def _graph(self, graph: Graph, inputs: Iterable[Activity]) -> list[Activity]:
+        found = self._found
+        found.update(dict.fromkeys(graph.constants, CONSTANT))
+        for value, activity in zip(graph.inputs, inputs, strict=True):
             found[value] = _carried(value, activity)
-    return [found[value] for value in graph.outputs]
+        for equation in graph.equations:
+            for value, activity in zip(equation.outputs, self._outputs(equation), strict=True):
+                found[value] = _carried(value, activity)
+        return [found[value] for value in graph.outputs]
+
+    def _outputs(self, equation: Equation) -> list[Activity]:
+        inputs = [self._found[value] for value in equation.inputs]
+        name = equation.primitive
+        if name == "scan":
+            return self._loop(equation, inputs, *_compat.scan_counts(equation.origin))
+        if name == "cond":
+            index, *operands = inputs
+            branches = [self._graph(body, operands) for body in equation.bodies]
+            # Which branch is taken changes the value, without a derivative.
+            return [max(*outputs, min(index, DEPENDENT)) for outputs in zip(*branches, strict=True)]
+        if equation.bodies:
+            return self._graph(equation.bodies[0], inputs)
+        strongest = max(inputs, default=CONSTANT)
+        if name in tables.NO_DERIVATIVE and equation not in self._followed:
+            strongest = min(strongest, STOPPED if name == "stop_gradient" else DEPENDENT)
+        return [strongest] * len(equation.outputs)
+
+    def _loop(self, equation: Equation, inputs: list[Activity], n_consts: int, n_carry: int) -> list[Activity]:
+        """A carry is as active as its start and anything an iteration makes of it: repeat until nothing changes."""
+        (body,) = equation.bodies
+        carry = inputs[n_consts : n_consts + n_carry]
+        while True:
+            outputs = self._graph(body, [*inputs[:n_consts], *carry, *inputs[n_consts + n_carry :]])
+            joined = [max(pair) for pair in zip(carry, outputs[:n_carry], strict=True)]
+            if joined == carry:
+                return [*joined, *outputs[n_carry:]]
+            carry = joined
 
 
 def _carried(value: Value, activity: Activity) -> Activity:
     return activity if jnp.issubdtype(value.aval.dtype, jnp.inexact) else min(activity, DEPENDENT)
-
-
-def _outputs(equation: Equation, found: dict[Value, Activity]) -> list[Activity]:
-    inputs = [found[value] for value in equation.inputs]
-    name = equation.primitive
-    if name == "scan":
-        return _loop(equation, inputs, *_compat.scan_counts(equation.origin), found)
-    if name == "cond":
-        index, *operands = inputs
-        branches = [_visit(body, operands, found) for body in equation.bodies]
-        # Which branch is taken changes the value, without a derivative.
-        return [max(*outputs, min(index, DEPENDENT)) for outputs in zip(*branches, strict=True)]
-    if equation.bodies:
-        return _visit(equation.bodies[0], inputs, found)
-    strongest = max(inputs, default=CONSTANT)
-    if name in tables.NO_DERIVATIVE:
-        strongest = min(strongest, STOPPED if name == "stop_gradient" else DEPENDENT)
-    return [strongest] * len(equation.outputs)
-
-
-def _loop(equation: Equation, inputs: list[Activity], n_consts: int, n_carry: int, found: dict) -> list[Activity]:
-    """A carry is as active as its start and anything an iteration makes of it: repeat until nothing changes."""
-    (body,) = equation.bodies
-    carry = inputs[n_consts : n_consts + n_carry]
-    while True:
-        outputs = _visit(body, [*inputs[:n_consts], *carry, *inputs[n_consts + n_carry :]], found)
-        joined = [max(pair) for pair in zip(carry, outputs[:n_carry], strict=True)]
-        if joined == carry:
-            return [*joined, *outputs[n_carry:]]
-        carry = joined

@@ -78,6 +78,7 @@ class Node:
         bodies: the analyses of a loop's, a branch's or a checkpoint's programs.
         group: for a softmax, how it sums over its groups.
         others_vary: whether some of `others` change with the explained input, without a derivative.
+        statistic: for a product that normalises, with statistics followed: which input is the statistic.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Node:
         self.scale_axes: frozenset[int] | None = None
         self.bodies: tuple[Analysis, ...] = ()
         self.others_vary = False
+        self.statistic: int | None = None
 
     @property
     def path(self) -> str:
@@ -158,7 +160,8 @@ class Analysis:
         self.bounds = Bounds(graph)
         softs = softmaxes(graph, activity, self.bounds, inside)
         inside.update(equation for softmax in softs for equation in softmax.equations)
-        norms = normalisations(graph, activity, self.bounds, inside) if statistics == "held" else []
+        found = normalisations(graph, activity, self.bounds, inside)
+        norms = found if statistics == "held" else []
         held = {(norm.equation, norm.factor) for norm in norms}
         self.flow = Flow(graph, activity, held)
         self.nodes = sorted(
@@ -168,6 +171,10 @@ class Analysis:
             bodies = node.equations[0].bodies if node.kind in _BODY_KINDS else ()
             node.bodies = tuple(Analysis(body, activity, patterns, statistics) for body in bodies)
             node.others_vary = any(activity[value] is not CONSTANT for value in node.others)
+        factors = {norm.equation: norm.equation.inputs[norm.factor] for norm in found}
+        for node in self.nodes:
+            if node.kind in ("product", "gate") and (factor := factors.get(node.equations[0])):
+                node.statistic = node.inputs.index(factor)
         self.steps = _steps(graph, self.nodes)
 
     def all_nodes(self) -> list[Node]:
@@ -207,6 +214,9 @@ def analyse(
         )
         activity = activities(graph, [ACTIVE] * len(graph.inputs))
     analysis = Analysis(graph, activity, patterns, statistics)
+    if statistics == "followed" and (shifts := unrecognised_shifts(analysis)):
+        activity = activities(graph, [ACTIVE] * len(graph.inputs), shifts)
+        analysis = Analysis(graph, activity, patterns, statistics)
     _, loops = _mark_first(analysis, [Behind.MOVES] * len(graph.inputs))
     if loops and depth:
         # The layers of the first iteration are first, as they would be in the same program without the loop.
@@ -214,6 +224,46 @@ def analyse(
         return analyse(again, patterns=patterns, opens=opens, depth=depth - 1, statistics=statistics)
     _mark_last(analysis, [False] * len(graph.outputs))
     return analysis
+
+
+_SOFTMAX = ("softmax", "log_softmax", "logsumexp")
+# What a shift may go through on its way from the maximum to the exponential.
+_SHIFTING = tables.STRUCTURAL | tables.IDENTITY | {"convert_element_type", "select_n", "mul", "max", "min", "clamp"}
+
+
+def unrecognised_shifts(analysis: Analysis) -> set[Equation]:
+    """Gradients stopped at a maximum that is subtracted, for safety, before an exponential which is part of no softmax node.
+
+    Whoever stopped them knew that the shift cancels: to follow it is to follow the function.
+    """
+    users: dict[Value, list[Equation]] = {}
+    for equation in equations_inside(analysis.graph):
+        for value in equation.inputs:
+            users.setdefault(value, []).append(equation)
+    inside = {e for node in analysis.all_nodes() if node.kind in _SOFTMAX for e in node.equations}
+
+    def shifts(value: Value) -> bool:
+        return any(
+            (e.primitive == "sub" and e.inputs[1] is value and e not in inside and exponentiated(e.outputs[0]))
+            or (e.primitive in _SHIFTING and shifts(e.outputs[0]))
+            for e in users.get(value, [])
+        )
+
+    def exponentiated(value: Value) -> bool:
+        return any(
+            e.primitive in ("exp", "exp2") or (e.primitive in _SHIFTING and exponentiated(e.outputs[0]))
+            for e in users.get(value, [])
+        )
+
+    def is_maximum(value: Value) -> bool:
+        source = value.source
+        return source is not None and (
+            source.primitive in tables.MAXIMUM - {"max", "min"}
+            or (source.primitive in _SHIFTING and any(map(is_maximum, source.inputs)))
+        )
+
+    stopped = (e for e in equations_inside(analysis.graph) if e.primitive == "stop_gradient")
+    return {e for e in stopped if is_maximum(e.inputs[0]) and shifts(e.outputs[0])}
 
 
 def _nodes(

@@ -113,11 +113,17 @@ class _TwinReplay:
         elif parts is None:
             parts = linear(changes)
         outputs = [Twin(*whole) for whole in zip(here.outputs, there.outputs, parts, ends, strict=True)]
-        # Only what has no derivative (an index, a mask) can make a value change in a way that its inputs do not explain.
-        if all(self._activity[value] is not DEPENDENT for value in node.others):
+        if not self._may_jump(node):
             return outputs, []
-        checks = [_is_unexplained(twin, made) for twin, made in zip(outputs, linear(changes), strict=True)]
+        by_element = node.kind in ("structural", "activation")
+        made = linear(changes)
+        checks = [_is_unexplained(twin, parts, by_element) for twin, parts in zip(outputs, made, strict=True)]
         return outputs, [jnp.where(jnp.stack(checks).any(), self._number[node], 0)]
+
+    def _may_jump(self, node: Node) -> bool:
+        """Whether a value may change in a way that the node's inputs do not explain: by an index, a mask, the order of a sort."""
+        is_sorted_along = node.primitive == "sort" and len(node.named.inputs) > 1
+        return is_sorted_along or any(self._activity[value] is DEPENDENT for value in node.others)
 
     def _bodies(self, node: Node, inputs: list[Any]) -> tuple[list[Any], list[jax.Array]]:
         (equation,) = node.equations
@@ -184,12 +190,14 @@ def _largest(jumps: list[jax.Array]) -> jax.Array:
     return largest
 
 
-def _is_unexplained(twin: Twin, parts: Parts) -> jax.Array:
-    """Whether the parts of a change do not sum to it, by more than rounding can do."""
+def _is_unexplained(twin: Twin, parts: Parts, by_element: bool) -> jax.Array:
+    """Whether the parts of a change do not sum to it, by more than rounding can do: of the element, or of all that is summed."""
     change = difference(twin.x, twin.x0)
     missing = jnp.abs(change - sum(part.astype(change.dtype) for part in parts))
-    size = jnp.maximum(jnp.max(jnp.abs(twin.x), initial=0), jnp.max(jnp.abs(twin.x0), initial=0))
-    return jnp.any(missing > jnp.sqrt(jnp.finfo(twin.x.dtype).eps) * size)
+    sizes = [jnp.where(jnp.isfinite(v), jnp.abs(v), 0) for v in (twin.x, twin.x0)]
+    size = jnp.maximum(*sizes)
+    size = size if by_element else jnp.max(size, initial=0)
+    return ~jnp.all(missing <= jnp.sqrt(jnp.finfo(twin.x.dtype).eps) * size)  # NaN is no explanation
 
 
 def difference(x: jax.Array, x0: jax.Array) -> jax.Array:

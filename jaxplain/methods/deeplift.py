@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain._accumulate import accumulate
-from jaxplain._errors import SettingError, UnexplainedChangeError, UnknownNodeError, explain_error
+from jaxplain._errors import NonFiniteError, SettingError, UnexplainedChangeError, UnknownNodeError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, positive_int, sum_gap
-from jaxplain._references import References, pool_of
-from jaxplain._tree import Leaves, cast_like, hidden, multiply, subtract, upcast
+from jaxplain._references import References, hidden, pool_of
+from jaxplain._tree import Leaves, cast_like, multiply, subtract, total, upcast
+from jaxplain.graph.activity import ACTIVE, STOPPED
 from jaxplain.graph.analysis import Analysis, Node, analyse
 from jaxplain.graph.stage import Program
 from jaxplain.graph.twin import Twin, TwinRule, difference, twin_replay
@@ -45,15 +46,17 @@ def deeplift(
     * layers, sums, moves: their derivative;
     * activations: $\Delta y / \Delta x$ at every element (Rescale); where $|\Delta x| \le 10\,\varepsilon \max(|x|, |x_0|)$, with ε
       the rounding of the dtype, the derivative halfway;
-    * products, quotients, powers of two values: each factor's share, averaged over which of them changes first; for a product
-      $\Delta(ab) = \bar b\,\Delta a + \bar a\,\Delta b$ with the means of both evaluations;
+    * products: $\Delta(ab) = \bar b\,\Delta a + \bar a\,\Delta b$ with the means of both evaluations; a quotient y = a/b by the same rule for
+      a = yb, which stays bounded where b is tiny at one of them; other functions of two values: each one's share, averaged over which
+      of them changes first;
     * maxima: a rise belongs to the winner at the input, a fall to the winner at the reference;
     * softmax: its own derivative with p replaced by the logarithmic mean $(p - p_0) / \ln(p / p_0)$, so that no shift of the logits
-      matters; log-softmax and logsumexp likewise; normalisations: by what they are made of, statistics included;
+      matters; log-softmax and logsumexp likewise; normalisations: as quotients, the change of the statistic followed;
     * sorting and indices in another order: half by each order, what is left in proportion to |Δx|.
 
-    RevealCancel splits the change before an activation into the sum of positive and that of negative contributions w·Δx of the layer before it, and gives each
-    the mean of what it does alone and what it does after the other: so inputs that cancel each other are both seen.
+    RevealCancel splits the change before an activation into the sum of positive and that of negative contributions w·Δx of the layer, or the sum
+    of layers, before it, and gives each the mean of what it does alone and what it does after the other: so inputs that cancel each
+    other are both seen. Where one alone is outside of the activation's domain, it is Rescale.
 
     Arguments:
         f: the score, `f(x, *args) -> real scalar` for one example. For a classifier, the logit; to see what speaks for one class and
@@ -61,8 +64,8 @@ def deeplift(
             (the softmax has a rule), but its changes are small where it saturates.
         baseline: the reference: a number, a pytree like x, a function `x -> reference` (a blurred x), or `jx.references(...)` for
             the mean over several (DeepSHAP). With several argnums a tuple (`None` leaves an argument alone).
-        rule: "rescale"; "reveal_cancel", behind all layers and additions; "genomics_default", the default of the authors' package:
-            RevealCancel behind dense layers, Rescale everywhere else.
+        rule: "rescale"; "reveal_cancel", behind all layers; "genomics_default", the default of the authors' package: RevealCancel
+            behind dense layers and sums of branches, Rescale behind convolutions and wherever RevealCancel is not defined.
         fallback: "rescale" lets "reveal_cancel" use Rescale for nodes that it is not defined for: maxima, products, softmax,
             sorting. None: they are an error.
         chunk_size: references evaluated together for each example.
@@ -72,14 +75,15 @@ def deeplift(
     Returns:
         `explain(x, *args)`, with the structure, shapes and dtypes of x; units of f. Needs `key=` only if references are drawn.
 
-    Guarantees: summation to delta, $\sum_i R_i = f(x) - f(b)$, to rounding, on every program that is not refused; `Info.gap` is what is
-    missing. (A program that computes in bfloat16 sums to bfloat16's rounding.) The user's own `stop_gradient` carries nothing, and the
-    gap shows how much. On ReLU networks without biases and from a reference of zero, Rescale is input × gradient.
+    Guarantees: summation to delta, $\sum_i R_i = f(x) - f(b)$, to rounding; it is checked on every call, and what fails is refused.
+    `Info.gap` is what is missing. (A program that computes in bfloat16 sums to bfloat16's rounding.) The exception: a user's
+    `stop_gradient` between layers carries nothing, and the gap shows how much. On ReLU networks without biases and from a reference of zero, Rescale is input × gradient.
     Cost: 1 gradient and an evaluation at the reference, which all examples share if the reference is a constant; RevealCancel 2 to 3.5
     gradients. Times the number of references. Info: value, baseline_value, gap, n_gradients (one for each reference).
-    Errors: operations without a rule (`while`, linear solvers, a `custom_vjp` that cannot be read), all listed at once.
-    `UnexplainedChangeError` where input and reference take different branches, or read through different indices or masks, in a way that
-    makes the score jump; under `jit` and `vmap` the attribution is NaN then.
+    Errors: operations without a rule (`while`, linear solvers, `jnp.prod`, a `custom_vjp` that cannot be read), all listed at once.
+    `UnexplainedChangeError` where input and reference take different branches of a `cond`, or read through different indices or masks
+    values that differ; under `jit` and `vmap` the attribution is NaN then. (Piecewise functions by table look-up, `jnp.interp`, too.)
+    Misleads: Rescale does not see inputs that cancel each other, and depends on how the score computes its function: chapter 2.5.
     Differs from: Captum and SHAP override modules that they know: a function instead of a module, a module used twice, ReLU6 or a
     max-pool make the sum wrong there. The authors' package reads Keras 1 and 2 files and knows no additions of branches. None
     of them has RevealCancel on residual networks, attention by a rule that does not depend on the softmax's shift, or loops.
@@ -115,21 +119,26 @@ def deeplift(
         references = hidden(references, call.x)
         native = cast_like(call.x, call.arguments.leaves)
         staged = _multipliers(method, analysis, rules, native, split=rule != "rescale")
+        n_nodes, tolerance = len(analysis.all_nodes()), _tolerance(analysis)
 
-        def term(r: jax.Array) -> tuple[Leaves, jax.Array, jax.Array]:
+        def term(r: jax.Array) -> tuple[Leaves, jax.Array, jax.Array, jax.Array]:
             reference = tuple(leaf[r] for leaf in references)
-            multipliers, _, value0, jump = staged(native, cast_like(reference, native))
+            multipliers, value, value0, jump = staged(native, cast_like(reference, native))
+            value, value0 = _wide(value), _wide(value0)
             contributions = multiply(subtract(call.x, reference), upcast(multipliers))
-            return contributions, _wide(value0), jax.nn.one_hot(jump, len(analysis.all_nodes()) + 2)
+            if tolerance is not None:
+                is_summed = _sums(contributions, value, value0, tolerance)
+                jump = jnp.where((jump == 0) & ~is_summed, n_nodes + 2, jump)
+            return contributions, value / n, value0, jax.nn.one_hot(jump, n_nodes + 3)
 
-        summed, start, jumps = accumulate(term, n, chunk)
-        jumps = jnp.asarray(jumps)[1:]
-        _require_followed(method, analysis, jumps, n)
+        summed, value, start, jumps = accumulate(term, n, chunk)
+        start = start / n
+        jumps = jumps[1:]
+        _require_followed(method, analysis, jumps, start, n)
         is_followed = jnp.sum(jumps) == 0
         leaves = tuple(jnp.where(is_followed, leaf / n, jnp.nan) for leaf in summed)
         if not with_info:
             return leaves, None
-        value, start = call.value(call.x), start / n
         return leaves, Info(
             value=value, baseline_value=start, gap=sum_gap(leaves, value, start), n_gradients=jnp.int32(n)
         )
@@ -140,6 +149,27 @@ def deeplift(
 
 def _wide(value: jax.Array) -> jax.Array:
     return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+
+
+def _tolerance(analysis: Analysis) -> float | None:
+    """How much of the sum rounding may miss in a program of this precision; None if the user stopped a gradient on the way."""
+    activity = analysis.activity
+    for node in analysis.all_nodes():
+        read = node.equations[0].inputs if node.bodies else node.others
+        if node.kind not in ("softmax", "log_softmax", "logsumexp") and any(activity[v] is STOPPED for v in read):
+            return None
+    if any(activity[v] is STOPPED for v in analysis.graph.outputs):
+        return None
+    dtypes = [v.aval.dtype for v, kind in activity.items() if kind is ACTIVE]
+    return float(max((jnp.finfo(dtype).eps for dtype in dtypes), default=0) ** 0.5)
+
+
+def _sums(contributions: Leaves, value: jax.Array, value0: jax.Array, tolerance: float) -> jax.Array:
+    distributed = total(tuple(map(jnp.abs, contributions)))
+    size = jnp.maximum(distributed, jnp.abs(value - value0))
+    rounding = jnp.maximum(jnp.abs(value), jnp.abs(value0))  # of the score's own two values
+    gap = jnp.abs(sum_gap(contributions, value, value0))
+    return gap <= tolerance * size + tolerance**2 * 10 * rounding  # and not NaN
 
 
 def _multipliers(
@@ -175,15 +205,11 @@ def _chosen_rules(method: str, analysis: Analysis, rule: str, fallback: str | No
                 f"{method}: no rule is known for {len(unknown)} node{'s' if len(unknown) > 1 else ''} of the score.",
                 where=_listed(unknown),
                 why="their change from the reference to the input cannot be handed down exactly",
-                fix=(
-                    "a while loop: lax.scan, or lax.fori_loop with Python integers as bounds",
-                    "write that part with operations that are known (an elementwise formula of any kind is one activation)",
-                    "a function with a derivative of its own (custom_vjp): explain it without, or use integrated_gradients",
-                ),
+                fix=_ways_on({node.primitive for node in unknown}),
             )
         )
     if rule == "rescale":
-        return _every(whole)
+        return {node: known for node, known in whole.items() if known is not None}
     undefined = [node for node in nodes if not is_split(node)]
     if rule == "reveal_cancel" and fallback is None and undefined:
         raise UnknownNodeError(
@@ -197,32 +223,60 @@ def _chosen_rules(method: str, analysis: Analysis, rule: str, fallback: str | No
                 ),
             )
         )
-    return _every({node: reveal_cancel(node, _SPLITS[rule]) for node in nodes})
-
-
-def _every(rules: dict[Node, TwinRule | None]) -> dict[Node, TwinRule]:
-    return {node: rule for node, rule in rules.items() if rule is not None}
+    split = {node: reveal_cancel(node, _SPLITS[rule]) for node in nodes}
+    return {node: known for node, known in split.items() if known is not None}
 
 
 def _listed(nodes: list[Node]) -> str:
     return "".join(f"\n          {node.primitive} ({node.kind}): {node.source}" for node in nodes).lstrip()
 
 
-def _require_followed(method: str, analysis: Analysis, jumps: jax.Array, n: int) -> None:
-    """Raise if input and reference take different ways somewhere; `jumps` counts references for each node, last for the output."""
+def _ways_on(primitives: set[str]) -> tuple[str, ...]:
+    known = {
+        "while": "a while loop: lax.scan, or lax.fori_loop with Python integers as bounds",
+        "reduce_prod": "jnp.prod: functools.reduce(jnp.multiply, …), or the exponential of a sum of logarithms",
+        "custom_vjp_call": "a function with a derivative of its own (custom_vjp): explain the function itself",
+    }
+    return (
+        *(text for name, text in known.items() if name in primitives),
+        "write that part with operations that are known (an elementwise formula of any kind is one activation)",
+        "a method that needs no rules: jx.integrated_gradients(score, baseline=…)",
+    )
+
+
+def _require_followed(method: str, analysis: Analysis, jumps: jax.Array, start: jax.Array, n: int) -> None:
+    """Raise if input and reference take different ways somewhere. `jumps` counts references: for each node, the output, the sum."""
     if isinstance(jumps, jax.core.Tracer) or not np.any(np.asarray(jumps)):
         return  # while tracing, the attribution becomes NaN
-    nodes = [node for node, count in zip(analysis.all_nodes(), np.asarray(jumps), strict=False) if count]
-    is_branch = any(node.kind == "branch" for node in nodes)
+    *by_node, by_output, by_sum = np.asarray(jumps)
+    if not np.isfinite(start):
+        raise NonFiniteError(
+            explain_error(
+                f"{method}: the score is not finite at the reference.",
+                got=f"f(reference) = {start}",
+                why="such as 0/0 in a norm at a reference of zero",
+                fix=(
+                    "another reference: baseline=lambda x: …, jx.references(…)",
+                    "a small number under the root or quotient",
+                ),
+            )
+        )
+    nodes = [node for node, count in zip(analysis.all_nodes(), by_node, strict=True) if count]
+    way = "branches" if any(node.kind == "branch" for node in nodes) else "ways"
+    where = _listed(nodes) if nodes else "the score itself has no derivative" if by_output else "the sum alone tells"
+    count = int(np.sum(np.asarray(jumps)))
     raise UnexplainedChangeError(
         explain_error(
-            f"{method}: input and reference take different {'branches' if is_branch else 'ways'} through the score.",
-            where=_listed(nodes) or "the score itself has no derivative",
-            got=f"{int(np.max(np.asarray(jumps)))} of {n} reference{'s' if n > 1 else ''} for which an index, a mask or a branch is another one",
+            f"{method}: input and reference take different {way} through the score.",
+            where=where,
+            got=f"{count} of {n} reference{'s' if n > 1 else ''} for which an index, a mask or a branch is another one"
+            if not by_sum
+            else f"contributions that do not sum to f(x) − f(reference), for {count} of {n} references",
             why="that changes the score, and no input's change accounts for it; under jit the attribution is NaN",
             fix=(
-                "a baseline that takes the same way: baseline=lambda x: …, jx.references(…)",
+                "a reference that takes the same way: baseline=lambda x: …, jx.references(…)",
                 "pass masks and indices as arguments, so that they are the same for both",
+                "a method that follows the score from one to the other: jx.integrated_gradients(score, baseline=…)",
             ),
         )
     )

@@ -4,6 +4,7 @@ Notation: x, y at the input, x₀, y₀ at the reference, Δx = x − x₀; J is
 rounding alone can make, the quotient Δy/Δx means nothing, and the derivative takes its place.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import cast
@@ -29,10 +30,16 @@ def _rule(node: Node) -> Rescale | None:
     (*_, equation) = node.equations
     if node.kind in _AFFINE:
         return _mean_derivative if node.others_vary else _derivative
+    if equation.primitive == "top_k" and equation.params["k"] == 1:
+        return _cross_maximum
     if node.kind == "structural":
         return _choice if _may_choose(node) else _derivative
     if node.kind == "activation":
         return _secant
+    if node.kind in ("product", "gate") and len(node.inputs) == 2 and equation.primitive == "div":
+        return _quotient_rule
+    if node.kind in ("product", "gate") and node.statistic is not None and equation.primitive == "mul":
+        return _normalised
     if node.kind in ("product", "gate") and equation.primitive != "div":
         return _midpoint
     if node.kind in ("product", "gate", "unknown") and is_elementwise(equation) and len(node.inputs) <= 2:
@@ -139,6 +146,41 @@ def _midpoint(layer: Layer, reference: Layer) -> Linear:
     return _mean_derivative(layer.moved(point), reference.moved(point))
 
 
+def _quotient_rule(layer: Layer, reference: Layer) -> Linear:
+    """y = a/b: Δy = (Δa − ȳΔb)/b̄, which is the product rule of a = y·b with the means ȳ, b̄ of both evaluations.
+
+    It stays bounded if one b is tiny, as the size that a norm divides by is at a reference of zero. Where b changes its sign, and b̄ may be
+    zero, it is the rule of any function of two values.
+    """
+    y, b, b0 = layer.output, layer.inputs[1], reference.inputs[1]
+    total = (y + reference.output) / 2
+    keeps = b * b0 > 0
+    middle = jnp.where(keeps, (b + b0) / 2, 1)
+    general = _secant(layer, reference)
+
+    def linear(da: jax.Array, db: jax.Array) -> list[jax.Array]:
+        (other,) = general(jnp.where(keeps, 0, da), jnp.where(keeps, 0, db))
+        return [jnp.where(keeps, (da - total * db) / middle, 0) + other]
+
+    return linear
+
+
+def _normalised(layer: Layer, reference: Layer) -> Linear:
+    """y = s·r with a statistic r: the same, for a signal s divided by 1/r."""
+    which = cast(int, layer.node.statistic)
+    r, r0 = layer.inputs[which], reference.inputs[which]
+    keeps = r * r0 > 0
+    middle = jnp.where(keeps, (r + r0) / 2, 1)
+    of_signal, of_statistic = r * (r0 / middle), (layer.output / 2 + reference.output / 2) / middle
+    general = _midpoint(layer, reference)
+
+    def linear(*d: jax.Array) -> list[jax.Array]:
+        (other,) = general(*(jnp.where(keeps, 0, v) for v in d))
+        return [jnp.where(keeps, of_signal * d[1 - which] + of_statistic * d[which], 0) + other]
+
+    return linear
+
+
 def _cross_maximum(layer: Layer, reference: Layer) -> Linear:
     """A maximum that rises belongs to its winner at the input, one that falls to its winner at the reference.
 
@@ -199,12 +241,17 @@ def _pooling(node: Node) -> Callable[[jax.Array], jax.Array] | None:
     axis = equation.params.get("dimension" if equation.primitive == "sort" else "axis", -1)
     if equation.primitive == "gather":
         indexed = equation.params["dimension_numbers"].start_index_map
-        if len(indexed) != 1:
-            return None
+        n_read = equation.outputs[0].aval.size // max(1, math.prod(_kept(equation.inputs[0].shape, indexed)))
+        if len(indexed) != 1 or n_read != equation.inputs[0].shape[indexed[0]]:
+            return None  # not an order of all of them
         (axis,) = indexed
     elif equation.primitive not in ("sort", "top_k"):
         return None
     return lambda v: jnp.broadcast_to(jnp.sum(v, axis, keepdims=True), v.shape)
+
+
+def _kept(shape: tuple[int, ...], left_out: Sequence[int]) -> list[int]:
+    return [n for axis, n in enumerate(shape) if axis not in left_out]
 
 
 # Softmax and its logarithms, by the logarithmic mean
@@ -255,7 +302,8 @@ def _softmax(layer: Layer, reference: Layer) -> Linear:
 def _logsumexp_of(layer: Layer, p: jax.Array) -> jax.Array:
     """ℓ = Σ p_k (u_k − ln p_k), as every term in brackets is ℓ."""
     some = p > 0
-    return layer.group_sum(jnp.where(some, p * (_wide(layer.x) - jnp.log(jnp.where(some, p, 1))), 0))
+    u, p = jnp.where(some, _wide(layer.x), 0), jnp.where(some, p, 1)
+    return layer.group_sum(jnp.where(some, p * (u - jnp.log(p)), 0))
 
 
 def _rest(layer: Layer, p: jax.Array, p0: jax.Array, shift: jax.Array) -> jax.Array | float:
@@ -330,9 +378,9 @@ def reveal_cancel(node: Node, splits: Callable[[Node], bool]) -> TwinRule | None
         return _carried
     if node.kind == "activation":
         return _revealed
-    if splits(node):
-        return _split_sum if node.kind == "add" else _split_weights
-    return partial(_whole, known)
+    if node.kind == "add":
+        return _added
+    return _split_weights if splits(node) else partial(_whole, known)
 
 
 def _whole(known: Rescale, layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, list[Parts]]:
@@ -367,56 +415,53 @@ def _carried(layer: Layer, _reference: Layer, _changes: Sequence[Parts]) -> tupl
 
 def _split_weights(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, list[Parts]]:
     """Δy⁺ is the sum of the contributions w·Δx above zero, Δx being net; Δy⁻ of those below. So Δy⁺ − Δy⁻ = |w|·|Δx|."""
-    sign = jnp.sign(difference(layer.x, reference.x)).astype(layer.x.dtype)
+    change = difference(layer.x, reference.x).astype(layer.x.dtype)
     weights, sizes = layer.linear(), layer.linear("absolute")
 
     def split(parts: Sequence[Parts]) -> list[Parts]:
         d = _net(parts[0])
-        return [_halves(weights(d), sizes(sign * d).astype(layer.output.dtype))]
+        return [_halves(weights(d), sizes(jnp.sign(change) * d).astype(layer.output.dtype))]
 
-    return split, _with_known_sum(layer, reference, sizes(jnp.abs(_change(layer, reference, 0))))
+    rise = difference(layer.output, reference.output).astype(layer.output.dtype)
+    return split, [_halves(rise, sizes(jnp.abs(change)).astype(rise.dtype))]
 
 
-def _split_sum(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, list[Parts]]:
-    """An addition is a layer with weights of one, of minus one for what is subtracted."""
+def _added(layer: Layer, _reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, None]:
+    """A sum of layers is one layer: their parts add up, those of what is subtracted with the other sign."""
     (equation,) = layer.node.equations
-    subtracts = equation.primitive in ("sub", "scatter-sub")
-    # |w| by way of w: the sign of what is subtracted is turned twice.
-    turned = [-1 if subtracts and v is equation.inputs[-1] else 1 for v in layer.node.inputs]
-    changes = [_change(layer, reference, i) for i in range(len(turned))]
+    subtracted = equation.inputs[-1] if equation.primitive in ("sub", "scatter-sub") else None
 
-    def sizes(*d: jax.Array) -> jax.Array:
-        return layer.push_forward(*(t * v for t, v in zip(turned, d, strict=True)))[0]
+    def added(parts: Sequence[Parts]) -> list[Parts]:
+        turned = [p[::-1] if v is subtracted else p for p, v in zip(parts, layer.node.inputs, strict=True)]
+        (up,), (down,) = (layer.push_forward(*side) for side in zip(*turned, strict=True))
+        return [(up, down)]
 
-    def split(parts: Sequence[Parts]) -> list[Parts]:
-        d = list(map(_net, parts))
-        signed = [jnp.sign(c) * v for c, v in zip(changes, d, strict=True)]
-        return [_halves(layer.push_forward(*d)[0], sizes(*signed))]
-
-    return split, _with_known_sum(layer, reference, sizes(*map(jnp.abs, changes)))
-
-
-def _change(layer: Layer, reference: Layer, index: int) -> jax.Array:
-    x = layer.inputs[index]
-    return difference(x, reference.inputs[index]).astype(x.dtype)
-
-
-def _with_known_sum(layer: Layer, reference: Layer, size: jax.Array) -> list[Parts]:
-    y = layer.output
-    return [_halves(difference(y, reference.output).astype(y.dtype), size.astype(y.dtype))]
+    return added, None
 
 
 def _revealed(layer: Layer, reference: Layer, changes: Sequence[Parts]) -> tuple[LinearMap, list[Parts]]:
-    """Δy⁺: what Δx⁺ does alone, and what it does after Δx⁻, on average; Δy⁻ likewise."""
+    """Δy⁺: what Δx⁺ does alone, and what it does after Δx⁻, on average; Δy⁻ likewise. Then they are one change again.
+
+    Where one alone leaves the domain of the function (a variance below zero), Rescale.
+    """
     x, x0, y, y0 = layer.x, reference.x, layer.output, reference.output
     ((up, down),) = changes
-    (only_up,), (only_down,) = (reference.at((x0 + v).astype(x0.dtype)) for v in (up, down))
+    alone = [(x0 + v).astype(x0.dtype) for v in (up, down)]
+    inside = reduce(jnp.logical_and, (jnp.isfinite(reference.at(point)[0]) for point in alone))
+    (only_up,), (only_down,) = (reference.at(jnp.where(inside, point, x0)) for point in alone)
     rise = (difference(only_up, y0) + difference(y, only_down)) / 2
     fall = (difference(only_down, y0) + difference(y, only_up)) / 2
     slope = (_slopes(layer, x)[0] + _slopes(reference, x0)[0]) / 2
-    factors = [_quotient(r, _wide(v), slope, x, x0, up, down) for r, v in ((rise, up), (fall, down))]
+    secant = _quotient(difference(y, y0), difference(x, x0), slope, x, x0)
+    # The limit for a part of nothing; but where rounding, times that slope, would count (1/√v beside zero), the secant.
+    size = reduce(jnp.maximum, map(jnp.abs, (x, x0, up, down)))
+    slope = jnp.where(jnp.abs(slope) * size <= 100 * jnp.abs(difference(y, y0)), slope, secant)
+    factors = [
+        jnp.where(inside, _quotient(r, _wide(v), slope, x, x0, up, down), secant) for r, v in ((rise, up), (fall, down))
+    ]
+    change = difference(y, y0).astype(y.dtype)
 
     def revealed(parts: Sequence[Parts]) -> list[Parts]:
-        return [tuple(_scaled(v, m).astype(y.dtype) for v, m in zip(parts[0], factors, strict=True))]
+        return [by_sign(change, reduce(jnp.add, map(_scaled, parts[0], factors)).astype(y.dtype))]
 
-    return revealed, [(rise.astype(y.dtype), fall.astype(y.dtype))]
+    return revealed, [by_sign(change, change)]
