@@ -261,8 +261,8 @@ plt.show()
 # * **It depends on how the network computes its function**, not on the function alone. Two networks that agree everywhere may be explained
 #   differently, since every secant is taken inside; integrated gradients has no such freedom. And the path from $x_0$ to $x$ that
 #   each secant spans is never evaluated, so that a unit that rises and falls again between is a unit that did nothing.
-# * **Far references make steep secants.** A layer norm at a reference of zero divides by its ε: its change is huge, its parts are huge, and they
-#   cancel. The sum is right and no map. Take a reference of the same kind as the data: a mean, a blur, a sample.
+# * **The reference is half of the question.** Behind a layer norm an image of zeros is noise divided by ε, something the network has never
+#   seen, and every secant leads there. Take a reference of the same kind as the data: a mean, a blur, a sample.
 #
 # And like every method with a reference it never gives anything to a pixel that is as it is in the reference.
 #
