@@ -42,6 +42,11 @@ def _pool(x: Any) -> Any:
     return jx.references(jax.tree.map(lambda leaf: jnp.stack([leaf * 0, leaf]), x))
 
 
+def _two(x: Any) -> Any:
+    # Not zero, where networks without biases have a kink and finite differences no derivative.
+    return jx.references(jax.tree.map(lambda *leaves: jnp.stack(leaves), scaled(0.4, x), scaled(0.7, x)))
+
+
 # A stabiliser that keeps relevance smooth at the scale of the registry's finite differences.
 EPSILON = 0.1
 
@@ -88,7 +93,7 @@ METHODS: dict[str, Method] = {
     ),
     "deeplift": Method(lambda f, x: jx.deeplift(f, baseline=lambda x: scaled(0.4, x))),
     "deeplift_reveal_cancel": Method(
-        lambda f, x: jx.deeplift(f, baseline=_pool(x), rule="reveal_cancel", fallback="rescale", chunk_size=2)
+        lambda f, x: jx.deeplift(f, baseline=_two(x), rule="reveal_cancel", fallback="rescale", chunk_size=2)
     ),
     "lrp_attention": Method(lambda f, x: jx.lrp(f, rules=jx.composites.attention(EPSILON), start=1.0)),
 }

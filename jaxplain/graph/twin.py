@@ -116,8 +116,8 @@ class _TwinReplay:
         if not self._may_jump(node):
             return outputs, []
         by_element = node.kind in ("structural", "activation")
-        made = linear(changes)
-        checks = [_is_unexplained(twin, parts, by_element) for twin, parts in zip(outputs, made, strict=True)]
+        explained = linear(changes)
+        checks = [_is_unexplained(*pair, by_element) for pair in zip(outputs, explained, strict=True)]
         return outputs, [jnp.where(jnp.stack(checks).any(), self._number[node], 0)]
 
     def _may_jump(self, node: Node) -> bool:

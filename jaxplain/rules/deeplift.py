@@ -207,7 +207,7 @@ def _choice(layer: Layer, reference: Layer) -> Linear:
     """Each output copies one element: at the input J·x, at the reference J₀·x₀, perhaps another one.
 
     Where they differ, half of the change is each one's, and what is still missing is shared in proportion to |Δx| among those that
-    the choice is between: all along the axis of a sort or of an index, else the two. Sorting changes no value by more than the
+    the choice is between: all along the axis of a sort or of an order, else the two. Sorting changes no value by more than the
     largest |Δx|, so the multipliers are small numbers. A choice that jumps (another index of values far apart) is not followed: it is
     left unexplained, and the evaluation says so.
     """
