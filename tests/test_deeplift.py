@@ -470,6 +470,14 @@ NORMED = {
     "divided by a length": (lambda x: x[0] / jnp.sqrt(jnp.sum(x**2) + 1e-12), jnp.array([3.0, 4.0])),
     "flax layer norm": (lambda x: _FLAX["layer"](x)[0], jnp.array([3.0, 4.0, 1.0, -1.0])),
     "flax group norm": (lambda x: _FLAX["group"](x[None])[0, 0], jnp.array([3.0, 4.0, 1.0, -1.0])),
+    "a factor that is a reciprocal": (
+        lambda x: jnp.sum(jax.nn.silu(x) * lax.rsqrt(jnp.mean(x * x) + 1e-6)),
+        jnp.array([3.0, 4.0, 1.0, -1.0]),
+    ),
+    "by einsum": (
+        lambda x: jnp.einsum("ij,i->ij", x[None], lax.rsqrt(jnp.mean(x[None] ** 2, 1) + 1e-6))[0, 1],
+        jnp.array([3.0, 4.0, 1.0, -1.0]),
+    ),
     "standardised": (lambda x: jax.nn.standardize(x)[1], jnp.array([3.0, 4.0, 1.0, -1.0])),
 }
 _FLAX = {
@@ -504,6 +512,26 @@ def test_a_shift_for_safety_is_followed_where_it_is_in_no_softmax():
     by_hand = lambda x: jnp.log(jnp.sum(jnp.exp(x) * jnp.roll(x, 1) ** 2))
     assert gap(by_hand, X, baseline=B) < 1e-12
 
+    def tempered(x):
+        z = x - lax.stop_gradient(jnp.max(x))
+        return (jnp.exp(z / 0.5) / jnp.exp(z / 0.5).sum()) @ jnp.arange(6.0)
+
+    def online(x):
+        def step(carry, v):
+            m, s = carry
+            new = lax.stop_gradient(jnp.maximum(m, v))
+            return (new, s * jnp.exp(m - new) + jnp.exp(v - new)), None
+
+        (m, s), _ = lax.scan(step, (x[0] - 1, 0.0), x)
+        return m + jnp.log(s)
+
+    def in_a_body(x):
+        m = jnp.max(lax.stop_gradient(x))
+        return m + jnp.log(lax.map(lambda v: jnp.exp(-m + v), x).sum())
+
+    for score in (tempered, online, in_a_body):
+        assert gap(score, X, baseline=B) < 1e-12
+
 
 def test_reveal_cancel_sees_through_additions_and_loops():
     spellings = (
@@ -529,6 +557,15 @@ def test_reveal_cancel_sees_through_additions_and_loops():
     for rule in ("reveal_cancel", "genomics_default"):
         scanned = jx.deeplift(lambda xs: lax.scan(step, jnp.zeros(5), xs)[0].sum(), rule=rule)(xs)
         assert relative(scanned, jx.deeplift(unrolled, rule=rule)(xs)) < 1e-12
+
+
+def test_reveal_cancel_in_low_precision_keeps_both_parts():
+    for seed in range(5):
+        weights = [jax.random.normal(jax.random.key(seed + i), (16, 16)).astype(jnp.bfloat16) / 4 for i in range(2)]
+        score = lambda x, w=weights: jnp.sum(jax.nn.relu(jax.nn.relu(x @ w[0]) @ w[1]))
+        x = jax.random.normal(jax.random.key(seed + 9), (16,)).astype(jnp.bfloat16)
+        attribution, info = jx.with_info(jx.deeplift(score, rule="reveal_cancel"))(x)
+        assert abs(float(info.gap)) < 0.04 * float(jnp.abs(attribution).sum())
 
 
 def test_reveal_cancel_outside_of_a_domain_is_rescale():
@@ -610,6 +647,14 @@ def test_it_nests_in_smoothgrad_and_shares_the_reference_over_a_batch():
     assert program.count("f64[7,5] = dot_general") == 1
 
 
+def test_a_reference_that_all_devices_share_is_used_on_each():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    xs = jax.random.normal(jax.random.key(0), (4, 6))
+    explain = jax.vmap(jx.deeplift(lambda x: jnp.max(x) + jax.nn.softmax(x)[0] + jnp.sort(x)[2], baseline=B))
+    spec = jax.P("data")
+    assert relative(jax.jit(jax.shard_map(explain, mesh=mesh, in_specs=spec, out_specs=spec))(xs), explain(xs)) < 1e-12
+
+
 # Refusals
 
 
@@ -636,6 +681,9 @@ def test_another_branch_is_an_error_and_nan_under_jit():
     stairs = jx.deeplift(lambda x: jnp.sum(jnp.where(x > 1, x + 5, x)), baseline=jnp.ones(1, jnp.float32))
     with pytest.raises(jx.UnexplainedChangeError, match="do not sum"):
         stairs(jnp.array([1 + 1e-6], jnp.float32))
+    held = lambda x: jnp.sum(x / lax.stop_gradient(jnp.linalg.norm(x)))
+    with pytest.raises(jx.NonFiniteError, match="not finite at the reference"):
+        jx.deeplift(held)(x)
     with pytest.raises(jx.NonFiniteError, match="not finite at the reference"):
         jx.deeplift(lambda x: jnp.sum(x / jnp.linalg.norm(x)) + x[0])(x)
     several = jx.deeplift(score, baseline=jx.references(jnp.array([[-1.0, 0.5], [3.0, 0.5], [-2.0, 1.0]])))

@@ -78,7 +78,7 @@ class Node:
         bodies: the analyses of a loop's, a branch's or a checkpoint's programs.
         group: for a softmax, how it sums over its groups.
         others_vary: whether some of `others` change with the explained input, without a derivative.
-        statistic: for a product that normalises, with statistics followed: which input is the statistic.
+        statistic: for a product that divides, which input is the reciprocal, or the size that a norm divides by.
     """
 
     def __init__(
@@ -173,13 +173,30 @@ class Analysis:
             node.others_vary = any(activity[value] is not CONSTANT for value in node.others)
         factors = {norm.equation: norm.equation.inputs[norm.factor] for norm in found}
         for node in self.nodes:
-            if node.kind in ("product", "gate") and (factor := factors.get(node.equations[0])):
-                node.statistic = node.inputs.index(factor)
+            if node.kind in ("product", "gate") and len(node.inputs) == 2:
+                reciprocals = [value for value in node.inputs if _is_reciprocal(value, activity)]
+                if (factor := next(iter(reciprocals), factors.get(node.equations[0]))) is not None:
+                    node.statistic = node.inputs.index(factor)
         self.steps = _steps(graph, self.nodes)
 
     def all_nodes(self) -> list[Node]:
         """The nodes of this program and of the bodies in it, in order; a loop's come after the loop."""
         return [n for node in self.nodes for n in (node, *(m for body in node.bodies for m in body.all_nodes()))]
+
+
+def _is_reciprocal(value: Value, activity: dict[Value, Activity]) -> bool:
+    """Whether a value is 1/v or 1/√v of an active value, moved and scaled perhaps."""
+    while (source := value.source) is not None:
+        active = [v for v in source.inputs if activity[v] is ACTIVE]
+        if len(active) != 1:
+            return False
+        divides = source.primitive == "div" and source.inputs[1] is active[0]
+        if divides or source.primitive == "rsqrt" or source.params.get("y", 1) == -1:
+            return True
+        if source.primitive not in tables.STRUCTURAL | tables.PRODUCTS | {"convert_element_type"}:
+            return False
+        (value,) = active
+    return False
 
 
 _BODY_KINDS = ("loop", "branch", "checkpoint")
@@ -226,44 +243,50 @@ def analyse(
     return analysis
 
 
-_SOFTMAX = ("softmax", "log_softmax", "logsumexp")
+SOFTMAX = ("softmax", "log_softmax", "logsumexp")
 # What a shift may go through on its way from the maximum to the exponential.
-_SHIFTING = tables.STRUCTURAL | tables.IDENTITY | {"convert_element_type", "select_n", "mul", "max", "min", "clamp"}
+_SHIFTING = tables.STRUCTURAL | tables.MAXIMUM | tables.PRODUCTS | {"clamp", "convert_element_type", "neg", "select_n"}
 
 
 def unrecognised_shifts(analysis: Analysis) -> set[Equation]:
-    """Gradients stopped at a maximum that is subtracted, for safety, before an exponential which is part of no softmax node.
+    """Gradients stopped at a maximum that is subtracted, for safety, in an exponential which is part of no softmax node.
 
     Whoever stopped them knew that the shift cancels: to follow it is to follow the function.
     """
+    equations = list(equations_inside(analysis.graph))
     users: dict[Value, list[Equation]] = {}
-    for equation in equations_inside(analysis.graph):
+    within: dict[Value, list[Value]] = {}  # what a value is called in the bodies that read it
+    for equation in equations:
         for value in equation.inputs:
             users.setdefault(value, []).append(equation)
-    inside = {e for node in analysis.all_nodes() if node.kind in _SOFTMAX for e in node.equations}
+        operands = equation.inputs[1:] if equation.primitive == "cond" else equation.inputs
+        for body in equation.bodies:
+            for value, inner in zip(operands, body.inputs, strict=True):
+                within.setdefault(value, []).append(inner)
+    inside = {e for node in analysis.all_nodes() if node.kind in SOFTMAX for e in node.equations}
+    maxima = {v for e in equations if e.primitive in tables.MAXIMUM for v in e.outputs}
 
-    def shifts(value: Value) -> bool:
-        return any(
-            (e.primitive == "sub" and e.inputs[1] is value and e not in inside and exponentiated(e.outputs[0]))
-            or (e.primitive in _SHIFTING and shifts(e.outputs[0]))
-            for e in users.get(value, [])
-        )
+    def reached(value: Value, through: frozenset[str]) -> list[Value]:
+        found = [value]
+        for v in found:
+            on = [e.outputs[0] for e in users.get(v, []) if e.primitive in through]
+            found.extend(w for w in (*on, *within.get(v, [])) if w not in found)
+        return found
 
-    def exponentiated(value: Value) -> bool:
-        return any(
-            e.primitive in ("exp", "exp2") or (e.primitive in _SHIFTING and exponentiated(e.outputs[0]))
-            for e in users.get(value, [])
-        )
-
-    def is_maximum(value: Value) -> bool:
+    def is_behind_maximum(value: Value) -> bool:
         source = value.source
-        return source is not None and (
-            source.primitive in tables.MAXIMUM - {"max", "min"}
-            or (source.primitive in _SHIFTING and any(map(is_maximum, source.inputs)))
+        return value in maxima or (
+            source is not None and source.primitive in _SHIFTING and any(map(is_behind_maximum, source.inputs))
         )
 
-    stopped = (e for e in equations_inside(analysis.graph) if e.primitive == "stop_gradient")
-    return {e for e in stopped if is_maximum(e.inputs[0]) and shifts(e.outputs[0])}
+    def is_shift(stop: Equation) -> bool:
+        shifts = reached(stop.outputs[0], _SHIFTING)
+        sums = {e for v in shifts for e in users.get(v, []) if e.primitive in tables.SUMS and e not in inside}
+        exponents = (w for e in sums for w in reached(e.outputs[0], _SHIFTING))
+        is_exponent = any(e.primitive in ("exp", "exp2", "expm1") for w in exponents for e in users.get(w, []))
+        return is_exponent and (is_behind_maximum(stop.inputs[0]) or not maxima.isdisjoint(shifts))
+
+    return {e for e in equations if e.primitive == "stop_gradient" and is_shift(e)}
 
 
 def _nodes(

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxplain import _compat
 from jaxplain._accumulate import accumulate
 from jaxplain._errors import NonFiniteError, SettingError, UnexplainedChangeError, UnknownNodeError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, positive_int, sum_gap
 from jaxplain._references import References, hidden, pool_of
 from jaxplain._tree import Leaves, cast_like, multiply, subtract, total, upcast
 from jaxplain.graph.activity import ACTIVE, STOPPED
-from jaxplain.graph.analysis import Analysis, Node, analyse
+from jaxplain.graph.analysis import SOFTMAX, Analysis, Node, analyse
 from jaxplain.graph.stage import Program
 from jaxplain.graph.twin import Twin, TwinRule, difference, twin_replay
 from jaxplain.rules.deeplift import by_sign, is_split, rescale, reveal_cancel
@@ -120,21 +121,21 @@ def deeplift(
         native = cast_like(call.x, call.arguments.leaves)
         staged = _multipliers(method, analysis, rules, native, split=rule != "rescale")
         n_nodes, tolerance = len(analysis.all_nodes()), _tolerance(analysis)
+        references = tuple(_compat.varying_like(b, jax.typeof(a)) for a, b in zip(native, references, strict=True))
 
         def term(r: jax.Array) -> tuple[Leaves, jax.Array, jax.Array, jax.Array]:
             reference = tuple(leaf[r] for leaf in references)
             multipliers, value, value0, jump = staged(native, cast_like(reference, native))
             value, value0 = _wide(value), _wide(value0)
             contributions = multiply(subtract(call.x, reference), upcast(multipliers))
-            if tolerance is not None:
-                is_summed = _sums(contributions, value, value0, tolerance)
-                jump = jnp.where((jump == 0) & ~is_summed, n_nodes + 2, jump)
+            is_summed = _sums(contributions, value, value0, *tolerance)
+            jump = jnp.where((jump == 0) & ~is_summed, n_nodes + 2, jump)
             return contributions, value / n, value0, jax.nn.one_hot(jump, n_nodes + 3)
 
         summed, value, start, jumps = accumulate(term, n, chunk)
         start = start / n
         jumps = jumps[1:]
-        _require_followed(method, analysis, jumps, start, n)
+        _require_followed(method, analysis, jumps, {"input": value, "reference": start}, n)
         is_followed = jnp.sum(jumps) == 0
         leaves = tuple(jnp.where(is_followed, leaf / n, jnp.nan) for leaf in summed)
         if not with_info:
@@ -151,25 +152,29 @@ def _wide(value: jax.Array) -> jax.Array:
     return value.astype(jnp.promote_types(value.dtype, jnp.float32))
 
 
-def _tolerance(analysis: Analysis) -> float | None:
-    """How much of the sum rounding may miss in a program of this precision; None if the user stopped a gradient on the way."""
+def _tolerance(analysis: Analysis) -> tuple[float, float]:
+    """How much of the sum rounding may miss in a program of this precision, and at least; infinite if the user stopped a gradient."""
     activity = analysis.activity
+    dtypes = [
+        v.aval.dtype for node in analysis.all_nodes() for v in (*node.inputs, *node.outputs) if activity[v] is ACTIVE
+    ]
+    coarsest = max(map(jnp.finfo, dtypes), key=lambda known: float(known.eps), default=jnp.finfo(jnp.float32))
+    stopped = any(activity[v] is STOPPED for v in analysis.graph.outputs)
     for node in analysis.all_nodes():
         read = node.equations[0].inputs if node.bodies else node.others
-        if node.kind not in ("softmax", "log_softmax", "logsumexp") and any(activity[v] is STOPPED for v in read):
-            return None
-    if any(activity[v] is STOPPED for v in analysis.graph.outputs):
-        return None
-    dtypes = [v.aval.dtype for v, kind in activity.items() if kind is ACTIVE]
-    return float(max((jnp.finfo(dtype).eps for dtype in dtypes), default=0) ** 0.5)
+        stopped |= node.kind not in SOFTMAX and any(activity[v] is STOPPED for v in read)
+    return (float("inf") if stopped else float(coarsest.eps) ** 0.5), float(coarsest.tiny)
 
 
-def _sums(contributions: Leaves, value: jax.Array, value0: jax.Array, tolerance: float) -> jax.Array:
+def _sums(contributions: Leaves, value: jax.Array, value0: jax.Array, tolerance: float, smallest: float) -> jax.Array:
+    """Whether contributions are finite and sum to the change of the score, as far as its rounding tells."""
+    gap = jnp.abs(sum_gap(contributions, value, value0))
+    if tolerance == float("inf"):
+        return jnp.isfinite(gap)
     distributed = total(tuple(map(jnp.abs, contributions)))
     size = jnp.maximum(distributed, jnp.abs(value - value0))
     rounding = jnp.maximum(jnp.abs(value), jnp.abs(value0))  # of the score's own two values
-    gap = jnp.abs(sum_gap(contributions, value, value0))
-    return gap <= tolerance * size + tolerance**2 * 10 * rounding  # and not NaN
+    return gap <= tolerance * size + tolerance**2 * 10 * rounding + smallest  # and not NaN
 
 
 def _multipliers(
@@ -244,39 +249,48 @@ def _ways_on(primitives: set[str]) -> tuple[str, ...]:
     )
 
 
-def _require_followed(method: str, analysis: Analysis, jumps: jax.Array, start: jax.Array, n: int) -> None:
+def _require_followed(method: str, analysis: Analysis, jumps: jax.Array, values: dict[str, jax.Array], n: int) -> None:
     """Raise if input and reference take different ways somewhere. `jumps` counts references: for each node, the output, the sum."""
     if isinstance(jumps, jax.core.Tracer) or not np.any(np.asarray(jumps)):
         return  # while tracing, the attribution becomes NaN
-    *by_node, by_output, by_sum = np.asarray(jumps)
-    if not np.isfinite(start):
-        raise NonFiniteError(
+    for name, value in values.items():
+        if not np.isfinite(value):
+            raise NonFiniteError(
+                explain_error(
+                    f"{method}: the score is not finite at the {name}.",
+                    got=f"f({name}) = {value}",
+                    why="such as 0/0 in a norm at a reference of zero",
+                    fix=(
+                        "another reference: baseline=lambda x: …, jx.references(…)",
+                        "a small number under the root or quotient",
+                    ),
+                )
+            )
+    *by_node, _, by_sum = np.asarray(jumps)
+    nodes = [node for node, count in zip(analysis.all_nodes(), by_node, strict=True) if count]
+    count = int(np.sum(np.asarray(jumps)))
+    several = f"{count} of {n} reference{'s' if n > 1 else ''}"
+    fixes = (
+        "a reference that takes the same way: baseline=lambda x: …, jx.references(…)",
+        "pass masks and indices as arguments, so that they are the same for both",
+        "a method that follows the score from one to the other: jx.integrated_gradients(score, baseline=…)",
+    )
+    if by_sum and not nodes:
+        raise UnexplainedChangeError(
             explain_error(
-                f"{method}: the score is not finite at the reference.",
-                got=f"f(reference) = {start}",
-                why="such as 0/0 in a norm at a reference of zero",
-                fix=(
-                    "another reference: baseline=lambda x: …, jx.references(…)",
-                    "a small number under the root or quotient",
-                ),
+                f"{method}: the contributions do not sum to f(x) − f(reference).",
+                got=f"{several} for which more is missing than rounding explains",
+                why="large numbers that cancel in the score (E[x²] − E[x]²), an overflow, or a step that no derivative tells of",
+                fix=('more digits: jax.config.update("jax_enable_x64", True) and float64 weights', *fixes[::2]),
             )
         )
-    nodes = [node for node, count in zip(analysis.all_nodes(), by_node, strict=True) if count]
     way = "branches" if any(node.kind == "branch" for node in nodes) else "ways"
-    where = _listed(nodes) if nodes else "the score itself has no derivative" if by_output else "the sum alone tells"
-    count = int(np.sum(np.asarray(jumps)))
     raise UnexplainedChangeError(
         explain_error(
             f"{method}: input and reference take different {way} through the score.",
-            where=where,
-            got=f"{count} of {n} reference{'s' if n > 1 else ''} for which an index, a mask or a branch is another one"
-            if not by_sum
-            else f"contributions that do not sum to f(x) − f(reference), for {count} of {n} references",
+            where=_listed(nodes) if nodes else "the score itself has no derivative",
+            got=f"{several} for which an index, a mask or a branch is another one",
             why="that changes the score, and no input's change accounts for it; under jit the attribution is NaN",
-            fix=(
-                "a reference that takes the same way: baseline=lambda x: …, jx.references(…)",
-                "pass masks and indices as arguments, so that they are the same for both",
-                "a method that follows the score from one to the other: jx.integrated_gradients(score, baseline=…)",
-            ),
+            fix=fixes,
         )
     )

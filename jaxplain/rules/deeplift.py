@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxplain.graph.analysis import Node
+from jaxplain.graph.flat import Equation
 from jaxplain.graph.layer import Layer
 from jaxplain.graph.patterns import Group
 from jaxplain.graph.segments import is_elementwise
@@ -38,7 +39,7 @@ def _rule(node: Node) -> Rescale | None:
         return _secant
     if node.kind in ("product", "gate") and len(node.inputs) == 2 and equation.primitive == "div":
         return _quotient_rule
-    if node.kind in ("product", "gate") and node.statistic is not None and equation.primitive == "mul":
+    if node.kind in ("product", "gate") and node.statistic is not None and not node.others and _has_no_sum(equation):
         return _normalised
     if node.kind in ("product", "gate") and equation.primitive != "div":
         return _midpoint
@@ -47,6 +48,12 @@ def _rule(node: Node) -> Rescale | None:
     if node.kind == "max" and equation.primitive not in ("pmax", "pmin"):
         return _cross_maximum
     return {"softmax": _softmax, "log_softmax": _log_softmax, "logsumexp": _logsumexp}.get(node.kind)
+
+
+def _has_no_sum(equation: Equation) -> bool:
+    return equation.primitive == "mul" or (
+        equation.primitive == "dot_general" and not any(equation.params["dimension_numbers"][0])
+    )
 
 
 def rescale(node: Node) -> TwinRule | None:
@@ -166,17 +173,24 @@ def _quotient_rule(layer: Layer, reference: Layer) -> Linear:
 
 
 def _normalised(layer: Layer, reference: Layer) -> Linear:
-    """y = s·r with a statistic r: the same, for a signal s divided by 1/r."""
+    """y = s·r, where r is a reciprocal: the quotient rule for s divided by 1/r, Δy = (2rr₀/(r + r₀))Δs + (ȳ/r̄)Δr."""
     which = cast(int, layer.node.statistic)
     r, r0 = layer.inputs[which], reference.inputs[which]
+    signal, mean = (_middle(layer.inputs[i], reference.inputs[i]) for i in (1 - which, which))
+    middle = _middle(layer.output, reference.output)
     keeps = r * r0 > 0
-    middle = jnp.where(keeps, (r + r0) / 2, 1)
-    of_signal, of_statistic = r * (r0 / middle), (layer.output / 2 + reference.output / 2) / middle
-    general = _midpoint(layer, reference)
+    safe = jnp.where(keeps, mean, 1)
+    of_signal = jnp.where(keeps, r * (r0 / safe), mean)
+
+    def product(s: jax.Array, r: jax.Array) -> jax.Array:
+        return layer.at(*((r, s) if which == 0 else (s, r)))[0]
+
+    ones = jnp.ones_like(signal)
+    everywhere = product(ones, keeps.astype(r.dtype)) > 0
 
     def linear(*d: jax.Array) -> list[jax.Array]:
-        (other,) = general(*(jnp.where(keeps, 0, v) for v in d))
-        return [jnp.where(keeps, of_signal * d[1 - which] + of_statistic * d[which], 0) + other]
+        of_statistic = jnp.where(everywhere, middle * product(ones, d[which] / safe), product(signal, d[which]))
+        return [product(d[1 - which], of_signal) + of_statistic]
 
     return linear
 
@@ -456,9 +470,15 @@ def _revealed(layer: Layer, reference: Layer, changes: Sequence[Parts]) -> tuple
     # The limit for a part of nothing; but where rounding, times that slope, would count (1/√v beside zero), the secant.
     size = reduce(jnp.maximum, map(jnp.abs, (x, x0, up, down)))
     slope = jnp.where(jnp.abs(slope) * size <= 100 * jnp.abs(difference(y, y0)), slope, secant)
-    factors = [
-        jnp.where(inside, _quotient(r, _wide(v), slope, x, x0, up, down), secant) for r, v in ((rise, up), (fall, down))
+    # Of a part that rounding could have made the slope, of the other what is left: together Δy.
+    wide, sizes = [_wide(v) for v in (up, down)], (x, x0, up, down)
+    moved = [_is_moved(v, *sizes) for v in wide]
+    rises = [
+        jnp.where(moved[1], rise, difference(y, y0) - slope * wide[1]),
+        jnp.where(moved[0], fall, difference(y, y0) - slope * wide[0]),
     ]
+    parts = zip(rises, wide, strict=True)
+    factors = [jnp.where(inside, _quotient(r, v, slope, *sizes), secant) for r, v in parts]
     change = difference(y, y0).astype(y.dtype)
 
     def revealed(parts: Sequence[Parts]) -> list[Parts]:
