@@ -37,6 +37,7 @@ from jaxplain.graph.patterns import (
     softmaxes,
 )
 from jaxplain.graph.segments import Flow, activations
+from jaxplain.graph.shifts import unrecognised_shifts
 
 # Kinds that distribute relevance by weights; "first" and "last" are counted among these.
 LAYERS = ("dense", "convolution")
@@ -48,6 +49,7 @@ KINDS = (
 )
 
 
+SOFTMAX = ("softmax", "log_softmax", "logsumexp")
 LOOPS_TAKEN_APART = 4  # at most so many in each other, for their first iteration
 
 
@@ -231,7 +233,8 @@ def analyse(
         )
         activity = activities(graph, [ACTIVE] * len(graph.inputs))
     analysis = Analysis(graph, activity, patterns, statistics)
-    if statistics == "followed" and (shifts := unrecognised_shifts(analysis)):
+    recognised = {e for node in analysis.all_nodes() if node.kind in SOFTMAX for e in node.equations}
+    if statistics == "followed" and (shifts := unrecognised_shifts(graph, recognised)):
         activity = activities(graph, [ACTIVE] * len(graph.inputs), shifts)
         analysis = Analysis(graph, activity, patterns, statistics)
     _, loops = _mark_first(analysis, [Behind.MOVES] * len(graph.inputs))
@@ -241,52 +244,6 @@ def analyse(
         return analyse(again, patterns=patterns, opens=opens, depth=depth - 1, statistics=statistics)
     _mark_last(analysis, [False] * len(graph.outputs))
     return analysis
-
-
-SOFTMAX = ("softmax", "log_softmax", "logsumexp")
-# What a shift may go through on its way from the maximum to the exponential.
-_SHIFTING = tables.STRUCTURAL | tables.MAXIMUM | tables.PRODUCTS | {"clamp", "convert_element_type", "neg", "select_n"}
-
-
-def unrecognised_shifts(analysis: Analysis) -> set[Equation]:
-    """Gradients stopped at a maximum that is subtracted, for safety, in an exponential which is part of no softmax node.
-
-    Whoever stopped them knew that the shift cancels: to follow it is to follow the function.
-    """
-    equations = list(equations_inside(analysis.graph))
-    users: dict[Value, list[Equation]] = {}
-    within: dict[Value, list[Value]] = {}  # what a value is called in the bodies that read it
-    for equation in equations:
-        for value in equation.inputs:
-            users.setdefault(value, []).append(equation)
-        operands = equation.inputs[1:] if equation.primitive == "cond" else equation.inputs
-        for body in equation.bodies:
-            for value, inner in zip(operands, body.inputs, strict=True):
-                within.setdefault(value, []).append(inner)
-    inside = {e for node in analysis.all_nodes() if node.kind in SOFTMAX for e in node.equations}
-    maxima = {v for e in equations if e.primitive in tables.MAXIMUM for v in e.outputs}
-
-    def reached(value: Value, through: frozenset[str]) -> list[Value]:
-        found = [value]
-        for v in found:
-            on = [e.outputs[0] for e in users.get(v, []) if e.primitive in through]
-            found.extend(w for w in (*on, *within.get(v, [])) if w not in found)
-        return found
-
-    def is_behind_maximum(value: Value) -> bool:
-        source = value.source
-        return value in maxima or (
-            source is not None and source.primitive in _SHIFTING and any(map(is_behind_maximum, source.inputs))
-        )
-
-    def is_shift(stop: Equation) -> bool:
-        shifts = reached(stop.outputs[0], _SHIFTING)
-        sums = {e for v in shifts for e in users.get(v, []) if e.primitive in tables.SUMS and e not in inside}
-        exponents = (w for e in sums for w in reached(e.outputs[0], _SHIFTING))
-        is_exponent = any(e.primitive in ("exp", "exp2", "expm1") for w in exponents for e in users.get(w, []))
-        return is_exponent and (is_behind_maximum(stop.inputs[0]) or not maxima.isdisjoint(shifts))
-
-    return {e for e in equations if e.primitive == "stop_gradient" and is_shift(e)}
 
 
 def _nodes(

@@ -200,9 +200,13 @@ def _is_unexplained(twin: Twin, parts: Parts, by_element: bool) -> jax.Array:
     return ~jnp.all(missing <= jnp.sqrt(jnp.finfo(twin.x.dtype).eps) * size)  # NaN is no explanation
 
 
+def wide(v: jax.Array) -> jax.Array:
+    """In float32 or better."""
+    return v.astype(jnp.promote_types(v.dtype, jnp.float32))
+
+
 def difference(x: jax.Array, x0: jax.Array) -> jax.Array:
     """x − x₀ in float32 or better; zero between equal infinities (masked logits)."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    x, x0 = x.astype(dtype), x0.astype(dtype)
+    x, x0 = wide(x), wide(x0)
     same = x == x0
     return jnp.where(same, 0, jnp.where(same, 0, x) - jnp.where(same, 0, x0))

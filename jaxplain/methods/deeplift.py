@@ -16,7 +16,8 @@ from jaxplain._tree import Leaves, cast_like, multiply, subtract, total, upcast
 from jaxplain.graph.activity import ACTIVE, STOPPED
 from jaxplain.graph.analysis import SOFTMAX, Analysis, Node, analyse
 from jaxplain.graph.stage import Program
-from jaxplain.graph.twin import Twin, TwinRule, difference, twin_replay
+from jaxplain.graph.twin import Twin, TwinRule, difference, twin_replay, wide
+from jaxplain.methods.path import DEFAULT_CHUNK
 from jaxplain.rules.deeplift import by_sign, is_split, rescale, reveal_cancel
 
 # Which layers split a change into its positive and negative contributions. Where none does, RevealCancel is Rescale.
@@ -25,7 +26,6 @@ _SPLITS: dict[str, Callable[[Node], bool]] = {
     "reveal_cancel": lambda _: True,
     "genomics_default": lambda node: node.kind == "dense",
 }
-DEFAULT_CHUNK = 1
 
 
 def deeplift(
@@ -126,7 +126,7 @@ def deeplift(
         def term(r: jax.Array) -> tuple[Leaves, jax.Array, jax.Array, jax.Array]:
             reference = tuple(leaf[r] for leaf in references)
             multipliers, value, value0, jump = staged(native, cast_like(reference, native))
-            value, value0 = _wide(value), _wide(value0)
+            value, value0 = wide(value), wide(value0)
             contributions = multiply(subtract(call.x, reference), upcast(multipliers))
             is_summed = _sums(contributions, value, value0, *tolerance)
             jump = jnp.where((jump == 0) & ~is_summed, n_nodes + 2, jump)
@@ -146,10 +146,6 @@ def deeplift(
 
     drawn = isinstance(baseline, References) and baseline.n is not None
     return make_explainer(method, f, compute, argnums=argnums, allow_random=allow_random, stochastic=drawn, key=key)
-
-
-def _wide(value: jax.Array) -> jax.Array:
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
 
 
 def _tolerance(analysis: Analysis) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from jaxplain.graph.flat import Equation
 from jaxplain.graph.layer import Layer
 from jaxplain.graph.patterns import Group
 from jaxplain.graph.segments import is_elementwise
-from jaxplain.graph.twin import LinearMap, Parts, TwinRule, difference
+from jaxplain.graph.twin import LinearMap, Parts, TwinRule, difference, wide
 
 Linear = Callable[..., list[jax.Array]]  # of one array for each input
 Rescale = Callable[[Layer, Layer], Linear]
@@ -282,17 +282,13 @@ def _logarithmic_mean(p: jax.Array, p0: jax.Array, log_ratio: jax.Array) -> jax.
     return jnp.clip(mean, jnp.minimum(p, p0), jnp.maximum(p, p0))
 
 
-def _wide(v: jax.Array) -> jax.Array:
-    return v.astype(jnp.promote_types(v.dtype, jnp.float32))
-
-
 def _over(a: jax.Array, b: jax.Array) -> jax.Array:
     """a / b, zero where b is."""
     return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
 
 
 def _softmax(layer: Layer, reference: Layer) -> Linear:
-    p, p0 = _wide(layer.output), _wide(reference.output)
+    p, p0 = wide(layer.output), wide(reference.output)
     change = difference(layer.x, reference.x)
     # Δℓ = Δu_k − ln(p_k/p₀_k) for every k; the mean over those that neither evaluation has rounded to zero.
     common = jnp.minimum(p, p0)
@@ -316,7 +312,7 @@ def _softmax(layer: Layer, reference: Layer) -> Linear:
 def _logsumexp_of(layer: Layer, p: jax.Array) -> jax.Array:
     """ℓ = Σ p_k (u_k − ln p_k), as every term in brackets is ℓ."""
     some = p > 0
-    u, p = jnp.where(some, _wide(layer.x), 0), jnp.where(some, p, 1)
+    u, p = jnp.where(some, wide(layer.x), 0), jnp.where(some, p, 1)
     return layer.group_sum(jnp.where(some, p * (u - jnp.log(p)), 0))
 
 
@@ -330,7 +326,7 @@ def _rest(layer: Layer, p: jax.Array, p0: jax.Array, shift: jax.Array) -> jax.Ar
 
 
 def _log_softmax(layer: Layer, reference: Layer) -> Linear:
-    y, y0 = _wide(layer.output), _wide(reference.output)
+    y, y0 = wide(layer.output), wide(reference.output)
     mean = _logarithmic_mean(jnp.exp(y), jnp.exp(y0), difference(y, y0))
     weights = _over(mean, layer.group_sum(mean))
     return lambda d: [d - layer.group_sum(weights * d.astype(weights.dtype)).astype(d.dtype)]
@@ -339,7 +335,7 @@ def _log_softmax(layer: Layer, reference: Layer) -> Linear:
 def _logsumexp(layer: Layer, reference: Layer) -> Linear:
     """Its derivative is p, which says which elements a group has: what an element of p₀ has lost is weighed by J₀."""
     (p,), (p0,) = (_slopes(at, at.x) for at in (layer, reference))
-    p, p0 = _wide(p), _wide(p0)
+    p, p0 = wide(p), wide(p0)
     rise = difference(layer.output, reference.output).astype(layer.output.dtype)
     here = p >= p0
     spread = jnp.where(here, _over(layer.transpose(rise)[0], p), _over(reference.transpose(rise)[0], p0))
@@ -471,13 +467,13 @@ def _revealed(layer: Layer, reference: Layer, changes: Sequence[Parts]) -> tuple
     size = reduce(jnp.maximum, map(jnp.abs, (x, x0, up, down)))
     slope = jnp.where(jnp.abs(slope) * size <= 100 * jnp.abs(difference(y, y0)), slope, secant)
     # Of a part that rounding could have made the slope, of the other what is left: together Δy.
-    wide, sizes = [_wide(v) for v in (up, down)], (x, x0, up, down)
-    moved = [_is_moved(v, *sizes) for v in wide]
+    runs, sizes = [wide(v) for v in (up, down)], (x, x0, up, down)
+    moved = [_is_moved(v, *sizes) for v in runs]
     rises = [
-        jnp.where(moved[1], rise, difference(y, y0) - slope * wide[1]),
-        jnp.where(moved[0], fall, difference(y, y0) - slope * wide[0]),
+        jnp.where(moved[1], rise, difference(y, y0) - slope * runs[1]),
+        jnp.where(moved[0], fall, difference(y, y0) - slope * runs[0]),
     ]
-    parts = zip(rises, wide, strict=True)
+    parts = zip(rises, runs, strict=True)
     factors = [jnp.where(inside, _quotient(r, v, slope, *sizes), secant) for r, v in parts]
     change = difference(y, y0).astype(y.dtype)
 

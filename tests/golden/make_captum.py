@@ -132,6 +132,24 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b))
 
 
+def provenance(script: str, made: datetime.date, seed: list[int], net: nn.Sequential) -> dict:
+    """Where stored arrays come from, whatever they are."""
+    return {
+        "peer": "captum",
+        "versions": {
+            "captum": captum.__version__,
+            "torch": torch.__version__.split("+")[0],
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "made_by": f"tests/golden/{pathlib.Path(script).name}",
+        "date": made.isoformat(),
+        "seed": seed,
+        "network": [str(layer) for layer in net],
+        "layout": "NCHW images, OIHW kernels, (out, in) matrices",
+    }
+
+
 def make(number: int, name: str) -> None:
     build, shape = NETWORKS[name]
     rng = np.random.default_rng([SEED, number])
@@ -150,19 +168,7 @@ def make(number: int, name: str) -> None:
     np.savez_compressed(FOLDER / f"{name}.npz", **arrays)
 
     methods = ("gradient", "input_x_gradient", "ig_zero", "ig_baseline")
-    about = {
-        "peer": "captum",
-        "versions": {
-            "captum": captum.__version__,
-            "torch": torch.__version__.split("+")[0],
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "made_by": "tests/golden/make_captum.py",
-        "date": MADE.isoformat(),
-        "seed": [SEED, number],
-        "network": [str(layer) for layer in net],
-        "layout": "NCHW images, OIHW kernels, (out, in) matrices",
+    about = provenance(__file__, MADE, [SEED, number], net) | {
         "calls": {
             "gradient": "Saliency(net).attribute(x, target, abs=False)",
             "input_x_gradient": "InputXGradient(net).attribute(x, target)",

@@ -12,13 +12,11 @@ Float64 throughout. `deeplift_references` is `DeepLiftShap`, the mean over sever
 import datetime
 import json
 import pathlib
-import platform
 
-import captum
 import numpy as np
 import torch
 from captum.attr import DeepLift, DeepLiftShap
-from make_captum import CLASSES, EXAMPLES, cnn_avgpool, fill, mlp
+from make_captum import CLASSES, EXAMPLES, cnn_avgpool, fill, mlp, provenance
 from torch import nn
 
 FOLDER = pathlib.Path(__file__).parent / "deeplift"
@@ -65,19 +63,7 @@ def make(number: int, name: str) -> None:
     np.savez_compressed(FOLDER / f"{name}.npz", **arrays)
     delta = net(given)[range(EXAMPLES), label] - net(start)[0, label]
     gap = np.abs(out["deeplift_baseline"].reshape(EXAMPLES, -1).sum(1) - numbers(delta)).max()
-    about = {
-        "peer": "captum",
-        "versions": {
-            "captum": captum.__version__,
-            "torch": torch.__version__.split("+")[0],
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "made_by": "tests/golden/make_deeplift.py",
-        "date": MADE.isoformat(),
-        "seed": [SEED, number],
-        "network": [str(layer) for layer in net],
-        "layout": "NCHW images, OIHW kernels, (out, in) matrices",
+    about = provenance(__file__, MADE, [SEED, number], net) | {
         "calls": {
             "deeplift_zero": "DeepLift(net).attribute(x, zeros, target)",
             "deeplift_baseline": "DeepLift(net).attribute(x, baseline, target)",
