@@ -28,7 +28,7 @@ def compare(row: Row, sides: dict[str, Worker], problem: pathlib.Path, budget: f
     jobs = {
         "ours": (ours, job | {"settings": _tune(ours, job, row.ours, row.ours_tuning)}),
         "peer": (peer, job | {"settings": _tune(peer, job, row.theirs, row.theirs_tuning)}),
-        "floor": (ours, job | {"method": "floor", "settings": {}}),
+        "floor": (ours, job | {"method": row.floor, "settings": {}}),
     }
     progress("compiling and warming up")
     about = {name: worker.call("prepare", name=name, job=job) for name, (worker, job) in jobs.items()}

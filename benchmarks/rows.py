@@ -12,13 +12,14 @@ class Row(NamedTuple):
     method: str
     problem: str
     peer: str
-    gradients: int  # score gradients per example, for the floor
+    gradients: int  # score gradients per example, for the floor (or forward passes: see `floor`)
     ours: Settings
     theirs: Settings
     ours_tuning: dict[str, Any]  # what is smaller while the settings are compared
     theirs_tuning: dict[str, Any]
     compare: Literal["equal", "noise"]  # the same numbers, or two estimates with independent draws
     limit: float  # relative L2 ("equal"), or the ratio to the expected distance ("noise") that is still agreement
+    floor: Literal["floor", "forward"] = "floor"  # one gradient of the input, or one forward pass
 
     @property
     def name(self) -> str:
@@ -40,7 +41,7 @@ CHUNKS = (1, 5)
 # Captum's rule for max-pooling is another one than ours, and its sums miss f(x) − f(0) there: on mlp, both must be equal.
 DEEPLIFT_LIMIT = {"mlp": 1e-5, "cnn_maxpool": 1.0, "vgg112": 1.0}
 GRADIENT_LIMIT = {"cnn_maxpool": 1e-5, "vgg112": 1e-5, "separable224": 1e-2}
-ROWS = tuple(
+_BY_GRADIENT = tuple(
     row
     for problem, batch, pieces in (
         ("mlp", 256, (None, 64)),
@@ -103,3 +104,51 @@ ROWS = tuple(
     if (problem != "separable224" or row.method in ("gradient", "lrp"))
     and (problem != "mlp" or row.method == "deeplift")
 )
+
+# Class activation maps need no gradient of the input: their floor is the least that there is to do, the forward passes
+# (the layers above the map are not counted: one gradient of these, and for Ablation-CAM one pass of these for each channel).
+# Captum returns the map of the layer, which is compared as it is. pytorch-grad-cam returns it at the size of the input and scaled
+# to [0, 1], so ours does both as well. There, Grad-CAM++ differs by the peer's 1e-6 in a denominator, and Score-CAM by
+# masks that it up-samples with aligned corners: 1e-3 to 1e-2, and 1e-2 to 5e-2, in tests/golden/cam, where patching these gives equality.
+CHANNELS = 128  # of the layer that cnn_maxpool's maps are made of
+AT_ONCE = (8, 32, 128)
+_MAPS = (
+    *(
+        Row(
+            method,
+            problem,
+            peer,
+            1,
+            _each({"upsample": peer != "captum"}, batch_size=pieces),
+            _each({}, batch_size=pieces, layout=LAYOUTS),
+            {},
+            {},
+            "equal",
+            limit,
+            "forward",
+        )
+        for method, problem, peer, pieces, limit in (
+            ("grad_cam", "cnn_maxpool", "captum", (None, 16, 64), 1e-5),
+            ("grad_cam", "vgg112", "captum", (None, 1), 1e-5),
+            ("grad_cam", "cnn_maxpool", "pytorch_grad_cam", (None, 16, 64), 1e-4),
+            ("grad_cam_plus_plus", "cnn_maxpool", "pytorch_grad_cam", (None, 16, 64), 3e-2),
+        )
+    ),
+    *(
+        Row(
+            method,
+            "cnn_maxpool-16",
+            "pytorch_grad_cam",
+            passes,
+            _each({"upsample": True}, batch_size=(None, 1), chunk_size=AT_ONCE),
+            _each({}, at_once=AT_ONCE, layout=LAYOUTS),
+            {},
+            {},
+            "equal",
+            limit,
+            "forward",
+        )
+        for method, passes, limit in (("score_cam", CHANNELS, 1e-1), ("ablation_cam", 1, 1e-4))
+    ),
+)
+ROWS = _BY_GRADIENT + _MAPS

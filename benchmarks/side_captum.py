@@ -6,7 +6,7 @@ from typing import Any
 import captum
 import numpy as np
 import torch
-from captum.attr import DeepLift, GuidedBackprop, IntegratedGradients, NoiseTunnel, Saliency
+from captum.attr import DeepLift, GuidedBackprop, IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
 from problems import NORM_EPS, Problem, load
 from torch import nn
 
@@ -121,12 +121,29 @@ def _smoothgrad(net: nn.Module, problem: Problem, settings: dict) -> Callable:
     return run
 
 
+def last_maps(net: nn.Sequential, *, graph: bool = True) -> nn.Module:
+    """The layer that ours takes for class activation maps. With `graph`, autograd's graph starts at its output, not at the input.
+
+    Neither the input nor the weights need a gradient, so the layers below run as without autograd: the least work there is for the peers.
+    """
+    layer = next(module for module in reversed(net) if isinstance(module, nn.MaxPool2d))
+    if graph:
+        layer.register_forward_hook(lambda _module, _inputs, output: output.requires_grad_(True))
+    return layer
+
+
+def _grad_cam(net: nn.Sequential, _problem: Problem, settings: dict) -> Callable:
+    cam = LayerGradCam(net, last_maps(net))
+    return lambda x, target: cam.attribute(x.detach(), target, relu_attributions=True, **settings)[:, 0]
+
+
 METHODS = {
     "gradient": _gradient,
     "guided_backprop": _guided_backprop,
     "deeplift": _deeplift,
     "integrated_gradients": _integrated_gradients,
     "smoothgrad": _smoothgrad,
+    "grad_cam": _grad_cam,
 }
 
 
@@ -147,4 +164,5 @@ def prepare(job: dict) -> tuple[Callable[[], Any], dict]:
 
 
 def to_numpy(result: Any) -> np.ndarray:
-    return np.ascontiguousarray(result.detach().numpy().transpose(0, 2, 3, 1))
+    array = result.detach().numpy()
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1) if array.ndim == 4 else array)  # else maps (example, h, w)

@@ -106,12 +106,12 @@ def _rewritten(param: Any, rewrite: Callable[[Any], Callable[..., list]]) -> Any
 
 
 @contextmanager
-def context(equation: Any) -> Iterator[None]:
-    """The settings and name scopes that an equation was written under."""
+def context(equation: Any, scope: str | None = None) -> Iterator[None]:
+    """The settings and name scopes that an equation was written under; `scope`, where the equation knows its own alone."""
     with (
         source_info_util.user_context(equation.source_info.traceback),
         equation.ctx.manager,
-        jax.named_scope(str(equation.source_info.name_stack)),
+        jax.named_scope(str(equation.source_info.name_stack) if scope is None else scope),
     ):
         yield
 

@@ -45,6 +45,10 @@ class UnknownNodeError(JaxplainError, NotImplementedError):
     """The score holds operations that a propagation rule cannot be chosen for."""
 
 
+class LayerError(JaxplainError, LookupError):
+    """No layer, or more than one, answers to what was asked for; or it cannot be used so."""
+
+
 class UnexplainedChangeError(JaxplainError, ValueError):
     """Between input and reference the score changes in a way that has no derivative: another branch, another index."""
 

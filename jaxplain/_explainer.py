@@ -6,6 +6,7 @@ and `with_info`, is here.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,24 @@ import jax.numpy as jnp
 from jaxplain._errors import MissingKeyError, SettingError, explain_error
 from jaxplain._tree import Arguments, Leaves, cast_like, total, upcast
 from jaxplain.graph.stage import Program, stage_score
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class LayerName:
+    """The layer that a map is of; static, so that it passes through `jit` and `vmap` as it is.
+
+    Attributes:
+        path: its name, where it has one.
+        kind: the operation that makes it.
+        shape: of the value.
+        source: the user's source line.
+    """
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    source: str
 
 
 class Info(NamedTuple):
@@ -30,6 +49,7 @@ class Info(NamedTuple):
         n_steps: path steps used.
         n_gradients: gradients of the score evaluated, for one example.
         converged: whether the requested accuracy was reached.
+        layer: the layer that a class activation map is of, a `LayerName`.
     """
 
     value: jax.Array | None = None
@@ -41,6 +61,7 @@ class Info(NamedTuple):
     n_steps: jax.Array | None = None
     n_gradients: jax.Array | None = None
     converged: jax.Array | None = None
+    layer: LayerName | None = None
 
 
 def sum_gap(leaves: Leaves, value: jax.Array, baseline_value: jax.Array | float = 0.0) -> jax.Array:

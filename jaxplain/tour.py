@@ -23,6 +23,13 @@ class Row(NamedTuple):
 def rows(score: Callable[..., jax.Array], background: np.ndarray) -> list[Row]:
     """Every method there is. A new method adds one line here."""
     gradient = jx.gradient(score)
+    has_maps = any(node.kind == "convolution" for node in jx.layers(score)(background[0], 0))
+    maps = [
+        Row("Grad-CAM", jx.grad_cam(score, at="last conv:in")),
+        Row("Grad-CAM++", jx.grad_cam_plus_plus(score, at="last conv:in")),
+        Row("HiResCAM", jx.hires_cam(score, at="last conv:in")),
+        Row("guided Grad-CAM", jx.guided_grad_cam(score, at="last conv:in")),
+    ]
     return [
         Row("gradient", gradient),
         Row("saliency", jx.saliency(score)),
@@ -39,6 +46,7 @@ def rows(score: Callable[..., jax.Array], background: np.ndarray) -> list[Row]:
         Row("DeepLIFT Rescale", jx.deeplift(score)),
         Row("DeepLIFT RevealCancel", jx.deeplift(score, rule="reveal_cancel", fallback="rescale")),
         Row("DeepLIFT, 20 references", jx.deeplift(score, baseline=jx.references(background[:20]))),
+        *(maps if has_maps else ()),
         Row("guided backprop", jx.guided_backprop(score)),
         Row("deconvolution", jx.deconvnet(score)),
         Row("SmoothGrad", jx.smoothgrad(gradient)),
@@ -98,6 +106,8 @@ def _figures(info: jx.Info, attribution: np.ndarray) -> tuple[float, float | Non
     """Gradients per example, and the median completeness gap relative to max(|Δf|, Σ|attribution|)."""
     gradients = float(np.mean(np.asarray(info.n_gradients)))
     if info.gap is None:
+        return gradients, None
+    if info.layer is not None:  # a map of a layer; its sum is not that of the up-sampled one
         return gradients, None
     delta = np.asarray(info.value) - (0 if info.baseline_value is None else np.asarray(info.baseline_value))
     size = np.maximum(np.abs(delta), np.abs(attribution).sum(axis=(1, 2, 3)))

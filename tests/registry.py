@@ -24,17 +24,16 @@ class Method(NamedTuple):
     stochastic: bool = False
     reverse: bool = True  # whether reverse mode goes through it
     condition: float = 1.0  # how much rounding in the score is magnified
+    may_be_empty: bool = False  # a map in which nothing is left is NaN
     refuses: dict[str, str] = {}  # noqa: RUF012 - models that it refuses, and words of the error
 
 
-def covering(models: list[str], methods: list[str], others: list[str], per_pair: int) -> list[tuple[str, str, str]]:
+def covering(models: list[str], methods: list[str], others: list[str]) -> list[tuple[str, str, str]]:
     """Triples such that every pair (model, method), (model, other) and (method, other) occurs."""
-    step = max(1, len(others) // per_pair)
     return [
-        (model, method, others[(i + j + step * k) % len(others)])
-        for i, model in enumerate(models)
+        (models[i % len(models)], method, others[(i + j) % len(others)])
+        for i in range(max(len(models), len(others)))
         for j, method in enumerate(methods)
-        for k in range(per_pair)
     ]
 
 
@@ -46,6 +45,15 @@ def _two(x: Any) -> Any:
     # Not zero, where networks without biases have a kink and finite differences no derivative.
     return jx.references(jax.tree.map(lambda *leaves: jnp.stack(leaves), scaled(0.4, x), scaled(0.7, x)))
 
+
+# Models without a layer of places and channels, for class activation maps.
+NO_MAP = dict.fromkeys(
+    (
+        *("dense", "dense_no_bias", "recurrent_scan", "scanned_remat"),
+        *("branches_and_custom_rules", "bf16_compute", "pytree_input"),
+    ),
+    "no layer of this score is a map",
+)
 
 # A stabiliser that keeps relevance smooth at the scale of the registry's finite differences.
 EPSILON = 0.1
@@ -95,6 +103,19 @@ METHODS: dict[str, Method] = {
     "deeplift_reveal_cancel": Method(
         lambda f, x: jx.deeplift(f, baseline=_two(x), rule="reveal_cancel", fallback="rescale", chunk_size=2)
     ),
+    "conductance": Method(lambda f, x: jx.conductance(f, at="last activation", baseline=0.1, n_steps=3, chunk_size=2)),
+    "cam": Method(
+        lambda f, x: jx.cam(f), refuses=NO_MAP | dict.fromkeys(("conv_maxpool", "equinox_conv"), "not a mean")
+    ),
+    "grad_cam": Method(lambda f, x: jx.grad_cam(f, relu=False), refuses=NO_MAP),
+    "hires_cam": Method(lambda f, x: jx.hires_cam(f), refuses=NO_MAP),
+    "xgrad_cam": Method(lambda f, x: jx.xgrad_cam(f, relu=False), refuses=NO_MAP),
+    "grad_cam_plus_plus": Method(lambda f, x: jx.grad_cam_plus_plus(f), refuses=NO_MAP, may_be_empty=True),
+    "layer_cam": Method(lambda f, x: jx.layer_cam(f), refuses=NO_MAP, may_be_empty=True),
+    "eigen_cam": Method(lambda f, x: jx.eigen_cam(f, upsample=False), condition=30, refuses=NO_MAP),
+    "score_cam": Method(lambda f, x: jx.score_cam(f, baseline=0.2, chunk_size=3), refuses=NO_MAP),
+    "ablation_cam": Method(lambda f, x: jx.ablation_cam(f, relu=False, upsample="nearest"), refuses=NO_MAP),
+    "guided_grad_cam": Method(lambda f, x: jx.guided_grad_cam(f), refuses=NO_MAP, may_be_empty=True),
     "lrp_attention": Method(lambda f, x: jx.lrp(f, rules=jx.composites.attention(EPSILON), start=1.0)),
 }
 
@@ -222,5 +243,6 @@ def shard_map(s: Setup) -> Any:
 
 @transform
 def batched(s: Setup) -> Any:
-    run = jx.batched(lambda x, y, k: _closed(s)(x, y, jax.random.wrap_key_data(k)), batch_size=2, progress=False)
+    explain = lambda x, y, k: _closed(s)(x, y, jax.random.wrap_key_data(k))
+    run = jx.batched(explain, batch_size=2, progress=False, on_nan="mark")  # an empty map is NaN, and is compared
     return run(s.xs, s.labels, jax.random.key_data(s.keys))

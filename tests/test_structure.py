@@ -13,7 +13,10 @@ from registry import METHODS
 
 import jaxplain as jx
 import jaxplain.batch
+import jaxplain.datasets._cluttered
+import jaxplain.methods.cam
 import jaxplain.methods.gradient
+import jaxplain.methods.inside
 import jaxplain.methods.inspection
 import jaxplain.methods.noise
 import jaxplain.methods.path
@@ -79,7 +82,7 @@ def test_peers_are_never_imported():
         for path in folder.rglob("*.py"):
             if path.name.startswith("make_"):  # the scripts that made golden arrays
                 continue
-            assert not {"torch", "captum", "zennit", "lxt", "quantus"} & {
+            assert not {"torch", "captum", "zennit", "lxt", "quantus", "pytorch_grad_cam"} & {
                 name.split(".")[0] for name in _imports(path)
             }, path
 
@@ -100,7 +103,7 @@ def _public_methods():
             yield name, thing
 
 
-NOT_METHODS = {"line_search", "scaled_input", "layers", "plan", "ledger"}
+NOT_METHODS = {"line_search", "scaled_input", "layers", "plan", "ledger", "split"}
 
 
 def test_every_method_is_in_the_registry():
@@ -124,7 +127,10 @@ MODULES = [
     jaxplain._explainer,
     jaxplain._references,
     jaxplain.batch,
+    jaxplain.datasets._cluttered,
+    jaxplain.methods.cam,
     jaxplain.methods.gradient,
+    jaxplain.methods.inside,
     jaxplain.methods.inspection,
     jaxplain.methods.noise,
     jaxplain.methods.path,

@@ -47,6 +47,8 @@ def test_derivative_of_the_attribution(model, method):
     direction = [jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, point, strict=True)]
     step = 1e-6
     explained = jax.jit(explained)
+    if spec.may_be_empty and np.isnan(explained(point)):
+        pytest.skip("nothing is left in this map")
     up, down = (explained([p + s * d for p, d in zip(point, direction, strict=True)]) for s in (step, -step))
     if spec.reverse:
         slope = sum(jnp.vdot(g, d) for g, d in zip(jax.jit(jax.grad(explained))(point), direction, strict=True))
@@ -58,17 +60,19 @@ def test_derivative_of_the_attribution(model, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_one_trace_per_compile_and_none_after(method):
     traces = []
-    f = relu_net(jax.random.key(0), (6, 8, 1), 0.1)
+    f, shape = relu_net(jax.random.key(0), (6, 8, 1), 0.1), (6,)
+    if "dense" in METHODS[method].refuses:  # a dense layer for each token, and their mean
+        f, shape = (lambda x, f=f: jnp.mean(jax.nn.relu(x @ jnp.arange(-12.0, 12).reshape(6, 4)))), (5, 6)
 
     def score(x, y):
         traces.append(0)
         return f(x) * y
 
-    explain = METHODS[method].make(score, jnp.ones(6))
+    explain = METHODS[method].make(score, jnp.ones(shape))
     run = jax.jit(jax.vmap(lambda x, y, k: explain(x, y, key=k)))
     for seed in (0, 1):
         keys = jax.random.split(jax.random.key(seed), BATCH)
-        run(jax.random.normal(jax.random.key(seed), (BATCH, 6)), jnp.ones(BATCH), keys)
+        run(jax.random.normal(jax.random.key(seed), (BATCH, *shape)), jnp.ones(BATCH), keys)
     expected = 2 if method == "taylor_line_search" else 1  # its test score calls the score twice
     assert len(traces) == expected
 

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +12,30 @@ import pytest
 
 from jaxplain import zoo
 from jaxplain.datasets import mnist
+from jaxplain.zoo import _network
 from jaxplain.zoo._network import RECIPES
 
 DIGITS = mnist()
 NO_BIAS = ("mlp_no_bias", "cnn_avgpool")
-every_network = pytest.mark.parametrize("name", zoo.NAMES)
+NAMES = zoo.NAMES + zoo.SCENE_NAMES
+every_network = pytest.mark.parametrize("name", NAMES)
+
+held_out = cache(zoo.held_out)
 
 
-def few(dtype=np.float32) -> jax.Array:
-    return jnp.asarray(DIGITS.x_test[:4].astype(dtype))
+def few(name: str) -> jax.Array:
+    return jnp.asarray(held_out(name)[0][:4])
+
+
+def test_every_network_is_of_digits_or_of_scenes() -> None:
+    assert sorted(NAMES) == sorted(RECIPES)
+    assert {held_out(name)[0].shape for name in zoo.NAMES} == {(1000, 28, 28, 1)}
+    assert {held_out(name)[0].shape for name in zoo.SCENE_NAMES} == {(2000, 40, 40, 1)}
 
 
 @every_network
-def test_accuracy_on_the_held_out_digits(name: str) -> None:
-    assert zoo.accuracy(zoo.load(name), DIGITS.x_test, DIGITS.y_test) >= RECIPES[name].accuracy
+def test_accuracy_on_the_held_out_examples(name: str) -> None:
+    assert zoo.accuracy(zoo.load(name), *held_out(name)) >= RECIPES[name].accuracy
 
 
 @every_network
@@ -40,7 +51,7 @@ def test_weights_are_finite_float32_jax_arrays_in_plain_dicts(name: str) -> None
 
 @every_network
 def test_a_network_is_its_pure_function(name: str) -> None:
-    net, x = zoo.load(name), few()
+    net, x = zoo.load(name), few(name)
     logits = net(x)
     assert (logits.shape, logits.dtype) == ((4, 10), jnp.float32)
     assert np.array_equal(logits, net.apply(net.params, x))
@@ -55,7 +66,7 @@ def test_a_network_is_its_pure_function(name: str) -> None:
 @every_network
 def test_gradients_have_the_shape_of_the_parameters(name: str) -> None:
     net = zoo.load(name)
-    grads = jax.grad(lambda params: net.apply(params, few()).sum())(net.params)
+    grads = jax.grad(lambda params: net.apply(params, few(name)).sum())(net.params)
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, net.params)
     assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(grads))
 
@@ -65,7 +76,7 @@ def test_float64_is_float64_all_the_way(name: str) -> None:
     net = zoo.load(name)
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), net.params)
-        x = jnp.asarray(few(), jnp.float64)
+        x = jnp.asarray(few(name), jnp.float64)
         logits = net.apply(params, x)
         assert logits.dtype == jnp.float64
         assert "f32[" not in str(jax.make_jaxpr(net.apply)(params, x))
@@ -73,20 +84,35 @@ def test_float64_is_float64_all_the_way(name: str) -> None:
         change = np.abs(net.apply(params, x * (1 + 1e-10)) - logits)
         assert np.all(change > 0)
         assert np.all(change < 1e-6)
-    np.testing.assert_allclose(logits, net(few()), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits, net(few(name)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NO_BIAS)
 def test_without_biases_networks_are_positively_homogeneous(name: str) -> None:
-    net, x = zoo.load(name), few()
+    net, x = zoo.load(name), few(name)
     assert not any("bias" in layer for layer in net.params.values())
     # Powers of two leave no rounding: equal to the last bit.
     assert np.array_equal(net(2 * x), 2 * net(x))
     assert not np.any(net(jnp.zeros_like(x)))
 
 
-def test_gap_ends_in_a_dense_layer_without_bias() -> None:
-    assert list(zoo.load("gap").params["dense"]) == ["kernel"]
+@pytest.mark.parametrize(("name", "size"), [("gap", 7), ("gap_cluttered", 10)])
+def test_class_activation_maps_of_gap_networks_average_to_the_logits(name: str, size: int) -> None:
+    net, x = zoo.load(name), few(name)
+    *convs, dense = net.params.values()
+    assert list(dense) == ["kernel"]
+    maps = x  # those of the last convolution, computed here layer by layer
+    for depth, conv in enumerate(convs):
+        maps = jax.lax.conv_general_dilated(
+            maps, conv["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        maps = jax.nn.relu(maps + conv["bias"])
+        if depth < 2:
+            n, height, width, channels = maps.shape
+            maps = maps.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
+    assert maps.shape == (4, size, size, 128)
+    class_maps = maps @ dense["kernel"]
+    np.testing.assert_allclose(class_maps.mean((1, 2)), net(x), rtol=1e-4, atol=1e-4)
 
 
 @every_network
@@ -100,7 +126,8 @@ def test_randomized_keeps_the_structure_and_forgets_the_weights(name: str) -> No
         assert not np.allclose(values["kernel"], other.params[layer]["kernel"])
     again = zoo.randomized(net, jax.random.key(1))
     assert jax.tree.all(jax.tree.map(np.array_equal, other.params, again.params))
-    assert np.mean(other(DIGITS.x_test[:100]).argmax(-1) == DIGITS.y_test[:100]) < 0.5
+    images, labels = held_out(name)
+    assert np.mean(other(images[:100]).argmax(-1) == labels[:100]) < 0.5
 
 
 def test_randomized_keeps_dtypes() -> None:
@@ -117,6 +144,16 @@ def test_training_is_quick_accurate_and_repeatable() -> None:
     assert jax.tree.all(jax.tree.map(np.array_equal, first.params, again.params))
     assert not np.array_equal(first.params["dense1"]["kernel"], other.params["dense1"]["kernel"])
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(first.params))
+
+
+@pytest.mark.parametrize("name", zoo.SCENE_NAMES)
+def test_training_on_scenes_is_repeatable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_digits = DIGITS._replace(x_train=DIGITS.x_train[:200], y_train=DIGITS.y_train[:200])
+    monkeypatch.setattr(_network, "mnist", lambda: few_digits)
+    first, again = (zoo.train(name, epochs=1, progress=False) for _ in range(2))
+    assert jax.tree.all(jax.tree.map(np.array_equal, first.params, again.params))
+    assert not np.array_equal(first.params["conv1"]["bias"], jnp.zeros(32))
+    assert jax.tree.map(jnp.shape, first.params) == jax.tree.map(jnp.shape, zoo.load(name).params)
 
 
 def test_saving_and_loading_gives_the_same_weights(tmp_path) -> None:
@@ -141,8 +178,8 @@ def test_shift_moves_each_image_by_whole_pixels() -> None:
 
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
-    for attempt in (zoo.load, zoo.train):
-        with pytest.raises(ValueError, match="(?s)'resnet'.*" + ", ".join(map(repr, zoo.NAMES))):
+    for attempt in (zoo.load, zoo.train, zoo.held_out):
+        with pytest.raises(ValueError, match="(?s)'resnet'.*" + ", ".join(map(repr, NAMES))):
             attempt("resnet")
 
 

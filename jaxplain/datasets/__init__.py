@@ -1,5 +1,6 @@
-"""Real data small enough to ship: 10,000 handwritten digits of MNIST."""
+"""Real data small enough to ship: 10,000 handwritten digits of MNIST, and scenes of clutter made of them."""
 
+from jaxplain.datasets._cluttered import Scene, cluttered_mnist
 from jaxplain.datasets._mnist import Digits, mnist
 
-__all__ = ["Digits", "mnist"]
+__all__ = ["Digits", "Scene", "cluttered_mnist", "mnist"]

@@ -22,14 +22,24 @@ class Activity(enum.IntEnum):
 CONSTANT, STOPPED, DEPENDENT, ACTIVE = Activity
 
 
-def activities(graph: Graph, inputs: Iterable[Activity], followed: Collection[Equation] = ()) -> dict[Value, Activity]:
-    """The activity of every value of a graph and of its bodies; `followed` are gradients stopped in vain."""
-    return _Visit(followed).found_in(graph, inputs)
+def activities(
+    graph: Graph, inputs: Iterable[Activity], followed: Collection[Equation] = (), *, look_ups: bool = False
+) -> dict[Value, Activity]:
+    """The activity of every value of a graph and of its bodies; `followed` are gradients stopped in vain.
+
+    With `look_ups`, a float that an integer looks up (an embedding) is active, though no derivative leads to the integer.
+    """
+    return _Visit(followed, look_ups).found_in(graph, inputs)
+
+
+# A table at indices, or its product with a one-hot code.
+_LOOK_UPS = frozenset({"gather", "dynamic_slice", "dot_general"})
 
 
 class _Visit:
-    def __init__(self, followed: Collection[Equation]):
+    def __init__(self, followed: Collection[Equation], look_ups: bool):
         self._followed = followed
+        self._look_ups = look_ups
         self._found: dict[Value, Activity] = {}
 
     def found_in(self, graph: Graph, inputs: Iterable[Activity]) -> dict[Value, Activity]:
@@ -59,6 +69,8 @@ class _Visit:
         if equation.bodies:
             return self._graph(equation.bodies[0], inputs)
         strongest = max(inputs, default=CONSTANT)
+        if self._look_ups and strongest is DEPENDENT and name in _LOOK_UPS:
+            return [ACTIVE] * len(equation.outputs)
         if name in tables.NO_DERIVATIVE and equation not in self._followed:
             strongest = min(strongest, STOPPED if name == "stop_gradient" else DEPENDENT)
         return [strongest] * len(equation.outputs)

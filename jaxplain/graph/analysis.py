@@ -181,6 +181,12 @@ class Analysis:
                     node.statistic = node.inputs.index(factor)
         self.steps = _steps(graph, self.nodes)
 
+    def with_positions(self) -> "Analysis":
+        """Itself, with its first and last layers marked."""
+        _mark_first(self, [Behind.MOVES] * len(self.graph.inputs))
+        _mark_last(self, [False] * len(self.graph.outputs))
+        return self
+
     def all_nodes(self) -> list[Node]:
         """The nodes of this program and of the bodies in it, in order; a loop's come after the loop."""
         return [n for node in self.nodes for n in (node, *(m for body in node.bodies for m in body.all_nodes()))]
@@ -211,16 +217,17 @@ def analyse(
     opens: Opens = is_opened,
     depth: int = LOOPS_TAKEN_APART,
     statistics: Literal["held", "followed"] = "held",
+    look_ups: bool = False,
 ) -> Analysis:
     """The analysis of a staged score, all of whose inputs are explained.
 
     `patterns` are what the user wants to be one node, `opens` says which calls with derivatives of their own are looked into, `depth`
     how many loops in each other may be taken apart. `statistics` of a normalisation are held constant, or followed: then there are no nodes
-    of that kind, but the sums, squares and products that it is made of.
+    of that kind, but the sums, squares and products that it is made of. With `look_ups`, what integers look up is explained, too.
     """
     closed = _compat.without_dead_code(closed)
     graph = flatten(closed, opens=opens)
-    activity = activities(graph, [ACTIVE] * len(graph.inputs))
+    activity = activities(graph, [ACTIVE] * len(graph.inputs), look_ups=look_ups)
     # An elementwise call of several active values (logaddexp of two branches) is no activation: its equations may tell more.
     mixed = {
         id(e.origin)
@@ -231,17 +238,17 @@ def analyse(
         graph = flatten(
             closed, opens=lambda origin, body: is_readable(body) if id(origin) in mixed else opens(origin, body)
         )
-        activity = activities(graph, [ACTIVE] * len(graph.inputs))
+        activity = activities(graph, [ACTIVE] * len(graph.inputs), look_ups=look_ups)
     analysis = Analysis(graph, activity, patterns, statistics)
     recognised = {e for node in analysis.all_nodes() if node.kind in SOFTMAX for e in node.equations}
     if statistics == "followed" and (shifts := unrecognised_shifts(graph, recognised)):
-        activity = activities(graph, [ACTIVE] * len(graph.inputs), shifts)
+        activity = activities(graph, [ACTIVE] * len(graph.inputs), shifts, look_ups=look_ups)
         analysis = Analysis(graph, activity, patterns, statistics)
     _, loops = _mark_first(analysis, [Behind.MOVES] * len(graph.inputs))
     if loops and depth:
         # The layers of the first iteration are first, as they would be in the same program without the loop.
         again = _compat.peeled(closed, loops)
-        return analyse(again, patterns=patterns, opens=opens, depth=depth - 1, statistics=statistics)
+        return analyse(again, patterns=patterns, opens=opens, depth=depth - 1, statistics=statistics, look_ups=look_ups)
     _mark_last(analysis, [False] * len(graph.outputs))
     return analysis
 
@@ -282,12 +289,16 @@ def _nodes(
         if equation not in claimed and equation.primitive in tables.CONTRACTION and len(flow.active(equation)) == 1:
             claim(runs.contraction(equation))
     for equation in flow.graph.equations:
-        if equation not in claimed:
+        if equation in claimed:
+            continue
+        if not flow.active(equation):  # a look-up
+            claim(Node("structural", [], equation.outputs, [equation], order))
+        else:
             is_affine = flow.is_affine(equation) or _spreads(equation, flow)
             claim(runs.scale_shift(equation) if is_affine else _other(equation, flow, bounds, order))
     _require_cover(flow, nodes)
     for node in nodes:
-        node.is_nonnegative = bounds[node.inputs[0]][0] >= 0
+        node.is_nonnegative = all(bounds[value][0] >= 0 for value in node.inputs[:1])
     return nodes
 
 

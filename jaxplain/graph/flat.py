@@ -238,7 +238,9 @@ def _is_elementwise(origin: Any) -> bool:
     name = origin.primitive.name
     if name in tables.CALLS | tables.CUSTOM:
         return all(_is_elementwise(e) for body in _compat.inner_jaxprs(origin) for e in body.eqns)
-    return name in tables.ELEMENTWISE or (name == "broadcast_in_dim" and origin.invars[0].aval.shape == ())
+    return name in tables.ELEMENTWISE | tables.IDENTITY or (
+        name == "broadcast_in_dim" and origin.invars[0].aval.shape == ()
+    )
 
 
 def _is_known(origin: Any) -> bool:

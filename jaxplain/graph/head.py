@@ -97,7 +97,7 @@ def _affine(graph: Graph) -> tuple[list[Equation], list[Value]]:
         active = [v for v in equation.inputs if activity[v] is ACTIVE]
         others = [v for v in equation.inputs if activity[v] is not ACTIVE]
         known = affine.issuperset(active) and all(activity[v] is CONSTANT for v in others)
-        if active and known and _is_affine(equation, active):
+        if active and known and is_affine_in(equation, active):
             before.append(equation)
             affine.update(equation.outputs)
     inside = set(before)
@@ -109,7 +109,8 @@ def _affine(graph: Graph) -> tuple[list[Equation], list[Value]]:
     return before, list(cut)
 
 
-def _is_affine(equation: Equation, active: Sequence[Value]) -> bool:
+def is_affine_in(equation: Equation, active: Sequence[Value]) -> bool:
+    """Whether what an equation makes is affine in its active operands, the others held."""
     name = equation.primitive
     if name in tables.PRODUCTS:
         return len(active) == 1 and (name == "mul" or active[0] is equation.inputs[0])

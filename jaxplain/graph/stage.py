@@ -101,13 +101,13 @@ class Program:
 def stage_score(method: str, score: Callable[[Any], Any], leaves: Any, *, allow_random: bool) -> Program:
     """Stage `score(leaves) -> real scalar`, checking everything that can be checked without running it."""
     program = Program(method, score, leaves)
-    _require_scalar(method, program.out_shape)
+    require_scalar(method, program.out_shape)
     if not allow_random:
         program.refuse_randomness()
     return program.refuse_while_in_reverse()
 
 
-def _require_scalar(method: str, shape: Any) -> None:
+def require_scalar(method: str, shape: Any) -> None:
     leaf = shape
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         raise ScoreError(

@@ -1,7 +1,7 @@
 """What the engine sees of a score: its nodes, the rule that each gets, and where relevance goes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,37 +11,12 @@ from jaxplain._explainer import require_callable
 from jaxplain._tree import Arguments, Leaves
 from jaxplain.graph.analysis import Analysis, Node, analyse
 from jaxplain.graph.layer import Layer
+from jaxplain.graph.listing import Nodes, row, table
 from jaxplain.graph.stage import Program, stage_score
+from jaxplain.methods.inside import staged
 from jaxplain.methods.propagation import OnMissing, Start, analysed, chosen_rules, propagated, rule_of, rules_setting
 from jaxplain.rules.composites import Composite
 from jaxplain.rules.rule import Rule
-
-
-class NodeRow(NamedTuple):
-    """One node of a score.
-
-    Attributes:
-        path: the layer's name scopes, joined by "/"; empty where the model has none (NNX: see `jx.nnx.named`).
-        kind: what the node computes; the words that a composite selects by.
-        shape: of its output.
-        position: "first", "last", "first last" or "".
-        rule: the name of the rule it gets; "" for `layers`, "missing" if none fits.
-        source: the user's source line.
-    """
-
-    path: str
-    kind: str
-    shape: tuple[int, ...]
-    position: str
-    rule: str
-    source: str
-
-
-class Nodes(tuple[NodeRow, ...]):
-    """Rows, one for each node in program order; prints as a table."""
-
-    def __repr__(self) -> str:
-        return _table(NodeRow._fields, [(*row[:2], list(row.shape), *row[3:]) for row in self])
 
 
 def layers(
@@ -60,8 +35,9 @@ def layers(
     require_callable("layers", f)
 
     def run(*args: Any) -> Nodes:
-        analysis = analyse(_stage("layers", f, args, argnums, allow_random)[0].closed)
-        return Nodes(_row(node, "") for node in analysis.all_nodes())
+        # Of any function, of arrays of any type: names are wanted before there is anything to explain.
+        analysis = analyse(staged("layers", f, args, argnums, allow_random).program.closed, look_ups=True)
+        return Nodes(row(node, "") for node in analysis.all_nodes())
 
     return run
 
@@ -90,7 +66,7 @@ def plan(
     def run(*args: Any) -> Nodes:
         analysis = analysed(_stage("plan", f, args, argnums, allow_random)[0], composite)
         chosen = ((node, rule_of(node, composite)) for node in analysis.all_nodes())
-        return Nodes(_row(node, "missing" if rule is None else rule.name) for node, rule in chosen)
+        return Nodes(row(node, "missing" if rule is None else rule.name) for node, rule in chosen)
 
     return run
 
@@ -151,9 +127,9 @@ class Ledger:
             (node.path, node.kind, node.rule, *(f"{column[i]:.6g}" for column in columns))
             for i, node in enumerate(self.nodes)
         ]
-        table = _table(("path", "kind", "rule", "arriving", "leaving", "to bias", "lost"), rows)
+        listed = table(("path", "kind", "rule", "arriving", "leaving", "to bias", "lost"), rows)
         mean = "mean of the batch: " if np.ndim(self.value) else ""
-        return f"{table}\n{mean}score {np.mean(self.value):.6g}, relevance of x {np.mean(self.relevance):.6g}"
+        return f"{listed}\n{mean}score {np.mean(self.value):.6g}, relevance of x {np.mean(self.relevance):.6g}"
 
 
 def ledger(
@@ -186,7 +162,7 @@ def ledger(
         chosen = chosen_rules("ledger", analysis, composite, on_missing)
         nodes = [node for node in analysis.all_nodes() if not node.bodies]
         value, relevance, tallies = _accounts(analysis, chosen, start, nodes, leaves)
-        return Ledger(Nodes(_row(node, chosen[node].name) for node in nodes), tallies, relevance, value)
+        return Ledger(Nodes(row(node, chosen[node].name) for node in nodes), tallies, relevance, value)
 
     return run
 
@@ -218,18 +194,3 @@ def _stage(
         return f(*arguments.fill(leaves))
 
     return stage_score(method, score, arguments.leaves, allow_random=allow_random), arguments.leaves
-
-
-def _row(node: Node, rule: str) -> NodeRow:
-    position = " ".join(word for word, holds in (("first", node.is_first), ("last", node.is_last)) if holds)
-    return NodeRow(node.path, node.kind, node.shape, position, rule, node.source)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    cells = [[str(cell) for cell in row] for row in (header, *rows)]
-    cells = [list(column) for column in zip(*cells, strict=True) if any(column[1:])] or [list(header)]
-    widths = [max(map(len, column)) for column in cells]
-    lines = zip(*cells, strict=True)
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )

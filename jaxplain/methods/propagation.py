@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxplain import _compat
 from jaxplain._errors import SettingError, UnknownNodeError, explain_error
-from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
+from jaxplain._explainer import Call, Compute, Explainer, Info, make_explainer, sum_gap
 from jaxplain._tree import Leaves, cast_like, upcast
 from jaxplain.graph.analysis import LOOPS_TAKEN_APART, Analysis, Node, analyse
 from jaxplain.graph.box import image
@@ -34,6 +34,14 @@ def _explainer(
     allow_random: bool,
     opens: Opens = is_opened,
 ) -> Explainer:
+    compute = computed(method, composite, start, on_missing, opens)
+    return make_explainer(method, f, compute, argnums=argnums, allow_random=allow_random)
+
+
+def computed(
+    method: str, composite: Composite, start: Start, on_missing: OnMissing, opens: Opens = is_opened
+) -> Compute:
+    """The mathematics of a method that goes backwards by the rules of a composite."""
     if on_missing not in ("error", "gradient"):
         raise SettingError(
             explain_error(f"{method}: unknown `on_missing`.", got=repr(on_missing), need="'error', 'gradient'")
@@ -51,7 +59,7 @@ def _explainer(
         gap = sum_gap(leaves, value) if start == "score" else None
         return leaves, Info(value=value, gap=gap, n_gradients=jnp.int32(1))
 
-    return make_explainer(method, f, compute, argnums=argnums, allow_random=allow_random)
+    return compute
 
 
 def analysed(program: Program, composite: Composite, opens: Opens = is_opened) -> Analysis:

@@ -1,6 +1,6 @@
 """Small trained networks that the documentation, the tests and you can share.
 
-Every one takes raw 28×28 digits and ships with its weights:
+Every one ships with its weights. Those of `NAMES` take raw digits, 28×28:
 
 | name | network |
 | --- | --- |
@@ -12,7 +12,14 @@ Every one takes raw 28×28 digits and ships with its weights:
 | `"all_conv"` | strided convolutions only; written in Flax Linen |
 | `"gap"` | convolutions, global average pooling, one dense layer (CAM) |
 
-`python -m jaxplain.zoo` trains them anew; `train` trains one.
+Those of `SCENE_NAMES` take scenes of `jaxplain.datasets.cluttered_mnist`, 40×40, a digit among clutter:
+
+| name | network |
+| --- | --- |
+| `"gap_cluttered"` | four convolutions, global average pooling, one dense layer (CAM) |
+| `"flatten_cluttered"` | the same convolutions with fewer filters, two dense layers: no average over space |
+
+`python -m jaxplain.zoo` trains them anew; `train` trains one; `held_out` is what to report their accuracy on.
 
 Example:
     >>> import jaxplain as jx
@@ -26,8 +33,10 @@ Example:
 
 from jaxplain.zoo._network import (
     NAMES,
+    SCENE_NAMES,
     Network,
     accuracy,
+    held_out,
     load,
     randomized,
     save,
@@ -37,8 +46,10 @@ from jaxplain.zoo._training import shift
 
 __all__ = [
     "NAMES",
+    "SCENE_NAMES",
     "Network",
     "accuracy",
+    "held_out",
     "load",
     "randomized",
     "save",

@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 
 from jaxplain import zoo
-from jaxplain.datasets import mnist
 
 
 def main() -> None:
     """Train each named network (all by default), save it, say how well it does."""
+    known = zoo.NAMES + zoo.SCENE_NAMES
     parser = argparse.ArgumentParser(prog="python -m jaxplain.zoo", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(zoo.NAMES))
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(known))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--folder",
@@ -24,20 +24,20 @@ def main() -> None:
         help="where to write <name>.npz (default: over the weights that ship)",
     )
     args = parser.parse_args()
-    if unknown := [name for name in args.names if name not in zoo.NAMES]:
-        parser.error(f"no network {unknown[0]!r}; the names are {', '.join(zoo.NAMES)}")
+    if unknown := [name for name in args.names if name not in known]:
+        parser.error(f"no network {unknown[0]!r}; the names are {', '.join(known)}")
     args.folder.mkdir(parents=True, exist_ok=True)
 
-    digits = mnist()
-    for name in args.names or zoo.NAMES:
+    for name in args.names or known:
         wall, cpu = time.perf_counter(), time.process_time()
         net = zoo.train(name, seed=args.seed)
         jax.block_until_ready(net.params)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         path = zoo.save(net, args.folder)
-        share = zoo.accuracy(net, digits.x_test, digits.y_test)
+        images, labels = zoo.held_out(name)
+        share = zoo.accuracy(net, images, labels)
         print(
-            f"{name:12} {share:6.1%} of {len(digits.y_test):,} held-out digits, "
+            f"{name:17} {share:6.2%} of {len(labels):,} held-out {'digits' if name in zoo.NAMES else 'scenes'}, "
             f"{wall:5.1f} s ({cpu:.1f} s of processor time), "
             f"{path.stat().st_size / 1e6:.2f} MB"
         )

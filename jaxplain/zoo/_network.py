@@ -16,8 +16,8 @@ from flax import linen, nnx, traverse_util
 
 from jaxplain._errors import SettingError, explain_error
 from jaxplain.datasets import mnist
-from jaxplain.zoo._training import fit
-from jaxplain.zoo.networks import CNN, GAP, MLP, AllConv, StridedCNN
+from jaxplain.zoo._training import fit, scenes, shifted
+from jaxplain.zoo.networks import CNN, GAP, MLP, AllConv, ClutteredFlatten, ClutteredGAP, StridedCNN
 
 Params = dict[str, Any]
 
@@ -27,10 +27,10 @@ class Network:
     """A network: a pure function and the parameters it was trained to.
 
     Attributes:
-        name: one of `NAMES`.
+        name: one of `NAMES` or `SCENE_NAMES`.
         params: a nested dict of arrays, e.g. `params["conv1"]["kernel"]`.
-        apply: `apply(params, images)` → logits, a pure function from (…, 28, 28, 1) to (…, 10); the same object for every
-            network of this name, so `jax.jit(net.apply)` compiles once.
+        apply: `apply(params, images)` → logits, a pure function from (…, 28, 28, 1), for `SCENE_NAMES` (…, 40, 40, 1), to
+            (…, 10); the same object for every network of this name, so `jax.jit(net.apply)` compiles once.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Network:
     apply: Callable[[Params, jax.Array | np.ndarray], jax.Array]
 
     def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
-        """The logits (…, 10) of images (…, 28, 28, 1)."""
+        """The logits (…, 10) of images (…, height, width, 1)."""
         return self.apply(self.params, images)
 
     def __repr__(self) -> str:
@@ -50,14 +50,15 @@ class Network:
 class Recipe:
     """How a network is built and trained, and the accuracy it must reach.
 
-    `build` is a Linen module, or a function from `rngs` to an NNX module. `accuracy` is the share of the 1,000 held-out digits
-    to get right.
+    `build` is a Linen module, or a function from `rngs` to an NNX module. `accuracy` is the share to get right of what
+    `held_out` gives. `examples` makes what an epoch trains on.
     """
 
     build: linen.Module | Callable[..., nnx.Module]
     epochs: int
     learning_rate: float
     accuracy: float
+    examples: Callable[..., tuple[jax.Array, jax.Array]] = shifted
 
 
 RECIPES: dict[str, Recipe] = {
@@ -68,15 +69,19 @@ RECIPES: dict[str, Recipe] = {
     "cnn_strided": Recipe(StridedCNN, 40, 3e-3, 0.975),
     "all_conv": Recipe(AllConv(), 10, 6e-3, 0.975),
     "gap": Recipe(GAP, 16, 1e-2, 0.975),
+    "gap_cluttered": Recipe(ClutteredGAP, 24, 5e-3, 0.975, scenes),
+    "flatten_cluttered": Recipe(ClutteredFlatten, 24, 3e-3, 0.975, scenes),
 }
 
-NAMES: tuple[str, ...] = tuple(RECIPES)  # what `load` and `train` know
+# What `load` and `train` know: the networks of digits, 28×28, and those of scenes of cluttered MNIST, 40×40.
+NAMES: tuple[str, ...] = tuple(name for name, recipe in RECIPES.items() if recipe.examples is shifted)
+SCENE_NAMES: tuple[str, ...] = tuple(name for name, recipe in RECIPES.items() if recipe.examples is scenes)
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
 
 def load(name: str) -> Network:
-    """The network of that name, one of `NAMES`, with the weights that jaxplain ships.
+    """The network of that name, one of `NAMES` or `SCENE_NAMES`, with the weights that jaxplain ships.
 
     The weights are float32, with or without `jax_enable_x64`. For float64:
     `dataclasses.replace(net, params=jax.tree.map(lambda w: w.astype("float64"), net.params))`.
@@ -101,13 +106,13 @@ def save(net: Network, folder: str | Path) -> Path:
 def train(name: str, seed: int = 0, epochs: int | None = None, progress: bool = True) -> Network:
     """Train a network from scratch on the 9,000 training digits.
 
-    Takes less than a minute on two cores. The digits are shifted by up to two pixels at random. The same seed gives the same
-    weights on the same machine.
+    The digits are shifted by up to two pixels at random; for networks of scenes, new scenes are made of them in each epoch. Takes
+    less than a minute on two cores, with scenes less than five. The same seed gives the same weights on the same machine.
 
     Arguments:
-        name: one of `NAMES`.
-        seed: decides the initial weights, the order of the digits, the shifts.
-        epochs: passes through the digits; `None` is as many as the network needs.
+        name: one of `NAMES` or `SCENE_NAMES`.
+        seed: decides the initial weights and the examples.
+        epochs: of as many examples as there are digits; `None` is as many as the network needs.
         progress: show a progress bar.
     """
     init, apply = _functional(name)
@@ -119,6 +124,7 @@ def train(name: str, seed: int = 0, epochs: int | None = None, progress: bool = 
         apply,
         digits.x_train,
         digits.y_train,
+        examples=recipe.examples,
         epochs=recipe.epochs if epochs is None else epochs,
         learning_rate=recipe.learning_rate,
         key=fit_key,
@@ -138,7 +144,7 @@ def randomized(net: Network, key: jax.Array) -> Network:
 
 
 def accuracy(net: Network, images: jax.Array | np.ndarray, labels: jax.Array | np.ndarray) -> float:
-    """The share of images (n, 28, 28, 1) given their label (n,)."""
+    """The share of images (n, height, width, 1) given their label (n,)."""
     apply = jax.jit(net.apply)
     right = 0
     for start in range(0, len(images), 1000):  # in parts, to bound the memory
@@ -148,11 +154,25 @@ def accuracy(net: Network, images: jax.Array | np.ndarray, labels: jax.Array | n
     return right / len(images)
 
 
+def held_out(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels to report an accuracy on, of the kind that the network takes.
+
+    The 1,000 held-out digits; for networks of scenes, 2,000 scenes that `datasets.cluttered_mnist` makes of them, always the same.
+    """
+    _functional(name)  # which refuses unknown names
+    digits = mnist()
+    if name in NAMES:
+        return digits.x_test, digits.y_test
+    make = jax.jit(partial(scenes, n=2000))
+    images, labels = make(digits.x_test, digits.y_test, jax.random.key(20261123))
+    return np.asarray(images), np.asarray(labels)
+
+
 @functools.cache
 def _functional(name: str) -> tuple[Callable[..., Params], Callable[..., jax.Array]]:
     """`init(key)` → params and `apply(params, images)` → logits."""
     if name not in RECIPES:
-        raise SettingError(explain_error(f"zoo: there is no network {name!r}.", need=", ".join(map(repr, NAMES))))
+        raise SettingError(explain_error(f"zoo: there is no network {name!r}.", need=", ".join(map(repr, RECIPES))))
     build = RECIPES[name].build
     if isinstance(build, linen.Module):
         return _linen_functional(build)

@@ -1,4 +1,4 @@
-"""Training from scratch: AdamW, a one-cycle schedule, randomly shifted digits."""
+"""Training from scratch: AdamW, a one-cycle schedule, digits that no two epochs show alike."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from jaxplain.datasets import cluttered_mnist
 from jaxplain.graph.stage import Program
 
 BATCH_SIZE = 100
@@ -39,12 +40,27 @@ def shift(images: jax.Array, key: jax.Array, max_shift: int = 2) -> jax.Array:
     return jax.vmap(crop)(jnp.pad(images, border), offsets)
 
 
+def shifted(images: jax.Array, labels: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An epoch of digits: all of them, in random order, each shifted at random."""
+    order_key, shift_key = jax.random.split(key)
+    order = jax.random.permutation(order_key, len(images))
+    return shift(images[order], shift_key), labels[order]
+
+
+def scenes(images: jax.Array, labels: jax.Array, key: jax.Array, n: int | None = None) -> tuple[jax.Array, jax.Array]:
+    """An epoch of cluttered MNIST: `n` new scenes of one digit, by default as many as there are digits to make them of."""
+    keys = jax.random.split(key, len(images) if n is None else n)
+    scene = jax.vmap(lambda key: cluttered_mnist(key, images, labels))(keys)
+    return scene.image, scene.labels[:, 0]
+
+
 def fit(
     params: Any,
     apply: Callable[[Any, jax.Array], jax.Array],
     images: np.ndarray,
     labels: np.ndarray,
     *,
+    examples: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
     epochs: int,
     learning_rate: float,
     key: jax.Array,
@@ -55,11 +71,12 @@ def fit(
     Args:
         params: the parameters to start from.
         apply: ``(params, images) -> logits``.
-        images: ``(n, 28, 28, 1)``.
+        images: ``(n, 28, 28, 1)``, the digits.
         labels: ``(n,)``, integers.
-        epochs: passes through the images.
+        examples: ``(images, labels, key) -> (inputs, labels)``, what one epoch trains on, n of each.
+        epochs: how many of them.
         learning_rate: the highest learning rate of the one-cycle schedule.
-        key: decides the order of the images and their shifts.
+        key: decides the examples.
         progress: the name to show on a progress bar; no bar if ``None``.
     """
     batches = len(images) // BATCH_SIZE
@@ -74,10 +91,9 @@ def fit(
     # The images are arguments rather than constants: XLA need not fold them.
     @jax.jit
     def epoch(carry: Any, key: jax.Array, x: jax.Array, y: jax.Array) -> Any:
-        order_key, shift_key = jax.random.split(key)
-        order = jax.random.permutation(order_key, len(x))[: batches * BATCH_SIZE]
-        x = shift(x[order], shift_key).reshape(batches, BATCH_SIZE, *x.shape[1:])
-        y = y[order].reshape(batches, BATCH_SIZE)
+        x, y = (
+            part[: batches * BATCH_SIZE].reshape(batches, BATCH_SIZE, *part.shape[1:]) for part in examples(x, y, key)
+        )
 
         def step(carry: Any, batch: Any) -> Any:
             params, state = carry

@@ -3,8 +3,9 @@
 `AllConv` is a Flax Linen module, the others are Flax NNX modules, so that both styles are exercised everywhere the zoo is
 used. None of them knows anything about jaxplain.
 
-All take images of shape (…, 28, 28, 1) with values in [0, 1] (raw pixels, no mean subtracted) and return logits of shape
-(…, 10). Nothing is cast: a network computes in the dtype of its parameters and images.
+All take images with values in [0, 1] (raw pixels, no mean subtracted) and return logits of shape (…, 10): those whose names begin
+with `Cluttered` take scenes of cluttered MNIST, (…, 40, 40, 1), the others digits, (…, 28, 28, 1). Nothing is cast: a network
+computes in the dtype of its parameters and images.
 """
 
 # Type checkers that do not follow flax see its modules and decorators as Any.
@@ -102,6 +103,53 @@ class GAP(nnx.Module):
         x = nnx.max_pool(x, (2, 2), strides=(2, 2))
         x = nnx.relu(self.conv3(x))
         return self.dense(jnp.mean(x, axis=(-3, -2)))
+
+
+class _Cluttered(nnx.Module):
+    """The convolutions of both networks for scenes of cluttered MNIST.
+
+    Each place of the last maps, (…, 10, 10, width), sees 26×26 pixels: a whole digit, which is about 20 high.
+    """
+
+    def __init__(self, width: int, rngs: nnx.Rngs) -> None:
+        self.conv1 = nnx.Conv(1, 32, (3, 3), rngs=rngs)
+        self.conv2 = nnx.Conv(32, 64, (3, 3), rngs=rngs)
+        self.conv3 = nnx.Conv(64, 64, (3, 3), rngs=rngs)
+        self.conv4 = nnx.Conv(64, width, (3, 3), rngs=rngs)
+
+    def last_maps(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.conv1(x))
+        x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+        x = nnx.relu(self.conv2(x))
+        x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+        x = nnx.relu(self.conv3(x))
+        return nnx.relu(self.conv4(x))
+
+
+class ClutteredGAP(_Cluttered):
+    """`GAP` for scenes: the logits are the spatial mean of the last maps times `dense/kernel`."""
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        super().__init__(128, rngs)
+        self.dense = nnx.Linear(128, 10, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.dense(jnp.mean(self.last_maps(x), axis=(-3, -2)))
+
+
+class ClutteredFlatten(_Cluttered):
+    """Two dense layers instead of the average: each place of the last maps has weights of its own."""
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        super().__init__(48, rngs)
+        self.dense1 = nnx.Linear(10 * 10 * 48, 64, rngs=rngs)
+        self.dense2 = nnx.Linear(64, 10, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.last_maps(x)
+        x = x.reshape(*x.shape[:-3], -1)  # (..., 10 * 10 * 48)
+        x = nnx.relu(self.dense1(x))
+        return self.dense2(x)
 
 
 class AllConv(nn.Module):

@@ -1,0 +1,217 @@
+"""A hidden layer read as maps of the input: which layer, which of its axes are places, and its values with the channels last."""
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxplain._errors import LayerError, SettingError, explain_error
+from jaxplain._explainer import LayerName
+from jaxplain._tree import upcast
+from jaxplain.graph.analysis import Analysis
+from jaxplain.graph.cut import Site
+from jaxplain.graph.places import Label, Map, Places
+from jaxplain.graph.stage import Program, require_scalar
+from jaxplain.methods.inside import Inside
+
+
+class Layout(NamedTuple):
+    """How the axes of a layer are laid out, where the program does not tell; fields that are `None` are found from it.
+
+    Attributes:
+        channel_axis: the axis of the channels (features of a token).
+        grid: the shape of the grid that tokens stand for, in row-major order.
+        class_tokens: how many tokens before the grid stand for no place.
+    """
+
+    channel_axis: int | None = None
+    grid: tuple[int, ...] | None = None
+    class_tokens: int | None = None
+
+
+class MapLayer:
+    """The layer of one call: its maps with the channels last, and the score as a function of them."""
+
+    def __init__(self, inside: Inside, at: Any, layout: Layout):
+        self.method = inside.method
+        self.inside = inside
+        require_scalar(self.method, inside.program.out_shape)
+        self.places = Places(inside.graph, inside.activity)
+        self.site = self._default() if at is None else self._named(at)
+        self.map = self._read(layout)
+
+    # Which layer, and how to read it
+
+    def _default(self) -> Site:
+        site = self.places.last_map()
+        if site is None:
+            raise LayerError(
+                explain_error(
+                    f"{self.method}: no layer of this score is a map of the input that all of the score passes through.",
+                    why="a class activation map needs a layer with places (rows, columns, tokens) and channels: "
+                    "convolutions or tokens, not dense layers of a flattened input, nor a recurrent state",
+                    fix=(
+                        "name the layer: at='last conv', at='encoder/Block_3' (jx.split says how); print(jx.layers(score)(x)) lists them",
+                        "a method that needs no such layer: jx.input_x_gradient, jx.integrated_gradients, jx.lrp",
+                    ),
+                )
+            )
+        return site
+
+    def _named(self, at: Any) -> Site:
+        sites = self.inside.find(at)
+        if len(sites) != 1 or len(sites[0].values) != 1:
+            raise LayerError(
+                explain_error(
+                    f"{self.method}: `at` must name one value.",
+                    got=f"{sum(len(site.values) for site in sites)} values at {at!r}",
+                    fix="one map for each layer: [jx.grad_cam(score, at=name) for name in names]",
+                )
+            )
+        if len(sites[0].shapes[0].shape) != len(sites[0].values[0].shape):
+            raise LayerError(
+                explain_error(
+                    f"{self.method}: `at` names a layer inside a scan, all of its iterations at once.",
+                    got=f"{at!r}, stacked to {list(sites[0].shapes[0].shape)}",
+                    fix=f"one of them: at='{at}@-1' is the last",
+                )
+            )
+        return sites[0]
+
+    def _read(self, layout: Layout) -> Map:
+        value = self.site.values[0]
+        found = self.places.map_of(value)
+        if layout.channel_axis is not None:
+            found = self._as_told(value.shape, layout.channel_axis, layout.grid)
+        if found is None:
+            raise LayerError(
+                explain_error(
+                    f"{self.method}: the layer is no map of the input: it is not known which of its axes are places and which are channels.",
+                    where=self.site.name,
+                    got=f"shape {list(value.shape)}",
+                    need="places that come from rows, columns or tokens of the input, and one axis of channels",
+                    fix=(
+                        "another layer: at='last conv'",
+                        "say it: layout=jx.Layout(channel_axis=-1), and grid=(14, 14), class_tokens=1 for tokens",
+                    ),
+                )
+            )
+        places = []
+        for axis, label in found.places:
+            start = label.start if layout.class_tokens is None else layout.class_tokens
+            sizes = label.sizes if layout.grid is None or len(found.places) > 1 else tuple(layout.grid)
+            if start < 0 or start + math.prod(sizes) > value.shape[axis]:
+                raise LayerError(
+                    explain_error(
+                        f"{self.method}: the layer does not hold that grid.",
+                        where=self.site.name,
+                        got=f"{value.shape[axis]} tokens",
+                        need=f"{start} class tokens and {' × '.join(map(str, sizes))} places",
+                        fix="layout=jx.Layout(grid=…, class_tokens=…)",
+                    )
+                )
+            places.append((axis, label._replace(start=start, sizes=sizes)))
+        return found._replace(places=tuple(places))
+
+    def _as_told(self, shape: tuple[int, ...], channel_axis: int, grid: tuple[int, ...] | None) -> Map | None:
+        """The layer with its channels at `channel_axis`: what else is wide are the places, in the order of the input's axes."""
+        if not -len(shape) <= channel_axis < len(shape):
+            raise SettingError(
+                explain_error(f"{self.method}: the layer has no axis {channel_axis}.", got=f"shape {list(shape)}")
+            )
+        channel = channel_axis % len(shape)
+        wide = [axis for axis, n in enumerate(shape) if n > 1 and axis != channel]
+        sizes = [(shape[axis],) for axis in wide] if grid is None or len(wide) != 1 else [grid]
+        axes = self._axes_of_input(sum(map(len, sizes)), first=not wide or channel < wide[0])
+        if axes is None or not wide:
+            return None
+        number = 0
+        of = iter((number, axis) for axis in axes)
+        labels = [Label(tuple(next(of) for _ in size), size) for size in sizes]
+        return Map(number, channel, tuple(zip(wide, labels, strict=True)), axes)
+
+    def _axes_of_input(self, n: int, *, first: bool) -> tuple[int, ...] | None:
+        rank = self.inside.arrays[0].ndim
+        if rank == n:
+            return tuple(range(n))
+        return (tuple(range(1, rank)) if first else tuple(range(n))) if rank == n + 1 else None
+
+    @cached_property
+    def name(self) -> LayerName:
+        value = self.site.values[0]
+        if (source := value.source) is None:
+            return LayerName(self.site.name, "", tuple(value.shape), "")
+        nodes = Analysis(self.inside.graph, self.inside.activity).all_nodes()
+        kind = next((node.kind for node in nodes if value in node.outputs), source.primitive)
+        return LayerName(source.path, kind, tuple(value.shape), source.line)
+
+    # Its values
+
+    def evaluated(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The maps, their gradient, and the score; nothing below the layer is differentiated."""
+
+        def run(arrays: tuple) -> tuple:
+            (given,) = self.inside.encode([self.site], arrays)
+            value, pullback = jax.vjp(lambda given: self.inside.decode([self.site], [given], arrays), given)
+            return given[0], pullback(jnp.ones_like(value))[0][0], value
+
+        maps, gradient, value = upcast(Program(self.method, run, self.inside.arrays)(self.inside.arrays))
+        return self.folded(maps), self.folded(gradient), value
+
+    def raw(self) -> jax.Array:
+        """The layer as the program has it."""
+        run = Program(self.method, lambda arrays: self.inside.encode([self.site], arrays)[0][0], self.inside.arrays)
+        return run(self.inside.arrays)
+
+    def value(self) -> jax.Array:
+        return upcast((self.inside.program(self.inside.arrays),))[0]
+
+    def value_at(self, x: jax.Array) -> jax.Array:
+        """The score with x in place of the input that the layer is a map of."""
+        arrays = list(self.inside.arrays)
+        arrays[self.map.input] = x.astype(arrays[self.map.input].dtype)
+        return upcast((self.inside.program(tuple(arrays)),))[0]
+
+    def tail(self, raw: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        """The score as a function of the layer, as the program has it."""
+
+        def run(given: jax.Array, arrays: tuple) -> Any:
+            return self.inside.decode([self.site], [(given,)], arrays)
+
+        program = Program(self.method, run, raw, self.inside.arrays)
+        return lambda given: upcast((program(given, self.inside.arrays),))[0]
+
+    def among_floats(self) -> int:
+        """Which of the float inputs the layer is a map of."""
+        return sum(jnp.issubdtype(a.dtype, jnp.floating) for a in self.inside.arrays[: self.map.input])
+
+    def folded(self, layer: jax.Array) -> jax.Array:
+        """The layer as (*grid, channels), the grid in the order of the input's axes."""
+        for axis, label in self.map.places:
+            layer = lax.slice_in_dim(layer, label.start, label.start + math.prod(label.sizes), axis=axis)
+        axes = [axis for axis, _ in self.map.places]
+        rest = [axis for axis in range(layer.ndim) if axis not in (*axes, self.map.channel)]  # of size 1
+        layer = jnp.transpose(layer, (*rest, *axes, self.map.channel))
+        sizes = [n for _, label in self.map.places for n in label.sizes]
+        layer = layer.reshape(*sizes, layer.shape[-1])
+        order = sorted(range(len(sizes)), key=self.map.axes.__getitem__)
+        return jnp.transpose(layer, (*order, len(sizes)))
+
+    @property
+    def input_axes(self) -> tuple[int, ...]:
+        """The axes of the input that the map is over."""
+        return tuple(sorted(self.map.axes))
+
+    def up(self, maps: jax.Array, method: str) -> jax.Array:
+        """Maps (*grid, …) at the places of the input."""
+        shape = [self.inside.arrays[self.map.input].shape[axis] for axis in self.input_axes]
+        return jax.image.resize(maps, (*shape, *maps.shape[len(shape) :]), method)
+
+    def beside_input(self, heat: jax.Array) -> jax.Array:
+        """A map of the size of the input, with an axis of size 1 where the input has another."""
+        rank = self.inside.arrays[self.map.input].ndim
+        return jnp.expand_dims(heat, [axis for axis in range(rank) if axis not in self.input_axes])
