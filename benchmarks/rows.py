@@ -106,10 +106,10 @@ _BY_GRADIENT = tuple(
 )
 
 # Class activation maps need no gradient of the input: their floor is the least that there is to do, the forward passes
-# (the layers above the map are not counted: one gradient of these, and for Ablation-CAM one pass of these for each channel).
+# (what comes after the layer is not counted: one gradient of it, and for Ablation-CAM one pass of it for each channel).
 # Captum returns the map of the layer, which is compared as it is. pytorch-grad-cam returns it at the size of the input and scaled
-# to [0, 1], so ours does both as well. There, Grad-CAM++ differs by the peer's 1e-6 in a denominator, and Score-CAM by
-# masks that it up-samples with aligned corners: 1e-3 to 1e-2, and 1e-2 to 5e-2, in tests/golden/cam, where patching these gives equality.
+# to [0, 1], so ours does both as well. Its Grad-CAM++ adds 1e-6 to a denominator: 2e-4 here, up to 1e-2 in tests/golden/cam,
+# where leaving that out gives equality. Its Score-CAM is patched in one place: see side_pytorch_grad_cam.py.
 CHANNELS = 128  # of the layer that cnn_maxpool's maps are made of
 AT_ONCE = (8, 32, 128)
 _MAPS = (
@@ -131,7 +131,8 @@ _MAPS = (
             ("grad_cam", "cnn_maxpool", "captum", (None, 16, 64), 1e-5),
             ("grad_cam", "vgg112", "captum", (None, 1), 1e-5),
             ("grad_cam", "cnn_maxpool", "pytorch_grad_cam", (None, 16, 64), 1e-4),
-            ("grad_cam_plus_plus", "cnn_maxpool", "pytorch_grad_cam", (None, 16, 64), 3e-2),
+            ("grad_cam", "vgg112", "pytorch_grad_cam", (None, 1), 1e-4),
+            ("grad_cam_plus_plus", "cnn_maxpool", "pytorch_grad_cam", (None, 16, 64), 1e-3),
         )
     ),
     *(
@@ -148,7 +149,7 @@ _MAPS = (
             limit,
             "forward",
         )
-        for method, passes, limit in (("score_cam", CHANNELS, 1e-1), ("ablation_cam", 1, 1e-4))
+        for method, passes, limit in (("score_cam", CHANNELS, 1e-4), ("ablation_cam", 1, 1e-4))
     ),
 )
 ROWS = _BY_GRADIENT + _MAPS

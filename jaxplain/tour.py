@@ -25,10 +25,10 @@ def rows(score: Callable[..., jax.Array], background: np.ndarray) -> list[Row]:
     gradient = jx.gradient(score)
     has_maps = any(node.kind == "convolution" for node in jx.layers(score)(background[0], 0))
     maps = [
-        Row("Grad-CAM", jx.grad_cam(score, at="last conv:in")),
-        Row("Grad-CAM++", jx.grad_cam_plus_plus(score, at="last conv:in")),
+        Row("Grad-CAM", jx.grad_cam(score)),
+        Row("Grad-CAM++", jx.grad_cam_plus_plus(score)),
         Row("HiResCAM", jx.hires_cam(score, at="last conv:in")),
-        Row("guided Grad-CAM", jx.guided_grad_cam(score, at="last conv:in")),
+        Row("guided Grad-CAM", jx.guided_grad_cam(score)),
     ]
     return [
         Row("gradient", gradient),

@@ -37,7 +37,9 @@ def test_hires_cam_sums_to_the_score_on_a_linear_head():
     head = jax.random.normal(jax.random.key(1), (28 * 28 * 4,))
 
     def score(x, _):
-        h = jax.lax.conv_general_dilated(x[None].astype(w.dtype), w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        h = jax.lax.conv_general_dilated(
+            x[None].astype(w.dtype), w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         return jax.nn.relu(h).ravel() @ head + 0.7
 
     maps, info = _maps(jx.hires_cam(score))
