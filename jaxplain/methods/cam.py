@@ -21,7 +21,7 @@ from jaxplain.methods.maps import Layout, MapLayer
 from jaxplain.methods.propagation import computed
 from jaxplain.rules import backprop
 
-MASKS_AT_ONCE = 8  # measured: masked inputs, or ablated layers, evaluated together for each example
+MASKS_AT_ONCE = 8  # masked inputs, or ablated layers, evaluated together for each example
 RESIZING = ("nearest", "linear", "bilinear", "cubic", "bicubic", "lanczos3", "lanczos5")
 
 # From the layer to (map over its grid, info)
