@@ -87,6 +87,23 @@ def test_a_transformer_with_a_class_token_is_explained_before_its_last_mixing(sc
         jx.grad_cam(score, relu=False, at="_ViT/LayerNorm_0")(x, 2)
 
 
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        (jx.Layout(grid=(3, 3)), "does not hold that grid"),  # 10 tokens fewer than there are
+        (jx.Layout(grid=(24,)), "no such tokens"),
+        (jx.Layout(class_tokens=2), "does not hold that grid"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused(layout, words):
+    net, x = _ViT(False), jnp.ones((16, 24, 3))
+    weights = net.init(jax.random.key(1), x[None])
+    with pytest.raises(jx.JaxplainError, match=words):
+        jx.grad_cam(jx.logit(lambda xs: net.apply(weights, xs)), layout=layout)(x, 2)
+    with pytest.raises(jx.SettingError, match="no such tokens"):
+        jx.grad_cam(jx.logit(zoo.load("gap")), layout=jx.Layout(grid=(7, 7)))(X[0], Y[0])
+
+
 def test_refusals():
     x, y = X[0], Y[0]
     with pytest.raises(jx.LayerError, match="no layer of this score is a map"):

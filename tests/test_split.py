@@ -137,3 +137,15 @@ def test_integer_inputs():
     encode, decode = jx.split(score, "embedding")
     assert encode(ids).shape == (3, 4) and relative(decode(encode(ids), ids), score(ids)) < 1e-12
     assert jx.grad_cam(score, relu=False)(ids).shape == (3,)
+
+
+def test_conductance_of_several_layers_is_that_of_each():
+    score, x = _net()
+    both = jx.conductance(score, at=["shared@0", "head:in"], n_steps=20)(x, 1)
+    for got, at in zip(both, ("shared@0", "head:in"), strict=True):
+        alone, info = jx.with_info(jx.conductance(score, at=at, n_steps=20))(x, 1)
+        assert relative(got, alone) < 1e-6 and np.abs(alone).max() > 0 and info.gap is not None
+    with pytest.raises(jx.LayerError, match="all iterations of a scan"):
+        jx.conductance(score, at="Scan_Block_0")(x, 1)
+    with pytest.raises(jx.SettingError, match="position has no number"):
+        jx.split(score, "last dense@1")[0](x, 1)

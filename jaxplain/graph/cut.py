@@ -33,6 +33,11 @@ class Site(NamedTuple):
     readers: frozenset[Equation] | None = None
 
     @property
+    def is_stacked(self) -> bool:
+        """Whether it stands for all iterations of a scan at once, each of which starts anew from its own value."""
+        return self.run is None and any(equation.primitive == "scan" for equation in self.loops)
+
+    @property
     def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Of the values, stacked where they are."""
         scans = [equation for equation in self.loops if equation.primitive == "scan"]

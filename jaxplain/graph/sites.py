@@ -53,6 +53,15 @@ class Sites:
         name, run, entering = parts["name"], parts["run"], bool(parts["entering"])
         if position := _POSITION.fullmatch(name):
             end, kind = position.groups()
+            if run is not None:
+                raise SettingError(
+                    explain_error(
+                        f"{self.method}: a position has no number in `{self.setting}`.",
+                        got=repr(at),
+                        why="'first' and 'last' say which run is meant",
+                        fix=f"'{name}', or the path of the layer with @{run}",
+                    )
+                )
             if kind not in _SHORT:
                 raise SettingError(
                     explain_error(

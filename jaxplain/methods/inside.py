@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxplain._accumulate import accumulate
-from jaxplain._errors import InputError, SettingError, StructureError, explain_error
+from jaxplain._errors import InputError, LayerError, SettingError, StructureError, explain_error
 from jaxplain._explainer import Explainer, Info, positive_int, require_callable, sum_gap
 from jaxplain._tree import Arguments, Leaves, beside, cast_like, multiply, subtract, upcast
 from jaxplain.graph import cut
@@ -105,7 +105,7 @@ def split(f: Callable[..., Any], at: Any, *, argnums: int | Sequence[int] = 0, a
             * a position: `"last conv"`, `"first activation"`, with any kind that `jx.layers` lists;
             * any of them followed by `":in"`: the value that *enters*; others that read it keep theirs;
             * a path or tag followed by `"@1"`: the second time that it runs (layers used again, iterations of a scan; `"@-1"`: the last).
-              Without it, the values of a scanned layer are stacked along a leading axis.
+              Without it, the values of a scanned layer are stacked along a leading axis; in `decode` each iteration starts anew from its own.
 
             Or a function of a row of `jx.layers` that is true for one of them: `lambda node: node.shape == (1, 7, 7, 512)`. Or a list or
             dict of these: h has the same structure. Several in a row: what follows no longer depends on what came before.
@@ -204,7 +204,7 @@ def conductance(
 
     Arguments:
         f: the score, `f(x, *args) -> real scalar` for one example.
-        at: the layer, as in `split`; several as a list or dict.
+        at: the layer, as in `split`; several as a list or dict, each on its own: its conductance does not depend on what else is asked for.
         baseline, n_steps, quadrature, chunk_size, argnums, allow_random: as in `integrated_gradients`; the baseline is one of x.
 
     Returns:
@@ -237,6 +237,15 @@ def conductance(
         inside = staged(method, f, args, argnums, allow_random)
         require_scalar(method, inside.program.out_shape)
         sites = inside.find(at)
+        if stacked := [site.name for site in sites if site.is_stacked]:
+            raise LayerError(
+                explain_error(
+                    f"{method}: `at` names all iterations of a scan at once.",
+                    got=repr(stacked[0]),
+                    why="what flows through one flows through the next: each has a conductance of its own",
+                    fix=f"one of them, at='{stacked[0]}@-1'; several as a list",
+                )
+            )
         structure = jax.tree.structure(at)
         end = upcast(arguments.leaves)
         start = beside(end, arguments.like(baseline, "baseline", none=lambda x: x))
@@ -250,8 +259,10 @@ def conductance(
             h, pull = jax.vjp(lambda point: inside.encode(sites, arrays_at(point)), point)
             # Forward mode, by transposing the pullback: functions with a backward rule of their own have no other.
             (change,) = jax.vjp(lambda g: pull(g)[0], jax.tree.map(jnp.zeros_like, h))[1](direction)
-            value, back = jax.vjp(lambda h: inside.decode(sites, h, arrays_at(point)), h)
-            (gradient,) = back(jnp.ones_like(value))
+            gradient = [
+                jax.grad(lambda h, site=site: inside.decode([site], [h], arrays_at(point)))(h)
+                for site, h in zip(sites, h, strict=True)
+            ]
             return jax.tree.map(lambda g, c: multiply(*map(upcast, ((g,), (c,))))[0], gradient, change)
 
         program = Program(method, conducted, start, delta)
@@ -270,7 +281,7 @@ def conductance(
         if not with_info:
             return attribution, None
         values = [upcast((inside.program(tuple(arrays_at(point))),))[0] for point in (end, start)]
-        gap = sum_gap(tuple(jax.tree.leaves(summed)), *values)
+        gap = sum_gap(tuple(jax.tree.leaves(summed)), *values) if len(sites) == 1 else None
         n = jnp.int32(n_steps)
         return attribution, Info(value=values[0], baseline_value=values[1], gap=gap, n_steps=n, n_gradients=n)
 

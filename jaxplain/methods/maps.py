@@ -72,7 +72,7 @@ class MapLayer:
                     fix="one map for each layer: [jx.grad_cam(score, at=name) for name in names]",
                 )
             )
-        if len(sites[0].shapes[0].shape) != len(sites[0].values[0].shape):
+        if sites[0].is_stacked:
             raise LayerError(
                 explain_error(
                     f"{self.method}: `at` names a layer inside a scan, all of its iterations at once.",
@@ -100,11 +100,26 @@ class MapLayer:
                     ),
                 )
             )
+        told = layout.grid is not None or layout.class_tokens is not None
+        n_axes = len(found.places[0][1].of)
+        if told and (len(found.places) > 1 or (layout.grid is not None and len(layout.grid) != n_axes)):
+            raise SettingError(
+                explain_error(
+                    f"{self.method}: `layout` gives a grid or class tokens to a layer that has no such tokens.",
+                    where=self.site.name,
+                    got=f"grid={layout.grid}, class_tokens={layout.class_tokens} for shape {list(value.shape)}",
+                    need=f"one axis of tokens over {n_axes} axes of the input"
+                    if len(found.places) == 1
+                    else "none: rows and columns",
+                )
+            )
         places = []
         for axis, label in found.places:
             start = label.start if layout.class_tokens is None else layout.class_tokens
-            sizes = label.sizes if layout.grid is None or len(found.places) > 1 else tuple(layout.grid)
-            if start < 0 or start + math.prod(sizes) > value.shape[axis]:
+            sizes = label.sizes if layout.grid is None else tuple(layout.grid)
+            end = start + math.prod(sizes)
+            # Who gives the grid accounts for every token.
+            if start < 0 or end > value.shape[axis] or (layout.grid is not None and end < value.shape[axis]):
                 raise LayerError(
                     explain_error(
                         f"{self.method}: the layer does not hold that grid.",
@@ -127,12 +142,11 @@ class MapLayer:
         wide = [axis for axis, n in enumerate(shape) if n > 1 and axis != channel]
         sizes = [(shape[axis],) for axis in wide] if grid is None or len(wide) != 1 else [grid]
         axes = self._axes_of_input(sum(map(len, sizes)), first=not wide or channel < wide[0])
-        if axes is None or not wide:
-            return None
-        number = 0
-        of = iter((number, axis) for axis in axes)
+        if axes is None or not wide or len(self.inside.arrays) > 1:
+            return None  # which axes of which input, nobody knows
+        of = iter((0, axis) for axis in axes)
         labels = [Label(tuple(next(of) for _ in size), size) for size in sizes]
-        return Map(number, channel, tuple(zip(wide, labels, strict=True)), axes)
+        return Map(0, channel, tuple(zip(wide, labels, strict=True)), axes)
 
     def _axes_of_input(self, n: int, *, first: bool) -> tuple[int, ...] | None:
         rank = self.inside.arrays[0].ndim
