@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from jaxplain import datasets as datasets
+from jaxplain import metrics as metrics
 from jaxplain import nnx as nnx
 from jaxplain import plot as plot
 from jaxplain import rules as rules

@@ -106,14 +106,30 @@ def _rewritten(param: Any, rewrite: Callable[[Any], Callable[..., list]]) -> Any
 
 
 @contextmanager
-def context(equation: Any, scope: str | None = None) -> Iterator[None]:
-    """The settings and name scopes that an equation was written under; `scope`, where the equation knows its own alone."""
-    with (
-        source_info_util.user_context(equation.source_info.traceback),
-        equation.ctx.manager,
-        jax.named_scope(str(equation.source_info.name_stack) if scope is None else scope),
-    ):
+def context(equation: Any, scopes: tuple | None = None) -> Iterator[None]:
+    """The settings and name scopes that an equation was written under; `scopes`, where those of the calls around it are known.
+
+    The entries of the stack are passed on as they are: each stands for one entering of a scope.
+    """
+    own = source_info_util.NameStack(scopes_of(equation) if scopes is None else scopes)
+    stack = source_info_util.current_name_stack() + own
+    with source_info_util.user_context(equation.source_info.traceback, name_stack=stack), equation.ctx.manager:
         yield
+
+
+def scopes_of(equation: Any) -> tuple:
+    """The name scopes that an equation is in, and the transforms that it went through, outermost first.
+
+    The object of a scope is made when it is entered, so that two calls of a layer have two objects of the same name.
+    """
+    return equation.source_info.name_stack.stack
+
+
+def is_scope(entry: Any) -> bool:
+    return isinstance(entry, _SCOPE)
+
+
+_SCOPE = type(source_info_util.new_name_stack("name").stack[0])
 
 
 def evaluate(closed: Any, inputs: Any, run: Callable[[Any, list], list]) -> list:

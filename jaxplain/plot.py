@@ -151,7 +151,7 @@ def grid(
                 ax.text(0.5, 0.5, "NaN", transform=ax.transAxes, ha="center", va="center", fontsize=8, color="0.6")
         _row_label(row[0], name)
         if share:
-            bar = figure.colorbar(shown, cax=row[n], format="%.2g")
+            bar = figure.colorbar(shown, cax=row[n], format="%.3g")
             bar.ax.tick_params(labelsize=6, width=0.4, length=2)
             bar.outline.set_linewidth(0.4)
         else:

@@ -149,3 +149,149 @@ def test_conductance_of_several_layers_is_that_of_each():
         jx.conductance(score, at="Scan_Block_0")(x, 1)
     with pytest.raises(jx.SettingError, match="position has no number"):
         jx.split(score, "last dense@1")[0](x, 1)
+
+
+class _Step(linen.Module):
+    @linen.compact
+    def __call__(self, x, step):
+        return jnp.tanh(linen.Dense(4)(x + step))
+
+
+class _Universal(linen.Module):
+    """One block, three times in a row, each with an embedding of its own; the first time on nothing but weights."""
+
+    @linen.compact
+    def __call__(self, x):
+        block, h = _Step(name="block"), jnp.zeros(4)
+        for step in self.param("steps", linen.initializers.normal(1.0), (3, 4)):
+            h = block(h, step * x)
+        return linen.Dense(3, name="head")(h)
+
+
+@pytest.mark.parametrize("argnums", [1, (0, 1)])  # with the weights closed over, and as an input
+def test_each_call_of_a_layer_is_told_from_the_next(argnums):
+    net, x = _Universal(), jax.random.normal(jax.random.key(1), (4,))
+    weights = net.init(jax.random.key(0), x)
+    _, state = net.apply(weights, x, capture_intermediates=True)
+    calls = state["intermediates"]["block"]["__call__"]
+    f = lambda weights, x: net.apply(weights, x)[1]
+    for k, want in enumerate(calls):
+        encode, decode = jx.split(f, f"block@{k}", argnums=argnums)
+        assert relative(encode(weights, x), want) < 1e-12
+        head = weights["params"]["head"]
+        if k == 2:
+            assert relative(jax.grad(decode)(want, weights, x), head["kernel"][:, 1]) < 1e-12
+        with pytest.raises(jx.LayerError, match=r"block@0:in(.|\n)*block@2:in"):
+            jx.split(f, "block:in", argnums=argnums)[0](weights, x)
+
+
+def test_calls_survive_jit_vmap_and_a_gradient_inside():
+    w = jax.random.normal(jax.random.key(0), (4, 4))
+
+    @jax.jit
+    def layer(x):
+        with jax.named_scope("layer"):
+            return jnp.tanh(x @ w)
+
+    x = jax.random.normal(jax.random.key(1), (4,))
+    chain = lambda x: jnp.sum(layer(layer(layer(x))))
+    for f in (chain, lambda x: jax.vmap(chain)(x[None])[0]):
+        for k, want in enumerate((layer(x), layer(layer(x)), layer(layer(layer(x))))):
+            assert relative(jx.split(f, f"layer@{k}").encode(x).reshape(4), want) < 1e-12
+    # A split of a split: names stay.
+    encode, decode = jx.split(chain, "layer@0")
+    again = jx.split(decode, "layer@-1").encode(encode(x), x)
+    assert relative(again, layer(layer(layer(x)))) < 1e-12
+    force = lambda x: jnp.sum(jax.grad(lambda x: jnp.sum(layer(x)))(x) ** 2)
+    with pytest.raises(jx.LayerError, match=r"layer@0(.|\n)*layer@1"):  # there and back
+        jx.split(force, "layer")[0](x)
+
+
+def test_nnx_equinox_and_bare_scopes_have_names():
+    equinox = pytest.importorskip("equinox")
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.first, self.second = nnx.Linear(4, 5, rngs=rngs), nnx.Linear(5, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.second(nnx.relu(self.first(x)))
+
+    net, x = Net(nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (4,))
+    score = lambda x: jx.nnx.named(net)(x)[1]
+    encode, decode = jx.split(score, "first")
+    assert relative(encode(x), net.first(x)) < 1e-6 and relative(decode(encode(x), x), score(x)) < 1e-6
+    assert relative(jax.grad(decode)(encode(x), x), net.second.kernel[:, 1] * (net.first(x) > 0)) < 1e-6
+
+    mlp = equinox.nn.MLP(4, 3, 5, 2, key=jax.random.key(0))
+    for k, want in enumerate((mlp.layers[0](x), mlp.layers[1](jax.nn.relu(mlp.layers[0](x))), mlp(x))):
+        assert relative(jx.split(lambda x: mlp(x)[1], f"eqx.nn.Linear@{k}").encode(x), want) < 1e-6
+
+    def odd(x):
+        with jax.named_scope("layers[0]"):
+            x = jnp.sin(x)
+        return jnp.sum(checkpoint_name(x * 2, "post@2:in"))
+
+    assert relative(jx.split(odd, "layers[0]").encode(x), jnp.sin(x)) < 1e-12
+    assert relative(jx.split(odd, "post@2:in").encode(x), 2 * jnp.sin(x)) < 1e-12
+
+
+def test_the_same_value_twice_is_refused():
+    score, x = _net()
+    for at in (["head:in", "head:in"], ["Scan_Block_0", "Scan_Block_0@1"], {"a": "shared@0", "b": "shared@0"}):
+        with pytest.raises(jx.LayerError, match="are the same value"):
+            jx.split(score, at).encode(x, 1)
+
+
+def test_what_cannot_be_cut_says_why():
+    @jax.custom_vjp
+    def own(x):
+        with jax.named_scope("own"):
+            return jnp.sin(x)
+
+    own.defvjp(lambda x: (own(x), x), lambda x, g: (g * jnp.cos(x),))
+
+    def score(x, z):
+        with jax.named_scope("other"):
+            z = jnp.sin(z)
+        return jnp.sum(own(x) + z + jnp.argsort(x)[0])
+
+    x = jnp.arange(4.0)
+    for at, words in (("own", "inside custom_vjp_call"), ("other", "does not depend on the explained input")):
+        with pytest.raises(jx.LayerError, match=words):
+            jx.split(score, at).encode(x, x)
+    with pytest.raises(jx.LayerError, match="narrow it"):
+        jx.split(score, lambda node: True).encode(x, x)
+    with pytest.raises(jx.InputError, match="argnums='x'"):
+        jx.split(score, "own", argnums="x").encode(x, x)
+    encode, decode = jx.split(score, "other", argnums=1)
+    for h in ((encode(x, x),), [encode(x, x)], None):
+        with pytest.raises(jx.StructureError, match="not what `encode` returns"):
+            decode(h, x, x)
+    for at in (None, []):
+        for make in (jx.split(score, at).encode, jx.conductance(score, at=at)):
+            with pytest.raises(jx.SettingError, match="names no layer"):
+                make(x, x)
+    with pytest.raises(jx.SettingError, match="takes one baseline"):
+        jx.conductance(score, at="other", baseline=jx.references(x[None]))
+
+
+def test_conductance_by_hand_with_a_bypass():
+    w = jax.random.normal(jax.random.key(0), (4, 4))
+    score = lambda x: jnp.sum(checkpoint_name(jnp.tanh(x @ w), "h") * jnp.cos(x) + jnp.sin(x))
+    x, b = jax.random.normal(jax.random.key(1), (2, 4))
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    alphas, weights = (nodes + 1) / 2, weights / 2
+
+    def integrand(alpha):
+        p = b + alpha * (x - b)
+        change = (1 - jnp.tanh(p @ w) ** 2) * ((x - b) @ w)
+        return jnp.cos(p) * change
+
+    want = sum(weight * integrand(alpha) for alpha, weight in zip(alphas, weights, strict=True))
+    got, info = jx.with_info(jx.conductance(score, at="h", baseline=b, n_steps=60))(x)
+    assert relative(got, want) < 1e-9
+    assert relative(info.gap, jnp.sum(want) - (score(x) - score(b))) < 1e-6  # what bypasses the layer
+    both = jx.with_info(jx.conductance(score, at=["h", "h"], n_steps=5))(x)[1]
+    assert both.n_gradients == 10 and both.gap is None

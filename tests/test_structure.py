@@ -22,6 +22,7 @@ import jaxplain.methods.noise
 import jaxplain.methods.path
 import jaxplain.methods.propagation
 import jaxplain.methods.taylor
+import jaxplain.metrics
 import jaxplain.nnx
 import jaxplain.rules.composites
 import jaxplain.scores
@@ -37,7 +38,7 @@ LAYERS = [
     ["_accumulate", "graph"],
     ["_explainer", "rules"],
     ["_references"],
-    ["scores", "methods"],
+    ["metrics", "scores", "methods"],
     ["batch", "nnx", "plot"],
     ["datasets"],
     ["zoo"],
@@ -136,6 +137,7 @@ MODULES = [
     jaxplain.methods.path,
     jaxplain.methods.propagation,
     jaxplain.methods.taylor,
+    jaxplain.metrics,
     jaxplain.nnx,
     jaxplain.rules.composites,
     jaxplain.scores,

@@ -99,7 +99,7 @@ def _run(graph: Graph, inputs: Sequence[Any], cuts: Sequence[_Cut], *, wanted: b
         if equation not in running and not (equation.origin.effects and all(v in values for v in equation.inputs)):
             continue
         arguments = [entering[equation, v] if (equation, v) in entering else values[v] for v in equation.inputs]
-        with _compat.context(equation.origin, equation.path):
+        with _compat.context(equation.origin, equation.scopes):
             if equation in inside:
                 is_read = not needed.isdisjoint(equation.outputs)
                 outputs, new = _through(equation, arguments, inside[equation], wanted=is_read)

@@ -33,14 +33,15 @@ class Value:
 class Equation:
     """One equation, with the values it reads and makes, and its bodies if it is a loop, a branch or a checkpoint."""
 
-    __slots__ = ("bodies", "caller", "inputs", "origin", "outputs", "path")
+    __slots__ = ("bodies", "caller", "inputs", "origin", "outputs", "path", "scopes")
 
-    def __init__(self, origin: Any, inputs: Sequence[Value], path: str, caller: Any = None):
+    def __init__(self, origin: Any, inputs: Sequence[Value], scopes: tuple, caller: Any = None):
         self.origin = origin
         self.caller = caller  # the outermost call around it: inside JAX's own functions there is no line of the user's
         self.inputs = tuple(inputs)
         self.outputs = tuple(Value(variable.aval, self) for variable in origin.outvars)
-        self.path = path
+        self.scopes = scopes
+        self.path = "/".join(part for part, _ in _parts(scopes))
         self.bodies: tuple[Graph, ...] = ()
 
     @property
@@ -63,6 +64,10 @@ class Equation:
     def __repr__(self) -> str:
         return f"{self.primitive} at {self.line}"
 
+    def call_of(self, scope: str) -> object:
+        """Which call of a scope around this equation it belongs to; the way back through a call is another one."""
+        return list(_parts(self.scopes))[scope.count("/")][1]
+
     @property
     def line(self) -> str:
         """The user's source line, for messages."""
@@ -72,10 +77,12 @@ class Equation:
 class Graph:
     """A program: equations in order, and the values of its constants (a body's constants too).
 
-    Equal equations on equal operands in one scope are one, so that `where(x @ w > 0, x @ w, 0)` is an activation of x @ w.
+    Equal equations on equal operands in one scope are one, so that `where(x @ w > 0, x @ w, 0)` is an activation of x @ w; with
+    `each_call`, in one call of a scope.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, each_call: bool = False) -> None:
+        self.each_call = each_call
         self.inputs: tuple[Value, ...] = ()
         self.outputs: tuple[Value, ...] = ()
         self.equations: list[Equation] = []
@@ -101,7 +108,8 @@ class Graph:
             hash(how)
         except TypeError:  # then only the same equation of one function, called twice, is known to be equal
             how = id(equation.origin)
-        key = (equation.path, equation.primitive, how, equation.inputs)
+        where = tuple(_parts(equation.scopes)) if self.each_call else equation.path
+        key = (where, equation.primitive, how, equation.inputs)
         if key not in self._known:
             self._known[key] = equation.outputs
             self.equations.append(equation)
@@ -166,17 +174,19 @@ def varying_axes(value: Value) -> frozenset[int]:
 Opens = Callable[[Any, Any], bool]
 
 
-def flatten(closed: Any, path: str = "", opens: Opens | None = None, caller: Any = None) -> Graph:
+def flatten(
+    closed: Any, scopes: tuple = (), opens: Opens | None = None, caller: Any = None, each_call: bool = False
+) -> Graph:
     """The graph of a staged program. `opens(equation, body)` says which calls with a derivative of their own are opened."""
-    graph = Graph()
+    graph = Graph(each_call)
     jaxpr = _compat.open_jaxpr(closed)
     graph.inputs = tuple(Value(variable.aval) for variable in jaxpr.invars)
-    graph.outputs = _append(graph, closed, graph.inputs, path, opens or is_opened, caller)
+    graph.outputs = _append(graph, closed, graph.inputs, scopes, opens or is_opened, caller)
     return graph
 
 
 def _append(
-    graph: Graph, closed: Any, inputs: Sequence[Value], path: str, opens: Opens, caller: Any
+    graph: Graph, closed: Any, inputs: Sequence[Value], scopes: tuple, opens: Opens, caller: Any
 ) -> tuple[Value, ...]:
     """Append the equations of `closed` on `inputs`; return the values of its outputs."""
     jaxpr = _compat.open_jaxpr(closed)
@@ -184,11 +194,15 @@ def _append(
     for variable, constant in zip(jaxpr.constvars, _compat.constants(closed), strict=True):
         values[variable] = graph.constant(variable.aval, constant)
 
+    # A function that is called twice is staged once: its scopes are entered anew by each call.
+    entered: dict[int, Any] = {}
+
     def look(atom: Any) -> Value:
         return graph.constant(atom.aval, atom.val) if _compat.is_literal(atom) else values[atom]
 
     for origin in jaxpr.eqns:
-        here = "/".join(filter(None, (path, _scope(origin))))
+        own = [entered.setdefault(id(entry), type(entry)(*entry)) for entry in _compat.scopes_of(origin)]
+        here = (*scopes, *own)
         arguments = [look(atom) for atom in origin.invars]
         name = origin.primitive.name
         body = next(_compat.closed_bodies(origin)) if name in tables.CALLS | tables.CUSTOM else None
@@ -198,7 +212,8 @@ def _append(
             equation = Equation(origin, arguments, here, caller)
             if name in tables.WITH_BODIES:
                 equation.bodies = tuple(
-                    flatten(body, here, opens, caller or origin) for body in _compat.closed_bodies(origin)
+                    flatten(body, here, opens, caller or origin, graph.each_call)
+                    for body in _compat.closed_bodies(origin)
                 )
             outputs = graph.append(equation)
         values.update(zip(origin.outvars, outputs, strict=True))
@@ -251,15 +266,20 @@ def _is_known(origin: Any) -> bool:
 _WRAPPED = re.compile(r"(?:vmap|jvp|transpose|remat|checkpoint|rematted_computation)\((.*)\)")
 
 
-def _scope(origin: Any) -> str:
-    """The name scopes of an equation, without the marks of the transforms that it went through."""
-    parts = []
-    for part in str(origin.source_info.name_stack).split("/"):
-        while match := _WRAPPED.fullmatch(part):
-            part = match.group(1)
-        if part and part not in ("checkpoint", "rematted_computation") and "->" not in part:  # an einsum names itself
-            parts.append(part)
-    return "/".join(parts)
+def _parts(scopes: tuple) -> Iterator[tuple[str, object]]:
+    """The names that make up a path, and which entering of that name it is; without the marks of transforms."""
+    is_back = False
+    for entry in scopes:
+        if not _compat.is_scope(entry):
+            is_back |= entry.name == "transpose"
+            continue
+        for part in entry.name.split("/"):
+            while match := _WRAPPED.fullmatch(part):
+                part = match.group(1)
+            if (
+                part and part not in ("checkpoint", "rematted_computation") and "->" not in part
+            ):  # an einsum names itself
+                yield part, (id(entry), is_back)
 
 
 def equations_inside(graph: Graph) -> Iterator[Equation]:

@@ -4,15 +4,17 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from jaxplain import _compat
 from jaxplain._errors import LayerError, SettingError, explain_error
 from jaxplain.graph.activity import CONSTANT, Activity
 from jaxplain.graph.analysis import KINDS, LAYERS, Analysis, Node
 from jaxplain.graph.cut import Site
-from jaxplain.graph.flat import Equation, Graph, Value
+from jaxplain.graph.flat import Equation, Graph, Value, equations_inside, flatten
 from jaxplain.graph.listing import NodeRow, row
 
 _GRAMMAR = re.compile(r"(?P<name>.+?)(?:@(?P<run>-?\d+))?(?P<entering>:in)?")
@@ -21,8 +23,8 @@ _SHORT = {"conv": ("convolution",), "norm": ("normalisation",), "layer": LAYERS,
 _LISTED = 20  # candidates in a message
 
 
-class _Stretch(NamedTuple):
-    """Equations of one graph that run one after the other: one call of a layer in the program's text."""
+class _Call(NamedTuple):
+    """The equations of one call of a layer in the program's text."""
 
     loops: tuple[Equation, ...]
     graph: Graph
@@ -41,7 +43,9 @@ class Sites:
     def find(self, at: Any) -> Site:
         """The one place that `at` names; an error that lists the candidates otherwise."""
         if callable(at):
-            return self._of_nodes(at, "the predicate", ":in", entering=False)
+            return self._of_nodes(at, "the predicate", entering=False)
+        if isinstance(at, str) and at in self._scopes | self._tags:  # as it is, whatever signs are in it
+            return self._of_name(at, at, None, "")
         if not isinstance(at, str) or not (parts := _GRAMMAR.fullmatch(at)):
             raise SettingError(
                 explain_error(
@@ -50,7 +54,7 @@ class Sites:
                     need="a path or glob ('encoder/Block_3', 'Block_3:in', 'Block_3@1'), a tag, 'last conv', or a function of a row of jx.layers",
                 )
             )
-        name, run, entering = parts["name"], parts["run"], bool(parts["entering"])
+        name, run, entering = parts["name"], parts["run"], parts["entering"] or ""
         if position := _POSITION.fullmatch(name):
             end, kind = position.groups()
             if run is not None:
@@ -70,35 +74,45 @@ class Sites:
                         need=", ".join(_SHORT),
                     )
                 )
-            return self._of_nodes(lambda node: node.kind in _SHORT[kind], name, at, entering=entering, end=end)
-        return self._of_scope(at, name, None if run is None else int(run), entering)
+            return self._of_nodes(lambda node: node.kind in _SHORT[kind], at, entering=bool(entering), end=end)
+        return self._of_name(at, name, None if run is None else int(run), entering)
 
-    def _of_nodes(
-        self, wanted: Callable[[NodeRow], Any], what: str, name: str, *, entering: bool, end: str | None = None
-    ) -> Site:
+    def _of_nodes(self, wanted: Callable[[NodeRow], Any], at: str, *, entering: bool, end: str | None = None) -> Site:
         analysis = Analysis(self.graph, self.activity).with_positions()
         everything = list(_nodes(analysis))
         found = [(loops, node) for loops, node in everything if wanted(row(node, ""))]
         if not found or (end is None and len(found) > 1):
             rows = [row(node, "") for _, node in (found or everything)]
-            lines = [f"{r.kind} {'×'.join(map(str, r.shape))} {r.path or r.source}" for r in rows]
-            raise self._not_one(what, bool(found), lines)
+            raise self._not_one(
+                at,
+                several=bool(found),
+                there_are=[f"{r.kind} {list(r.shape)} {r.path or r.source}" for r in rows],
+                fix=(
+                    "narrow it: lambda node: node.kind == 'convolution' and node.shape == (1, 7, 7, 512); node.path and node.source, too",
+                    "'first activation', 'last conv' take the first or last of a kind",
+                ),
+            )
         loops, node = found[0 if end == "first" else -1]
         lengths = [e.params["length"] for e in loops if e.primitive == "scan"]
         # Whoever says "last" means the last that runs.
         run = None if end is None else tuple(0 if end == "first" else n - 1 for n in lengths)
         values = (node.inputs or self._varying(node.others)) if entering else node.outputs
-        return self._site(name, loops, values, run, frozenset(node.equations) if entering else None)
+        return self._site(at, loops, values, run, frozenset(node.equations) if entering else None)
 
-    def _of_scope(self, at: str, name: str, run: int | None, entering: bool) -> Site:
-        belongs = self._the_one(name)
-        stretches = list(self._stretches(self.graph, (), belongs.holds))
-        if run is None and len(stretches) > 1:
-            names = [f"{belongs.name}@{number}" for number in range(len(list(_runs(self.graph, stretches))))]
-            raise self._not_one(name, True, names, "it runs several times")
+    def _of_name(self, at: str, name: str, run: int | None, suffix: str) -> Site:
+        belongs = self._the_one(at, name, run, suffix)
+        calls = list(self._calls(self.graph, (), belongs))
+        if run is None and len(calls) > 1:
+            n_runs = len(list(_runs(self.graph, calls)))
+            raise self._not_one(
+                at,
+                several=True,
+                need=[f"{belongs.name}@{k}{suffix}" for k in range(n_runs)],
+                how="it runs several times",
+            )
         iteration = None
         if run is not None:
-            runs = list(_runs(self.graph, stretches))
+            runs = list(_runs(self.graph, calls))
             if not -len(runs) <= run < len(runs):
                 raise LayerError(
                     explain_error(
@@ -108,15 +122,15 @@ class Sites:
                     )
                 )
             number, iteration = runs[run]
-        loops, graph, equations = stretches[number if run is not None else 0]
+        loops, graph, equations = calls[number if run is not None else 0]
         inside = frozenset(equations)
-        if entering:
+        if suffix:
             made = {value for equation in equations for value in equation.outputs}
             values = [v for equation in equations for v in equation.inputs if v not in made]
         else:
             read = {v for equation in graph.equations if equation not in inside for v in equation.inputs}
             values = [v for e in equations for v in e.outputs if v in read or v in graph.outputs]
-        return self._site(at, loops, self._varying(values), iteration, inside if entering else None)
+        return self._site(at, loops, self._varying(values), iteration, inside if suffix else None)
 
     def _varying(self, values: Iterable[Value]) -> list[Value]:
         """Of some values, those that depend on the input; integers (masks, indices) only if there is nothing else."""
@@ -146,30 +160,58 @@ class Sites:
 
     # Scopes and tags
 
-    def _the_one(self, name: str) -> "_Belongs":
-        scopes: dict[str, None] = {}
-        tags: dict[str, None] = {}
-        for equation in self._varying_equations(self.graph):
-            parts = equation.path.split("/") if equation.path else []
-            scopes.update(("/".join(parts[: i + 1]), None) for i in range(len(parts)))
-            if equation.primitive == "name":
-                tags[equation.params["name"]] = None
-        if name in scopes and name not in tags:
-            return _Belongs(name, _under(name))
-        found = [scope for scope in scopes if fnmatchcase(scope, name) or fnmatchcase(scope, f"*/{name}")]
+    @cached_property
+    def _scopes(self) -> dict[str, None]:
+        return dict.fromkeys(scope for equation in self._varying_equations(self.graph) for scope in _around(equation))
+
+    @cached_property
+    def _tags(self) -> dict[str, None]:
+        return dict.fromkeys(e.params["name"] for e in self._varying_equations(self.graph) if e.primitive == "name")
+
+    def _the_one(self, at: str, name: str, run: int | None, suffix: str) -> "_Belongs":
+        if name in self._scopes and name not in self._tags:
+            return _under(name)
+        if name in self._tags and name not in self._scopes:
+            return _tagged(name)
+        found = [scope for scope in self._scopes if fnmatchcase(scope, name) or fnmatchcase(scope, f"*/{name}")]
         # `Block_*` means the blocks, not what is in them.
         found = [s for s in found if not any(s.startswith(f"{outer}/") for outer in found)]
-        found_tags = [tag for tag in tags if fnmatchcase(tag, name)]
-        if len(found) + len(found_tags) == 1:
-            return (
-                _Belongs(found_tags[0], _tagged(found_tags[0])) if found_tags else _Belongs(found[0], _under(found[0]))
+        tags = [tag for tag in self._tags if fnmatchcase(tag, name)]
+        if len(found) + len(tags) == 1:
+            return _tagged(tags[0]) if tags else _under(found[0])
+        if found or tags:
+            end = ("" if run is None else f"@{run}") + suffix
+            raise self._not_one(
+                at, several=True, need=[*(f + end for f in found), *(f"{t}{end} (a tag)" for t in tags)]
             )
-        if found or found_tags:
-            raise self._not_one(name, True, [*found, *(f"{tag} (a tag)" for tag in found_tags)])
-        everything = [*scopes, *tags]
+        if why := self._out_of_reach(name):
+            raise LayerError(
+                explain_error(
+                    f"{self.method}: the layer cannot be cut.",
+                    got=repr(at),
+                    why=why,
+                    fix="a layer before or around it",
+                )
+            )
+        everything = [*self._scopes, *self._tags]
         last = {path.split("/")[-1]: path for path in reversed(everything)}
         close = [last[word] for word in get_close_matches(name.split("/")[-1], last, n=3)]
-        raise self._not_one(name, False, list(dict.fromkeys([*close, *everything])))
+        raise self._not_one(at, several=False, need=list(dict.fromkeys([*close, *everything])))
+
+    def _out_of_reach(self, name: str) -> str | None:
+        """Why a layer of that name has no place here, if the program has one."""
+
+        def is_meant(equation: Equation) -> bool:
+            tag = equation.params["name"] if equation.primitive == "name" else ""
+            return tag == name or any(s == name or s.endswith(f"/{name}") for s in _around(equation))
+
+        for equation in equations_inside(self.graph):
+            if is_meant(equation):
+                return "it does not depend on the explained input: on the arguments that `argnums` names, the first unless told"
+            bodies = () if equation.bodies else _compat.closed_bodies(equation.origin)
+            if any(is_meant(e) for body in bodies for e in equations_inside(flatten(body, equation.scopes))):
+                return f"it is inside {equation.primitive} at {equation.line}, which runs as a whole"
+        return None
 
     def _varying_equations(self, graph: Graph) -> Iterator[Equation]:
         for equation in graph.equations:
@@ -178,82 +220,88 @@ class Sites:
                 for body in equation.bodies:
                     yield from self._varying_equations(body)
 
-    def _stretches(
-        self, graph: Graph, loops: tuple[Equation, ...], holds: Callable[[Equation], bool]
-    ) -> Iterator[_Stretch]:
-        current: list[Equation] = []
+    def _calls(self, graph: Graph, loops: tuple[Equation, ...], belongs: "_Belongs") -> Iterator[_Call]:
+        """Each call of a layer, those in bodies too; weights that are prepared belong to none."""
+        calls: dict[object, list[Equation]] = {}
+        inner = []
         for equation in graph.equations:
             if all(self.activity[value] is CONSTANT for value in equation.outputs):
-                continue  # weights that are prepared in between
-            if holds(equation):
-                current.append(equation)
                 continue
-            yield from self._calls(loops, graph, current)
-            current = []
-            for body in equation.bodies:
-                yield from self._stretches(body, (*loops, equation), holds)
-        yield from self._calls(loops, graph, current)
+            if belongs.holds(equation):
+                calls.setdefault(belongs.call_of(equation), []).append(equation)
+            else:
+                inner += [c for body in equation.bodies for c in self._calls(body, (*loops, equation), belongs)]
+        yield from (_Call(loops, graph, tuple(equations)) for equations in calls.values())
+        yield from inner
 
-    def _calls(self, loops: tuple[Equation, ...], graph: Graph, equations: list[Equation]) -> Iterator[_Stretch]:
-        """One stretch for each call: a layer that is applied twice in a row does the same with the same weights again."""
-        n = len(equations)
-        for period in (p for p in range(1, n // 2 + 1) if n % p == 0):
-            pairs = list(zip(equations, equations[period:], strict=False))
-            if all(self._is_again(a, b) for a, b in pairs) and any(self._weights(a) for a, _ in pairs[:period]):
-                for start in range(0, n, period):
-                    yield _Stretch(loops, graph, tuple(equations[start : start + period]))
-                return
-        if equations:
-            yield _Stretch(loops, graph, tuple(equations))
-
-    def _is_again(self, one: Equation, other: Equation) -> bool:
-        return (
-            (one.primitive, one.path) == (other.primitive, other.path)
-            and [v.aval for v in one.outputs] == [v.aval for v in other.outputs]
-            and self._weights(one) == self._weights(other)
-        )
-
-    def _weights(self, equation: Equation) -> list[Value]:
-        return [v for v in equation.inputs if self.activity[v] is CONSTANT and v.aval.size > 1]
-
-    def _not_one(self, name: str, several: bool, candidates: Sequence[str], how: str | None = None) -> LayerError:
+    def _not_one(
+        self,
+        at: str,
+        *,
+        several: bool,
+        need: Sequence[str] = (),
+        there_are: Sequence[str] = (),
+        how: str | None = None,
+        fix: Sequence[str] = (),
+    ) -> LayerError:
+        """The error for a name that no layer has, or several; `need` are names that would do, `there_are` lines about layers."""
+        candidates = need or there_are
         listed = [f"\n          {line}" for line in candidates[:_LISTED]]
         if len(candidates) > _LISTED:
             listed.append(f"\n          … and {len(candidates) - _LISTED} more")
-        number = how or f"{len(candidates)} layers do"
-        unnamed = (
-            ("one of them",)
-            if candidates
-            else (
+        if not candidates:
+            fix = (
                 "Flax NNX models leave no names: score = jx.logit(jx.nnx.named(model))",
                 "name a value in the model: h = checkpoint_name(h, 'h'), from jax.ad_checkpoint, or with jax.named_scope('h'):",
                 "by position: 'last conv', 'last activation'; print(jx.layers(score)(x, *args)) lists the kinds",
             )
-        )
+        elif not fix:
+            fix = (
+                ("one of these names", "several at once: a list or dict of names")
+                if several
+                else ("one of these names",)
+            )
         return LayerError(
             explain_error(
                 f"{self.method}: {'several layers answer' if several else 'no layer answers'} to `{self.setting}`.",
-                got=f"{name!r}" + (f"; {number}" if several else ""),
-                need="one of" + "".join(listed) if candidates else None,
-                why=None if candidates else "no layer of this program has a name",
-                fix=("a name that fits one of them", "several at once: a list or dict of names")
-                if several
-                else unnamed,
+                got=repr(at) + (f"; {how or f'{len(candidates)} layers do'}" if several else ""),
+                need="".join(("one of", *listed)) if need else None,
+                why="".join(("there are", *listed))
+                if there_are
+                else None
+                if need
+                else "no layer of this program has a name",
+                fix=tuple(fix),
             )
         )
 
 
+def _around(equation: Equation) -> Iterator[str]:
+    """The scopes around an equation, outermost first."""
+    parts = equation.path.split("/") if equation.path else []
+    return ("/".join(parts[: i + 1]) for i in range(len(parts)))
+
+
 class _Belongs(NamedTuple):
+    """What a name stands for: whether an equation belongs to it, and to which call of it."""
+
     name: str
     holds: Callable[[Equation], bool]
+    call_of: Callable[[Equation], object]
 
 
-def _under(scope: str) -> Callable[[Equation], bool]:
-    return lambda equation: equation.path == scope or equation.path.startswith(f"{scope}/")
+def _under(scope: str) -> _Belongs:
+    return _Belongs(
+        scope,
+        lambda equation: equation.path == scope or equation.path.startswith(f"{scope}/"),
+        lambda equation: equation.call_of(scope),
+    )
 
 
-def _tagged(tag: str) -> Callable[[Equation], bool]:
-    return lambda equation: equation.primitive == "name" and equation.params["name"] == tag
+def _tagged(tag: str) -> _Belongs:
+    return _Belongs(
+        tag, lambda equation: equation.primitive == "name" and equation.params["name"] == tag, lambda equation: equation
+    )
 
 
 def _nodes(analysis: Analysis, loops: tuple[Equation, ...] = ()) -> Iterator[tuple[tuple[Equation, ...], Node]]:
@@ -263,10 +311,10 @@ def _nodes(analysis: Analysis, loops: tuple[Equation, ...] = ()) -> Iterator[tup
             yield from _nodes(body, (*loops, node.equations[0]))
 
 
-def _runs(graph: Graph, stretches: list[_Stretch]) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Each time that a stretch runs, in order of execution: its number, and the iteration of each scan around it."""
-    starts = {stretch.equations[0]: number for number, stretch in enumerate(stretches)}
-    around = {equation for stretch in stretches for equation in stretch.loops}
+def _runs(graph: Graph, calls: list[_Call]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Each time that a call runs, in order of execution: its number, and the iteration of each scan around it."""
+    starts = {call.equations[0]: number for number, call in enumerate(calls)}
+    around = {equation for call in calls for equation in call.loops}
 
     def run(graph: Graph, iteration: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
         for equation in graph.equations:

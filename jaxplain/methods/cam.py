@@ -204,7 +204,7 @@ def _require_pooling(layer: MapLayer) -> None:
             explain_error(
                 f"{layer.method}: the score is not a mean of the layer's places, linear in it and with equal weights everywhere.",
                 where=f"{equation.primitive} at {equation.line}",
-                got=f"layer {layer.site.name}, {list(layer.site.values[0].shape)}",
+                got=f"layer: {layer.name.kind} {layer.name.path or 'without a name'}, {list(layer.name.shape)}",
                 need="global average pooling of the layer, then linear layers, then the logit",
                 why="a class activation map is read off the weights, which exist in such networks only",
                 fix=(

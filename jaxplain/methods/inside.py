@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxplain._accumulate import accumulate
 from jaxplain._errors import InputError, LayerError, SettingError, StructureError, explain_error
 from jaxplain._explainer import Explainer, Info, positive_int, require_callable, sum_gap
+from jaxplain._references import References
 from jaxplain._tree import Arguments, Leaves, beside, cast_like, multiply, subtract, upcast
 from jaxplain.graph import cut
 from jaxplain.graph.activity import ACTIVE, Activity, activities
@@ -32,15 +33,22 @@ class Inside:
     @cached_property
     def graph(self) -> Graph:
         # Calls with a derivative of their own stay whole: both halves may be differentiated.
-        return flatten(self.program.closed, opens=lambda *_: False)
+        return flatten(self.program.closed, opens=lambda *_: False, each_call=True)
 
     @cached_property
     def activity(self) -> dict[Value, Activity]:
         return activities(self.graph, [ACTIVE] * len(self.graph.inputs), look_ups=True)
 
     def find(self, at: Any) -> list[Site]:
+        names = jax.tree.leaves(at)
+        if not names:
+            raise SettingError(
+                explain_error(
+                    f"{self.method}: `at` names no layer.", got=repr(at), fix="at='last conv', at='encoder/Block_3'"
+                )
+            )
         sites = Sites(self.graph, self.activity, self.method)
-        return [sites.find(name) for name in jax.tree.leaves(at)]
+        return [sites.find(name) for name in names]
 
     def encode(self, sites: Sequence[Site], arrays: Sequence[Any]) -> list[tuple]:
         return cut.encode(self.graph, sites, arrays)
@@ -53,10 +61,10 @@ class Inside:
 def staged(method: str, f: Callable[..., Any], args: tuple, argnums: int | Sequence[int], allow_random: bool) -> Inside:
     """One call of a function. All arrays of the named arguments are abstract, integers too; the rest is closed over as it is."""
     named = argnums if isinstance(argnums, Sequence) else (argnums,)
-    if not named or any(not -len(args) <= position < len(args) for position in named):
+    if not named or any(not isinstance(position, int) or not -len(args) <= position < len(args) for position in named):
         raise InputError(
             explain_error(
-                f"{method}: argnums={argnums} does not name arguments of this call.",
+                f"{method}: argnums={argnums!r} does not name arguments of this call.",
                 got=f"{len(args)} positional argument(s)",
                 fix="count from 0, without h: argnums are those of the function that is split",
             )
@@ -107,6 +115,8 @@ def split(f: Callable[..., Any], at: Any, *, argnums: int | Sequence[int] = 0, a
             * a path or tag followed by `"@1"`: the second time that it runs (layers used again, iterations of a scan; `"@-1"`: the last).
               Without it, the values of a scanned layer are stacked along a leading axis; in `decode` each iteration starts anew from its own.
 
+            A full path is that layer, whatever else ends so. Equinox names layers by their classes alone: `"eqx.nn.Linear@2"`.
+
             Or a function of a row of `jx.layers` that is true for one of them: `lambda node: node.shape == (1, 7, 7, 512)`. Or a list or
             dict of these: h has the same structure. Several in a row: what follows no longer depends on what came before.
         argnums: the arguments that count as input: names of layers are those of what depends on them.
@@ -134,18 +144,16 @@ def split(f: Callable[..., Any], at: Any, *, argnums: int | Sequence[int] = 0, a
     """
     method = "split"
     require_callable(method, f)
-    names, structure = jax.tree_util.tree_flatten(at)
-    if not names:
-        raise SettingError(explain_error("split: `at` names no layer.", got=repr(at), fix="at='last conv'"))
+    structure = jax.tree.structure(at)
 
     def encode(*args: Any) -> Any:
         inside = staged(method, f, args, argnums, allow_random)
-        values = inside.encode(inside.find(at), inside.arrays)
+        values = inside.encode(_apart(inside.find(at)), inside.arrays)
         return jax.tree.unflatten(structure, [v[0] if len(v) == 1 else v for v in values])
 
     def decode(h: Any, *args: Any) -> Any:
         inside = staged(method, f, args, argnums, allow_random)
-        sites = inside.find(at)
+        sites = _apart(inside.find(at))
         parts: list[Any] = []
         try:
             jax.tree.map(lambda _, part: parts.append(part), at, h)
@@ -158,6 +166,27 @@ def split(f: Callable[..., Any], at: Any, *, argnums: int | Sequence[int] = 0, a
     return Split(encode, decode)
 
 
+def _apart(sites: list[Site]) -> list[Site]:
+    """The sites of one split: no value is given twice, or one of the two would be ignored."""
+    for i, one in enumerate(sites):
+        for other in sites[:i]:
+            is_same = one.run == other.run or None in (one.run, other.run)
+            if one.readers is None or other.readers is None:
+                by_same = one.readers is other.readers
+            else:
+                by_same = not one.readers.isdisjoint(other.readers)
+            if is_same and by_same and set(one.values) & set(other.values):
+                raise LayerError(
+                    explain_error(
+                        "split: two of the layers in `at` are the same value.",
+                        got=f"{other.name!r} and {one.name!r}",
+                        why="only one can be put in its place: what decode got for the other would be ignored",
+                        fix="one of them; of a block and its last layer, either",
+                    )
+                )
+    return sites
+
+
 def _given(part: Any, site: Site) -> tuple:
     """What is put in place of the values of a site; it must be like them."""
     shapes = site.shapes
@@ -165,6 +194,8 @@ def _given(part: Any, site: Site) -> tuple:
     if not isinstance(values, tuple | list) or len(values) != len(shapes):
         raise _other_h(type(part).__name__, f"a tuple of {len(shapes)} arrays", site.name)
     for value, like in zip(values, shapes, strict=True):
+        if not isinstance(value, float | int | complex) and not hasattr(value, "dtype"):
+            raise _other_h(type(part).__name__, f"{like.dtype}{list(like.shape)}", site.name)
         shape, is_float = jnp.shape(value), jnp.issubdtype(jnp.result_type(value), jnp.inexact)
         if shape != like.shape or is_float != jnp.issubdtype(like.dtype, jnp.inexact):
             got, need = (
@@ -172,6 +203,10 @@ def _given(part: Any, site: Site) -> tuple:
             )
             raise _other_h(got, need, site.name)
     return tuple(jnp.asarray(value).astype(like.dtype) for value, like in zip(values, shapes, strict=True))
+
+
+def _is_float(value: Value) -> bool:
+    return jnp.issubdtype(value.aval.dtype, jnp.inexact)
 
 
 def _other_h(got: object, need: object, where: str | None = None) -> StructureError:
@@ -205,15 +240,16 @@ def conductance(
     Arguments:
         f: the score, `f(x, *args) -> real scalar` for one example.
         at: the layer, as in `split`; several as a list or dict, each on its own: its conductance does not depend on what else is asked for.
-        baseline, n_steps, quadrature, chunk_size, argnums, allow_random: as in `integrated_gradients`; the baseline is one of x.
+        baseline: one baseline of x: a number, an array like x, or a function of x.
+        n_steps, quadrature, chunk_size, argnums, allow_random: as in `integrated_gradients`.
 
     Returns:
         `explain(x, *args)`, with the structure and shapes of the layer, as `split(f, at).encode` returns it; units of f.
 
     Guarantees: completeness, Σ R = f(x) − f(b) up to the quadrature, where nothing bypasses the layer; `Info.gap` tells what bypasses it.
     Conductance of the input is integrated gradients. Implementation invariant.
-    Cost: `n_steps` gradients of what comes after the layer, and as many derivatives of the layer along the path. Info: value,
-    baseline_value, gap, n_steps, n_gradients.
+    Cost: for each layer `n_steps` gradients of what comes after it, and as many derivatives of it along the path. Info: value,
+    baseline_value, gap (of a single layer), n_steps, n_gradients.
     Differs from: Captum replaces $dh/d\alpha$ by differences between steps, which is exact in the limit only.
 
     Example:
@@ -231,6 +267,14 @@ def conductance(
     positive_int(method, "n_steps", n_steps)
     chunk = positive_int(method, "chunk_size", DEFAULT_CHUNK if chunk_size is None else chunk_size)
     nodes, weights = nodes_and_weights(method, quadrature, n_steps)
+    if isinstance(baseline, References):
+        raise SettingError(
+            explain_error(
+                "conductance: takes one baseline.",
+                got="jx.references(…)",
+                fix="their mean: jax.vmap(lambda b: jx.conductance(f, at=…, baseline=b)(x))(pool).mean(0)",
+            )
+        )
 
     def evaluate(args: tuple, _key: Any, with_info: bool) -> tuple[Any, Info | None]:
         arguments = Arguments(method, args, argnums)
@@ -244,6 +288,15 @@ def conductance(
                     got=repr(stacked[0]),
                     why="what flows through one flows through the next: each has a conductance of its own",
                     fix=f"one of them, at='{stacked[0]}@-1'; several as a list",
+                )
+            )
+        if integers := [site.name for site in sites if not all(_is_float(value) for value in site.values)]:
+            raise LayerError(
+                explain_error(
+                    f"{method}: the layer holds integers.",
+                    got=repr(integers[0]),
+                    why="nothing flows through what has no derivative",
+                    fix="the value that they look up",
                 )
             )
         structure = jax.tree.structure(at)
@@ -282,7 +335,10 @@ def conductance(
             return attribution, None
         values = [upcast((inside.program(tuple(arrays_at(point))),))[0] for point in (end, start)]
         gap = sum_gap(tuple(jax.tree.leaves(summed)), *values) if len(sites) == 1 else None
-        n = jnp.int32(n_steps)
-        return attribution, Info(value=values[0], baseline_value=values[1], gap=gap, n_steps=n, n_gradients=n)
+        n_gradients = jnp.int32(n_steps * len(sites))
+        info = Info(
+            value=values[0], baseline_value=values[1], gap=gap, n_steps=jnp.int32(n_steps), n_gradients=n_gradients
+        )
+        return attribution, info
 
     return Explainer(method, evaluate, argnums=argnums)

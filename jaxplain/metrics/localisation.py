@@ -1,0 +1,141 @@
+"""Localisation: is the explanation where the object is? Measures of a map against a mask of the object.
+
+All read evidence *for* the score, the positive part of the map; for maps whose sign means nothing (gradients), pass |map|.
+A map without any positive evidence, or with NaN (an empty class activation map under `jit`), measures NaN: it has not been placed
+anywhere, and whoever averages decides what that counts.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxplain._errors import SettingError, StructureError, explain_error
+
+# measure(attribution, mask) -> a number in [0, 1]
+Measure = Callable[[ArrayLike, ArrayLike], jax.Array]
+
+
+def pointing_game(*, tolerance: int = 0) -> Measure:
+    r"""Pointing game: is the strongest pixel on the object? $1$ if $\arg\max_p R(p)$ is in the mask, else $0$.
+
+    Where several pixels are equally the strongest, the share of them that is in the mask: the expectation over ties broken at random.
+
+    Arguments:
+        tolerance: a hit as well if the mask is within so many pixels, of rows and of columns. The paper's is 15, on photographs.
+
+    Returns:
+        `measure(attribution, mask)`: (height, width[, channels]) and (height, width), bool → a number in [0, 1].
+
+    Guarantees: unchanged by any increasing function of the map. A map drawn at random hits with the share of the image that is mask.
+    Errors: `StructureError` for shapes that do not fit, or a mask that is not bool.
+
+    References:
+        Zhang et al., Top-down neural attention by excitation backprop, ECCV 2016.
+    """
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int) or tolerance < 0:
+        raise SettingError(explain_error("pointing_game: `tolerance` is a number of pixels.", got=repr(tolerance)))
+
+    def measure(attribution: ArrayLike, mask: ArrayLike) -> jax.Array:
+        heat, inside = _positive("pointing_game", attribution, mask)
+        size = 2 * tolerance + 1
+        near = lax.reduce_window(inside, False, lax.bitwise_or, (size, size), (1, 1), "SAME")
+        strongest = heat == jnp.max(heat)
+        hit = jnp.sum(strongest & near) / jnp.sum(strongest)
+        return _where_placed(heat, inside, hit)
+
+    return measure
+
+
+def energy_inside() -> Measure:
+    r"""Energy inside (energy-based pointing game, relevance mass accuracy): $\sum_{p \in \text{mask}} R^+(p) \big/ \sum_p R^+(p)$.
+
+    Returns:
+        `measure(attribution, mask)`: (height, width[, channels]) and (height, width), bool → a number in [0, 1].
+
+    Guarantees: unchanged by a positive factor on the map. A constant map has the share of the image that is mask, which is the level of chance.
+    Errors: `StructureError` for shapes that do not fit, or a mask that is not bool.
+    Differs from: Quantus' relevance mass accuracy also sums negative relevance, which may exceed 1.
+
+    References:
+        Wang et al., Score-CAM: score-weighted visual explanations for convolutional neural networks, CVPR workshops 2020.
+        Arras, Osman, Samek, CLEVR-XAI: a benchmark dataset for the ground truth evaluation of neural network explanations, Information
+        Fusion 81, 2022.
+    """
+
+    def measure(attribution: ArrayLike, mask: ArrayLike) -> jax.Array:
+        heat, inside = _positive("energy_inside", attribution, mask)
+        total = jnp.sum(heat)
+        return _where_placed(heat, inside, jnp.sum(heat * inside) / jnp.where(total > 0, total, 1))
+
+    return measure
+
+
+def intersection_over_union(*, threshold: float | None = None) -> Measure:
+    r"""Intersection over union $|S \cap M| / |S \cup M|$ of the map's strongest pixels S and the mask M.
+
+    Arguments:
+        threshold: S is every pixel with at least this share of the largest value, in (0, 1]; 0.2 in the papers of CAM and Grad-CAM. `None` takes as
+            many pixels as the mask has (of those with positive evidence), so that neither one bright pixel nor a map's spread decides;
+            of those that tie for the last places, each counts for its share.
+
+    Returns:
+        `measure(attribution, mask)`: (height, width[, channels]) and (height, width), bool → a number in [0, 1].
+
+    Guarantees: unchanged by a positive factor on the map (`None`: by any increasing function that leaves 0 at 0).
+    Errors: `StructureError` for shapes that do not fit, or a mask that is not bool; `SettingError` for the threshold.
+
+    References:
+        Zhou et al., Learning deep features for discriminative localization, CVPR 2016.
+        Selvaraju et al., Grad-CAM: visual explanations from deep networks via gradient-based localization, ICCV 2017.
+    """
+    if threshold is not None and not 0 < threshold <= 1:
+        raise SettingError(
+            explain_error("intersection_over_union: `threshold` is a share of the largest value.", got=repr(threshold))
+        )
+
+    def measure(attribution: ArrayLike, mask: ArrayLike) -> jax.Array:
+        heat, inside = _positive("intersection_over_union", attribution, mask)
+        if threshold is None:
+            chosen = _strongest(heat, jnp.sum(inside))
+        else:
+            chosen = (heat >= threshold * jnp.max(heat)).astype(heat.dtype)
+        both = jnp.sum(chosen * inside)
+        union = jnp.sum(chosen) + jnp.sum(inside) - both
+        return _where_placed(heat, inside, both / jnp.where(union > 0, union, 1))
+
+    return measure
+
+
+def _strongest(heat: jax.Array, n: jax.Array) -> jax.Array:
+    """1 for the n largest of the positive values; those that tie for the last places share them."""
+    last = jnp.sort(heat, axis=None, descending=True)[jnp.maximum(n - 1, 0)]
+    above, ties = heat > last, heat == last
+    share = (n - jnp.sum(above)) / jnp.sum(ties)
+    return jnp.where(heat > 0, above + share * ties, 0).astype(heat.dtype)
+
+
+def _positive(method: str, attribution: ArrayLike, mask: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """The evidence for the score as (height, width), and the mask."""
+    heat, inside = jnp.asarray(attribution), jnp.asarray(mask)
+    heat = jnp.sum(heat, axis=-1) if heat.ndim == 3 else heat
+    if heat.ndim != 2 or heat.shape != inside.shape or inside.dtype != bool:
+        raise StructureError(
+            explain_error(
+                f"{method}: a map and a mask of one image are needed.",
+                got=f"map {list(jnp.shape(attribution))}, mask {list(inside.shape)} of {inside.dtype}",
+                need="(height, width) or (height, width, channels), and (height, width) of bool",
+                fix=f"a batch of them: jax.vmap(jx.metrics.{method}())(attributions, masks)",
+            )
+        )
+    if not isinstance(inside, jax.core.Tracer) and not inside.any():
+        raise StructureError(explain_error(f"{method}: the mask is empty: there is nothing to point at."))
+    heat = heat if jnp.issubdtype(heat.dtype, jnp.floating) else heat.astype(jnp.float32)
+    return jnp.maximum(heat.astype(jnp.promote_types(heat.dtype, jnp.float32)), 0), inside
+
+
+def _where_placed(heat: jax.Array, inside: jax.Array, value: jax.Array) -> jax.Array:
+    is_placed = jnp.isfinite(heat).all() & jnp.any(heat > 0) & jnp.any(inside)
+    return jnp.where(is_placed, value.astype(heat.dtype), jnp.nan)
