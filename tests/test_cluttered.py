@@ -201,3 +201,10 @@ def test_sources_that_are_none_are_refused(sources, parts) -> None:
     with pytest.raises(StructureError) as error:
         cluttered_mnist(KEYS[0], *sources)
     assert all(part in text(error) for part in parts), text(error)
+
+
+def test_sources_outside_of_their_range_are_refused():
+    images, labels = np.zeros((3, 28, 28, 1), np.float32), np.arange(3)
+    for bad in (images, images + 255, images - 0.5):
+        with pytest.raises(StructureError, match=r"outside of \[0, 1\], or are blank"):
+            cluttered_mnist(jax.random.key(0), bad, labels)

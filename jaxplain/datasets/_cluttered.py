@@ -230,6 +230,15 @@ def _sources(images: Any, labels: Any) -> tuple[Any, Any]:
                 fix="one channel last, bytes divided by 255: images[..., None] / 255",
             )
         )
+    if not isinstance(images, jax.core.Tracer) and not (np.min(images) >= 0 and 0 < np.max(images) <= 1):
+        raise StructureError(
+            explain_error(
+                "cluttered_mnist: the source images have values outside of [0, 1], or are blank.",
+                got=f"from {np.min(images):.3g} to {np.max(images):.3g}",
+                need="[0, 1], black being 0: what is above zero is taken for ink",
+                fix="images / 255 for bytes; no mean subtracted",
+            )
+        )
     if np.shape(labels) != shape[:1] or not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise StructureError(
             explain_error(

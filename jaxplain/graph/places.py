@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
+import jax.numpy as jnp
+
 from jaxplain import _compat
 from jaxplain.graph import tables
 from jaxplain.graph.activity import ACTIVE, CONSTANT, Activity
@@ -71,8 +73,8 @@ class Places:
 
     def map_of(self, value: Value) -> Map | None:
         """How a value is a map of one input; None if it is none: no places, or more than one axis that is neither."""
-        labels = self._labels.get(value, ())
-        places = tuple((axis, label) for axis, label in enumerate(labels) if _is_place(label))
+        labels = self.labels(value)
+        places = tuple((axis, label) for axis, label in enumerate(labels) if is_place(label))
         taken = {axis for axis, _ in places}
         others = [axis for axis in range(len(labels)) if axis not in taken]
         wide = [axis for axis in others if value.shape[axis] > 1]
@@ -83,46 +85,68 @@ class Places:
             return None  # as in the table of who attends to whom
         return Map(axes[0][0], (wide or others)[-1], places, tuple(axis for _, axis in axes))
 
-    def last_map(self) -> Site | None:
-        """The last map that all of the score passes through, and whose gradient is not zero by structure but at one place.
+    def labels(self, value: Value) -> Labels:
+        return self._labels.get(value, (None,) * len(value.shape))
 
-        None if there is none for any input, or if there is for several.
+    def last_maps(self) -> list[Site]:
+        """For each input that has one, the last map that all of its way to the score passes through.
+
+        The gradient is not zero by structure but at one place there.
         """
-        found = [site for value in self.graph.inputs if (site := self._last_map(self.graph, value)) is not None]
-        return found[0] if len(found) == 1 else None
+        return [site for value in self.graph.inputs if (site := self._last_map(self.graph, value)) is not None]
 
     def _last_map(self, graph: Graph, start: Value) -> Site | None:
         relevant = _between(graph, start, self._activity)
         waists = _waists(graph, start, relevant)
         mixes = False  # whether places mix behind this equation; else only what is selected there has a gradient
+        reduced = None  # a layer whose rows, say, are summed already: there may be one before it that has them
         for equation in reversed(relevant):
             waist = waists.get(equation)
             if mixes and waist is not None and self._is_layer(waist):
-                return Site(_name(waist), (waist,))
+                found = Site(_name(waist), (waist,))
+                if not self._is_reduced(waist):
+                    return found
+                reduced = reduced or found
             if equation in self._mixing and not mixes:
                 mixes = True
-                if (
-                    equation.primitive == "scan"
-                    and (site := self._in_last_iteration(equation, waists, start)) is not None
-                ):
+                if equation.bodies and (site := self._in_body(equation, waists, start)) is not None:
                     return site
-        return Site(_name(start), (start,)) if mixes and self._is_layer(start) else None
+        if mixes and self._is_layer(start):
+            return Site(_name(start), (start,))
+        return reduced
+
+    def _is_reduced(self, value: Value) -> bool:
+        """Whether a value is a reduction over places, but for a factor."""
+        while (source := value.source) is not None:
+            if source.primitive.startswith("reduce_"):
+                return source in self._mixing
+            active = [v for v in source.inputs if self._activity[v] is ACTIVE]
+            if (
+                source.primitive not in tables.PRODUCTS | tables.IDENTITY | _FORM | {"convert_element_type"}
+                or len(active) != 1
+            ):
+                return False
+            (value,) = active
+        return False
 
     def _is_layer(self, value: Value) -> bool:
         """Whether a value is a map with channels that weights have made: not the input itself, however arranged."""
         return CHANNEL in self._labels[value] and self.map_of(value) is not None
 
-    def _in_last_iteration(self, equation: Equation, waists: dict[Equation, Value], start: Value) -> Site | None:
-        """The same inside a scan that all passes through in one carried value."""
-        n_consts, n_carry = _compat.scan_counts(equation.origin)
-        (body,) = equation.bodies
+    def _in_body(self, equation: Equation, waists: dict[Equation, Value], start: Value) -> Site | None:
+        """The same inside a checkpoint, or the last iteration of a scan, that all passes through in one (carried) value."""
         read = [v for v in equation.inputs if self._activity[v] is ACTIVE]
-        carried = [v for v in body.inputs[n_consts : n_consts + n_carry] if self._activity[v] is ACTIVE]
-        if len(read) != 1 or len(carried) != 1 or read[0] not in {start, *waists.values()}:
+        if equation.primitive == "cond" or len(read) != 1 or read[0] not in {start, *waists.values()}:
             return None
-        site = self._last_map(body, carried[0])
-        last = equation.params["length"] - 1
-        return site and site._replace(loops=(equation, *site.loops), run=(last, *(site.run or ())))
+        (body,) = equation.bodies
+        is_scan = equation.primitive == "scan"
+        n_consts, n_carry = _compat.scan_counts(equation.origin) if is_scan else (0, len(body.inputs))
+        carried = [v for v in body.inputs[n_consts : n_consts + n_carry] if self._activity[v] is ACTIVE]
+        site = self._last_map(body, carried[0]) if len(carried) == 1 else None
+        if site is None:
+            return None
+        last = (equation.params["length"] - 1,) if is_scan else ()
+        return site._replace(loops=(equation, *site.loops), run=(*last, *(site.run or ())) or None)
 
     def unlike_pooling(self, value: Value) -> Equation | None:
         """The first equation that keeps the score from being a sum over the places of a map, with equal weights at all of them."""
@@ -130,27 +154,42 @@ class Places:
         for equation in _between(self.graph, value, self._activity):
             active = [v for v in equation.inputs if self._activity[v] is ACTIVE]
             states = {pooled.get(v) for v in active}
-            if len(states) > 1 or None in states or not is_affine_in(equation, active):
+            if len(states) > 1 or None in states or not self._is_affine(equation, active):
                 return equation
             was_pooled, labels = states.pop(), [self._labels[v] for v in equation.outputs]
-            still_map = any(_is_place(label) for of in labels for label in of)
+            still_map = any(is_place(label) for of in labels for label in of)
             if not was_pooled and not self._treats_alike(equation, active[0], still_map):
                 return equation
             pooled.update(dict.fromkeys(equation.outputs, was_pooled or not still_map))
         return None if all(pooled.get(v) for v in self.graph.outputs) else value.source
 
+    def _is_affine(self, equation: Equation, active: list[Value]) -> bool:
+        """Whether an equation is affine in its active operands whatever x is; which class is looked up may depend on x."""
+        held = [v for v in equation.inputs if self._activity[v] not in (ACTIVE, CONSTANT)]
+        are_indices = all(jnp.issubdtype(v.aval.dtype, jnp.integer) for v in held)
+        looks_up = equation.primitive in ("gather", "dynamic_slice") and are_indices
+        is_cast = equation.primitive == "convert_element_type"
+        return (not held or looks_up) and (is_cast or is_affine_in(equation, active))
+
     def _treats_alike(self, equation: Equation, operand: Value, still_map: bool) -> bool:
-        """Whether an affine equation does the same at each place, or sums over places."""
-        name, output = equation.primitive, equation.outputs[0]
-        if name == "reduce_sum" or (name == "reduce_window_sum" and not still_map):
-            return True
-        before, after = ({label for label in self._labels[v] if _is_place(label)} for v in (operand, output))
-        if before != after or equation in self._mixing:
+        """Whether an affine equation does the same at each place, or sums over all places (of an axis)."""
+        name, output, labels = equation.primitive, equation.outputs[0], self._labels[operand]
+        places = [axis for axis, label in enumerate(labels) if is_place(label)]
+        if name == "reduce_sum":
+            return all(labels[axis].fills(operand.shape[axis]) for axis in places if axis in equation.params["axes"])  # type: ignore[union-attr]
+        if name == "reduce_window_sum" and not still_map:
+            sizes = equation.params["window_dimensions"]
+            is_whole = all(sizes[axis] == operand.shape[axis] for axis in places)
+            return (
+                is_whole
+                and not any(map(any, equation.params["padding"]))
+                and output.aval.size * math.prod(sizes) == operand.aval.size
+            )
+        if name not in _ALIKE or equation in self._mixing or _grid(labels) != _grid(self._labels[output]):
             return False
-        if name not in tables.PRODUCTS:
-            return True
-        places = {axis for axis, label in enumerate(self._labels[output]) if _is_place(label)}
-        return all(v is operand or not v.shape or not varying_axes(v) & places for v in equation.inputs)
+        after = {axis for axis, label in enumerate(self._labels[output]) if is_place(label)}
+        varies = name in tables.PRODUCTS | {"select_n"}
+        return not varies or all(v is operand or not v.shape or not varying_axes(v) & after for v in equation.inputs)
 
     def _visit(self, graph: Graph, inputs: Sequence[Labels]) -> list[Labels]:
         labels = self._labels
@@ -194,7 +233,7 @@ class Places:
             is_weight = self._activity[value] is CONSTANT
             free += [CHANNEL if is_weight else operands[side][axis] for axis in own]
         summed = [operands[side][axis] for side in (0, 1) for axis in contracted[side]]
-        return [(*shared, *free)], any(map(_is_place, summed))
+        return [(*shared, *free)], any(map(is_place, summed))
 
     def _any_mixing(self, bodies: Iterable[Graph]) -> bool:
         return any(equation in self._mixing for body in bodies for equation in body.equations)
@@ -220,6 +259,11 @@ class _Everything(dict):
 
     def __missing__(self, _: Value) -> Activity:
         return ACTIVE
+
+
+def _grid(labels: Labels) -> dict[tuple[int, int], int]:
+    """Which axes of inputs are places of a value, and how many there are along each."""
+    return {of: n for label in labels if is_place(label) for of, n in zip(label.of, label.sizes, strict=True)}
 
 
 def _name(value: Value) -> str:
@@ -262,18 +306,21 @@ def _waists(graph: Graph, start: Value, relevant: list[Equation]) -> dict[Equati
 
 # How each kind of equation hands labels on: from (equation, labels of its operands) to (labels of its outputs, whether it mixes).
 
+_FORM = frozenset({"reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim"})
+# What may do the same at every place.
+_ALIKE = tables.AFFINE | tables.IDENTITY | tables.WEIGHTED.keys() | _FORM | {"select_n", "optimization_barrier"}
 _SELECTING = frozenset({"slice", "dynamic_slice", "gather", "squeeze", "split", "unstack", "select_n"})
 _Result = tuple[list[Labels] | None, bool]
 
 
-def _is_place(label: Label | None) -> TypeGuard[Label]:
+def is_place(label: Label | None) -> TypeGuard[Label]:
     return label is not None and math.prod(label.sizes) > 1
 
 
 def _lost(operands: Iterable[Labels], outputs: Iterable[Labels]) -> bool:
     """Whether some axis of places is in no output any more."""
     kept = {of for labels in outputs for label in labels if label for of in label.of}
-    return any(_is_place(label) and not kept.issuperset(label.of) for labels in operands for label in labels)
+    return any(is_place(label) and not kept.issuperset(label.of) for labels in operands for label in labels)
 
 
 def _common(several: Iterable[Labels]) -> Labels:
@@ -283,9 +330,12 @@ def _common(several: Iterable[Labels]) -> Labels:
 def _joined(several: Iterable[Labels]) -> Labels:
     """Labels of values that are combined element by element: what one does not tell, another may.
 
-    What is added to channels is one: the features of a token, where a residual branch adds to them.
+    What is added to channels is one: the features of a token, where a residual branch adds to them. If there are channels besides, then
+    what a layer across places has made is added to the places (an MLP-Mixer).
     """
-    return tuple(_one(axis) for axis in zip(*several, strict=True))
+    columns = [{label for label in axis if label is not None} for axis in zip(*several, strict=True)]
+    has_channels = {CHANNEL} in columns
+    return tuple(_one(known - {CHANNEL} if has_channels and len(known) > 1 else known) for known in columns)
 
 
 def _one(labels: Iterable[Label | None]) -> Label | None:
@@ -389,7 +439,13 @@ def _slice(equation: Equation, operands: list[Labels]) -> _Result:
     params, old = equation.params, equation.inputs[0].shape
     strides = params["strides"] or (1,) * len(old)
     spans = zip(operands[0], old, params["start_indices"], params["limit_indices"], strides, strict=True)
-    return [tuple(_sliced(*span) for span in spans)], False
+    labels = tuple(_sliced(*span) for span in spans)
+    # Several places of a part that is cut out have a gradient, like all places of a whole.
+    is_part = (
+        is_place(a) and b is None and n > 1
+        for a, b, n in zip(operands[0], labels, equation.outputs[0].shape, strict=True)
+    )
+    return [labels], any(is_part)
 
 
 def _sliced(label: Label | None, n: int, start: int, stop: int, stride: int) -> Label | None:
@@ -423,12 +479,12 @@ def _pad(equation: Equation, operands: list[Labels]) -> _Result:
 def _concatenate(equation: Equation, operands: list[Labels]) -> _Result:
     along = equation.params["dimension"]
     labels = list(_joined(operands))
-    placed, offset = [], 0
+    known, offset = [], 0
     for value, operand in zip(equation.inputs, operands, strict=True):
         if (label := operand[along]) is not None:
-            placed.append(label._replace(start=label.start + offset))
+            known.append(label if label == CHANNEL else label._replace(start=label.start + offset))
         offset += value.shape[along]
-    labels[along] = placed[0] if len(placed) == 1 else None
+    labels[along] = known[0] if len(set(known)) == 1 else None
     return [tuple(labels)], False
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxplain._errors import LayerError, SettingError, explain_error
+from jaxplain._errors import InputError, LayerError, SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, positive_int, require_callable
 from jaxplain._tree import Arguments, Leaves, upcast
 from jaxplain.graph.flat import opens_activations
@@ -21,7 +21,7 @@ from jaxplain.methods.maps import Layout, MapLayer
 from jaxplain.methods.propagation import computed
 from jaxplain.rules import backprop
 
-MASKS_AT_ONCE = 8  # masked inputs, or ablated layers, evaluated together for each example
+MASKS_AT_ONCE = 16  # masked inputs, or ablated layers, evaluated together for each example
 RESIZING = ("nearest", "linear", "bilinear", "cubic", "bicubic", "lanczos3", "lanczos5")
 
 # From the layer to (map over its grid, info)
@@ -46,9 +46,11 @@ def _cam(
 
     def evaluate(args: tuple, _key: Any, with_info: bool) -> tuple[jax.Array, Info | None]:
         layer = MapLayer(staged(method, f, args, argnums, allow_random), at, layout or Layout())
-        heat, info = _heat(
-            layer, partial(weighted, Arguments(method, args, argnums)) if reads_input else weighted, relu, resizing
-        )
+        run = weighted
+        if reads_input:
+            _require_floats(layer)
+            run = partial(weighted, Arguments(method, args, argnums))
+        heat, info = _heat(layer, run, relu, resizing)
         return heat, info._replace(layer=layer.name) if with_info else None
 
     return Explainer(method, evaluate, argnums=argnums)
@@ -62,6 +64,19 @@ def _heat(layer: MapLayer, weighted: Weighting, relu: bool, resizing: str | None
     heat = heat if resizing is None else layer.up(heat, resizing)
     heat = heat.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else heat
     return heat, info
+
+
+def _require_floats(layer: MapLayer) -> None:
+    given = layer.inside.arrays[layer.map.input]
+    if not jnp.issubdtype(given.dtype, jnp.floating):
+        raise InputError(
+            explain_error(
+                f"{layer.method}: it masks the input, which must be floats.",
+                got=f"{given.dtype}{list(given.shape)}",
+                why="half a token is none",
+                fix=f"mask their embedding: encode, decode = jx.split(f, 'embedding'); jx.{layer.method}(decode)(encode(ids), ids)",
+            )
+        )
 
 
 def _not_empty(layer: MapLayer, heat: jax.Array) -> jax.Array:
@@ -409,9 +424,9 @@ def score_cam(
     the input that it covers. No gradient is used.
 
     Arguments:
-        f, at, relu, upsample, layout, argnums, allow_random: as in `grad_cam`.
+        f, at, relu, upsample, layout, argnums, allow_random: as in `grad_cam`; x must be floats.
         baseline: what is left of the input where a mask is 0: $x \odot H + b \odot (1 - H)$; as in `integrated_gradients`.
-        chunk_size: masks evaluated together for each example; memory is that of so many forward passes. `None` is 8.
+        chunk_size: masks evaluated together for each example; memory is that of so many forward passes. `None` is 16.
 
     Returns as `grad_cam`. In units of A, weighted by a softmax: a channel that raises the score by 1 counts e times as much, so the scale of f matters.
 

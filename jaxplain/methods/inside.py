@@ -66,7 +66,8 @@ def staged(method: str, f: Callable[..., Any], args: tuple, argnums: int | Seque
             explain_error(
                 f"{method}: argnums={argnums!r} does not name arguments of this call.",
                 got=f"{len(args)} positional argument(s)",
-                fix="count from 0, without h: argnums are those of the function that is split",
+                fix="count from 0"
+                + (", without h: argnums are those of the function that is split" if method == "split" else ""),
             )
         )
     positions = tuple(position % len(args) for position in named)

@@ -1,5 +1,6 @@
 """A hidden layer read as maps of the input: which layer, which of its axes are places, and its values with the channels last."""
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -14,7 +15,8 @@ from jaxplain._explainer import LayerName
 from jaxplain._tree import upcast
 from jaxplain.graph.analysis import Analysis
 from jaxplain.graph.cut import Site
-from jaxplain.graph.places import Label, Map, Places
+from jaxplain.graph.flat import Value
+from jaxplain.graph.places import Label, Map, Places, is_place
 from jaxplain.graph.stage import Program, require_scalar
 from jaxplain.methods.inside import Inside
 
@@ -47,8 +49,16 @@ class MapLayer:
     # Which layer, and how to read it
 
     def _default(self) -> Site:
-        site = self.places.last_map()
-        if site is None:
+        sites = self.places.last_maps()
+        if len(sites) > 1:
+            raise LayerError(
+                explain_error(
+                    f"{self.method}: a map is over one input, and several have a layer of their own.",
+                    got=", ".join(f"{site.name} {list(site.values[0].shape)}" for site in sites),
+                    fix="one of them: argnums=0, or at=…",
+                )
+            )
+        if not sites:
             raise LayerError(
                 explain_error(
                     f"{self.method}: no layer of this score is a map of the input that all of the score passes through.",
@@ -60,7 +70,7 @@ class MapLayer:
                     ),
                 )
             )
-        return site
+        return sites[0]
 
     def _named(self, at: Any) -> Site:
         sites = self.inside.find(at)
@@ -86,7 +96,7 @@ class MapLayer:
         value = self.site.values[0]
         found = self.places.map_of(value)
         if layout.channel_axis is not None:
-            found = self._as_told(value.shape, layout.channel_axis, layout.grid)
+            found = self._as_told(value, layout.channel_axis, layout.grid)
         if found is None:
             raise LayerError(
                 explain_error(
@@ -132,27 +142,52 @@ class MapLayer:
             places.append((axis, label._replace(start=start, sizes=sizes)))
         return found._replace(places=tuple(places))
 
-    def _as_told(self, shape: tuple[int, ...], channel_axis: int, grid: tuple[int, ...] | None) -> Map | None:
-        """The layer with its channels at `channel_axis`: what else is wide are the places, in the order of the input's axes."""
+    def _as_told(self, value: Value, channel_axis: int, grid: tuple[int, ...] | None) -> Map | None:
+        """The layer with its channels at `channel_axis`; places are those that are known, or else all other wide axes."""
+        shape, labels = value.shape, self.places.labels(value)
         if not -len(shape) <= channel_axis < len(shape):
             raise SettingError(
                 explain_error(f"{self.method}: the layer has no axis {channel_axis}.", got=f"shape {list(shape)}")
             )
         channel = channel_axis % len(shape)
         wide = [axis for axis, n in enumerate(shape) if n > 1 and axis != channel]
-        sizes = [(shape[axis],) for axis in wide] if grid is None or len(wide) != 1 else [grid]
-        axes = self._axes_of_input(sum(map(len, sizes)), first=not wide or channel < wide[0])
-        if axes is None or not wide or len(self.inside.arrays) > 1:
+        known = {axis: label for axis, label in enumerate(labels) if is_place(label)}
+        if channel in known or (known and len(known) < len(wide)):
+            raise SettingError(
+                explain_error(
+                    f"{self.method}: `layout` does not fit what is known of the layer.",
+                    where=self.site.name,
+                    got=f"channel_axis={channel_axis} for shape {list(shape)}, whose axes {sorted(known)} are places of the input",
+                    need="one axis of channels beside the places",
+                    fix="name the value before or after its features are split into several axes (heads)",
+                )
+            )
+        if known:
+            places = tuple(known.items())
+            numbers = {number for label in known.values() for number, _ in label.of}
+            axes = tuple(axis for label in known.values() for _, axis in label.of)
+            return (
+                Map(numbers.pop(), channel, places, axes) if len(numbers) == 1 and len(set(axes)) == len(axes) else None
+            )
+        sizes = [(shape[axis],) for axis in wide] if grid is None or len(wide) != 1 else [tuple(grid)]
+        chosen = self._axes_of_input([n for size in sizes for n in size]) if wide else None
+        if chosen is None:
             return None  # which axes of which input, nobody knows
-        of = iter((0, axis) for axis in axes)
-        labels = [Label(tuple(next(of) for _ in size), size) for size in sizes]
-        return Map(0, channel, tuple(zip(wide, labels, strict=True)), axes)
+        of = iter((0, axis) for axis in chosen)
+        told = [Label(tuple(next(of) for _ in size), size) for size in sizes]
+        return Map(0, channel, tuple(zip(wide, told, strict=True)), chosen)
 
-    def _axes_of_input(self, n: int, *, first: bool) -> tuple[int, ...] | None:
-        rank = self.inside.arrays[0].ndim
-        if rank == n:
-            return tuple(range(n))
-        return (tuple(range(1, rank)) if first else tuple(range(n))) if rank == n + 1 else None
+    def _axes_of_input(self, sizes: list[int]) -> tuple[int, ...] | None:
+        """The axes of the one input that are at least that long, in order; None if that fits several choices of axes."""
+        if len(self.inside.arrays) > 1:
+            return None
+        shape = self.inside.arrays[0].shape
+        fits = [
+            axes
+            for axes in itertools.combinations([axis for axis, n in enumerate(shape) if n > 1], len(sizes))
+            if all(shape[axis] >= n for axis, n in zip(axes, sizes, strict=True))
+        ]
+        return fits[0] if len(fits) == 1 else None
 
     @cached_property
     def name(self) -> LayerName:
