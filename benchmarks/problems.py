@@ -161,6 +161,7 @@ PROBLEMS = {
     "mlp": lambda batch=256: zoo_network("mlp", batch),
     "cnn_maxpool": lambda batch=256: zoo_network("cnn_maxpool", batch),
     "cnn_maxpool-16": lambda batch=16: zoo_network("cnn_maxpool", batch)._replace(name=f"cnn_maxpool-{batch}"),
+    "cnn_maxpool-1": lambda batch=1: zoo_network("cnn_maxpool", batch)._replace(name=f"cnn_maxpool-{batch}"),
     "vgg112": lambda batch=4: vgg(batch),
     "separable224": lambda batch=4: separable(batch),
 }

@@ -112,6 +112,7 @@ _BY_GRADIENT = tuple(
 # where leaving that out gives equality. Its Score-CAM is patched in one place: see side_pytorch_grad_cam.py.
 CHANNELS = 128  # of the layer that cnn_maxpool's maps are made of
 AT_ONCE = (8, 32, 128)
+AS_SHIPPED = {"graph": "whole"}  # as users run it: the weights need gradients, and backward() computes all of them
 _MAPS = (
     *(
         Row(
@@ -120,19 +121,23 @@ _MAPS = (
             peer,
             1,
             _each({"upsample": peer != "captum"}, batch_size=pieces),
-            _each({}, batch_size=pieces, layout=LAYOUTS),
+            _each(fixed, batch_size=pieces, layout=LAYOUTS),
             {},
             {},
             "equal",
             limit,
             "forward",
         )
-        for method, problem, peer, pieces, limit in (
-            ("grad_cam", "cnn_maxpool", "captum", (None, 16, 64), 1e-5),
-            ("grad_cam", "vgg112", "captum", (None, 1), 1e-5),
-            ("grad_cam", "cnn_maxpool", "pytorch_grad_cam", (None, 16, 64), 1e-4),
-            ("grad_cam", "vgg112", "pytorch_grad_cam", (None, 1), 1e-4),
-            ("grad_cam_plus_plus", "cnn_maxpool", "pytorch_grad_cam", (None, 16, 64), 1e-3),
+        for method, problem, peer, pieces, limit, fixed in (
+            ("grad_cam", "cnn_maxpool", "captum", (None, 16, 64), 1e-5, {}),
+            ("grad_cam", "cnn_maxpool-1", "captum", (None,), 1e-5, {}),
+            ("grad_cam", "vgg112", "captum", (None, 1), 1e-5, {}),
+            ("grad_cam", "cnn_maxpool", "pytorch_grad_cam", (None, 16, 64), 1e-4, {}),
+            ("grad_cam", "cnn_maxpool", "pytorch_grad_cam", (None, 16, 64), 1e-4, AS_SHIPPED),
+            ("grad_cam", "cnn_maxpool-1", "pytorch_grad_cam", (None,), 1e-4, {}),
+            ("grad_cam", "cnn_maxpool-1", "pytorch_grad_cam", (None,), 1e-4, AS_SHIPPED),
+            ("grad_cam", "vgg112", "pytorch_grad_cam", (None, 1), 1e-4, {}),
+            ("grad_cam_plus_plus", "cnn_maxpool", "pytorch_grad_cam", (None, 16, 64), 1e-3, {}),
         )
     ),
     *(

@@ -38,7 +38,10 @@ def prepare(job: dict) -> tuple[Callable[[], Any], dict]:
     problem, settings, method = load(job["problem"]), job["settings"], job["method"]
     memory = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}[settings["layout"]]
     net = side_captum.network(problem).to(memory_format=memory)
-    layer = side_captum.last_maps(net, graph=method in BY_GRADIENT)
+    whole_graph = settings.get("graph") == "whole"
+    for weight in net.parameters():
+        weight.requires_grad_(whole_graph)
+    layer = side_captum.last_maps(net, graph=method in BY_GRADIENT and not whole_graph)
     cam = (BY_GRADIENT | BY_FORWARD_PASSES)[method](net, [layer])
     if method in BY_FORWARD_PASSES:
         cam.batch_size = settings["at_once"]  # masked images, or ablated channels, of one example

@@ -137,7 +137,7 @@ def main() -> None:
         parser.error(f"no chapter's name starts with {' or '.join(args.names)}")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the same pictures everywhere
     if args.check:
-        os.environ.setdefault("CHAPTER_SCENES", "100")  # in place of a thousand
+        os.environ.setdefault("CHAPTER_SCENES", "50")  # in place of a thousand
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, where ipywidgets is not installed
     orphans = (
         [] if args.names else sorted(p.name for p in CHAPTERS.glob("*.ipynb") if not p.with_suffix(".py").exists())

@@ -211,6 +211,7 @@ TAILS = {  # of a network with maps h, (12, 20, 8): those that average them and 
     "mean of mean": (True, lambda h: _head(h.mean(0).mean(0))),
     "einsum": (True, lambda h: _head(jnp.einsum("hwc->c", h))),
     "whole window": (True, lambda h: _head(linen.avg_pool(h[None], (12, 20))[0, 0, 0])),
+    "tiles": (True, lambda h: _head(linen.avg_pool(h[None], (3, 2), (3, 2)).mean((0, 1, 2)))),
     "two layers": (True, lambda h: _head(h.mean((0, 1)) @ _normal(8, 6) + 0.3)),
     "mean of logits": (True, lambda h: (h @ _normal(8, 5) + 0.2).mean((0, 1))[3]),
     "margin": (True, lambda h: (h.mean((0, 1)) @ _normal(8, 5))[jnp.array([3, 2])] @ jnp.array([1.0, -1])),
@@ -225,6 +226,7 @@ TAILS = {  # of a network with maps h, (12, 20, 8): those that average them and 
     "part": (False, lambda h: _head(h[2:8, 3:9].mean((0, 1)))),
     "every second": (False, lambda h: _head(h[::2, ::2].mean((0, 1)))),
     "part of a window": (False, lambda h: _head(linen.avg_pool(h[None], (10, 15))[0, 0, 0])),
+    "overlapping windows": (False, lambda h: _head(linen.avg_pool(h[None], (6, 4), (4, 4)).mean((0, 1, 2)))),
     "dilated window": (
         False,
         lambda h: _head(lax.reduce_window(h, 0.0, lax.add, (6, 10, 1), (6, 10, 1), "VALID", window_dilation=(2, 2, 1))[0, 0]),

@@ -158,7 +158,7 @@ class Places:
                 return equation
             was_pooled, labels = states.pop(), [self._labels[v] for v in equation.outputs]
             still_map = any(is_place(label) for of in labels for label in of)
-            if not was_pooled and not self._treats_alike(equation, active[0], still_map):
+            if not was_pooled and not self._treats_alike(equation, active[0]):
                 return equation
             pooled.update(dict.fromkeys(equation.outputs, was_pooled or not still_map))
         return None if all(pooled.get(v) for v in self.graph.outputs) else value.source
@@ -171,20 +171,14 @@ class Places:
         is_cast = equation.primitive == "convert_element_type"
         return (not held or looks_up) and (is_cast or is_affine_in(equation, active))
 
-    def _treats_alike(self, equation: Equation, operand: Value, still_map: bool) -> bool:
+    def _treats_alike(self, equation: Equation, operand: Value) -> bool:
         """Whether an affine equation does the same at each place, or sums over all places (of an axis)."""
         name, output, labels = equation.primitive, equation.outputs[0], self._labels[operand]
         places = [axis for axis, label in enumerate(labels) if is_place(label)]
         if name == "reduce_sum":
             return all(labels[axis].fills(operand.shape[axis]) for axis in places if axis in equation.params["axes"])  # type: ignore[union-attr]
-        if name == "reduce_window_sum" and not still_map:
-            sizes = equation.params["window_dimensions"]
-            is_whole = all(sizes[axis] == operand.shape[axis] for axis in places)
-            return (
-                is_whole
-                and not any(map(any, equation.params["padding"]))
-                and output.aval.size * math.prod(sizes) == operand.aval.size
-            )
+        if name == "reduce_window_sum":
+            return _tiles(equation)
         if name not in _ALIKE or equation in self._mixing or _grid(labels) != _grid(self._labels[output]):
             return False
         after = {axis for axis, label in enumerate(self._labels[output]) if is_place(label)}
@@ -259,6 +253,15 @@ class _Everything(dict):
 
     def __missing__(self, _: Value) -> Activity:
         return ACTIVE
+
+
+def _tiles(equation: Equation) -> bool:
+    """Whether the windows of a pooling lie side by side and leave nothing out."""
+    params, (operand, *_), (output, *_) = equation.params, equation.inputs, equation.outputs
+    axes = zip(operand.shape, output.shape, params["window_dimensions"], params["window_strides"], strict=True)
+    spread = (*params["base_dilation"], *params["window_dilation"])
+    is_plain = all(n == 1 for n in spread) and not any(map(any, params["padding"]))
+    return is_plain and all(m * width == n and (stride == width or m == 1) for n, m, width, stride in axes)
 
 
 def _grid(labels: Labels) -> dict[tuple[int, int], int]:
