@@ -55,6 +55,13 @@ NO_MAP = dict.fromkeys(
     "no layer of this score is a map",
 )
 
+
+def _layer_gradient(f: Callable, x: Any) -> Callable:
+    """Input × gradient of a layer: both halves of `split`."""
+    encode, decode = jx.split(f, "last activation")
+    return lambda x, y, key=None: jx.input_x_gradient(decode)(encode(x, y), x, y)
+
+
 # A stabiliser that keeps relevance smooth at the scale of the registry's finite differences.
 EPSILON = 0.1
 
@@ -104,6 +111,7 @@ METHODS: dict[str, Method] = {
         lambda f, x: jx.deeplift(f, baseline=_two(x), rule="reveal_cancel", fallback="rescale", chunk_size=2)
     ),
     "conductance": Method(lambda f, x: jx.conductance(f, at="last activation", baseline=0.1, n_steps=3, chunk_size=2)),
+    "layer_gradient": Method(_layer_gradient),
     "cam": Method(
         lambda f, x: jx.cam(f), refuses=NO_MAP | dict.fromkeys(("conv_maxpool", "equinox_conv"), "not a mean")
     ),

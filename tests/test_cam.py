@@ -77,11 +77,11 @@ def test_a_transformer_with_a_class_token_is_explained_before_its_last_mixing(sc
     net, x = _ViT(scanned), jax.random.normal(jax.random.key(0), (16, 24, 3))
     weights = net.init(jax.random.key(1), x[None])
     score = jx.logit(lambda xs: net.apply(weights, xs))
-    heat, info = jx.with_info(jx.grad_cam(score, relu=False, upsample=False))(x, 2)
+    heat, info = jax.jit(jx.with_info(jx.grad_cam(score, relu=False, upsample=False)))(x, 2)
     assert heat.shape == (4, 6) and info.layer.shape == (1, 25, 8) and np.abs(heat).min() > 0
     encode, decode = jx.split(score, "_Block_0" if not scanned else "Scan_Block_0@0")
-    h = encode(x, 2)
-    tokens = jnp.mean(jx.gradient(decode)(h, x, 2)[0, 1:], 0) @ h[0, 1:].T
+    h = jax.jit(encode)(x, 2)
+    tokens = jnp.mean(jax.jit(jx.gradient(decode))(h, x, 2)[0, 1:], 0) @ h[0, 1:].T
     np.testing.assert_allclose(heat, tokens.reshape(4, 6), rtol=1e-4, atol=1e-6)
     # Behind the last block only the class token has a gradient.
     with pytest.raises(jx.LayerError, match="zero everywhere"):
