@@ -194,8 +194,9 @@ plt.show()
 
 # %% [markdown]
 # Left, two digits of a class; right, two classes, of which the one in the title is explained. On a GAP network the gradient is the same at all places, so
-# Grad-CAM has no area to divide by: both methods find both digits. What differs is that Grad-CAM++ drops negative gradients. Negative weights are how a class says "not
-# that one": without them the map spreads to the digit that was *not* asked for. Eigen-CAM, which is never told the class, is the limit of that.
+# Grad-CAM has no area to divide by: both methods find both digits nearly as often. What differs is that Grad-CAM++ drops negative gradients, as LayerCAM does.
+# Negative weights are how a class says "not that one": without them the map spreads to the digit that was *not* asked for. Eigen-CAM, which is never told
+# the class, is the limit of that.
 #
 # ## One digit, a flattened network: better, and by which measure
 #
