@@ -202,6 +202,20 @@ def test_the_default_layer_is_the_last_map(score, path, shape, grid):
     assert jx.grad_cam(score, relu=False)(x).shape == (24, 40)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("cnn_maxpool", (1, 4, 4, 128)),
+        ("cnn_avgpool", (1, 4, 4, 128)),
+        ("gap", (1, 7, 7, 128)),
+        ("all_conv", (1, 7, 7, 10)),
+    ],
+)
+def test_the_default_layer_of_the_zoo_is_what_is_flattened_or_averaged(name, shape):
+    explain = jax.jit(jx.with_info(jx.grad_cam(jx.logit(zoo.load(name)), relu=False)))
+    assert explain(X[0], Y[0])[1].layer.shape == shape
+
+
 _WHERE = jax.random.uniform(jax.random.key(5), (12, 20)) > 0.5
 _WEIGHTS = jax.random.uniform(jax.random.key(5), (12, 20))[..., None]
 TAILS = {  # of a network with maps h, (12, 20, 8): those that average them and are linear, and those that do not

@@ -118,7 +118,7 @@ class Places:
     def _is_reduced(self, value: Value) -> bool:
         """Whether a value is a reduction over places, but for a factor."""
         while (source := value.source) is not None:
-            if source.primitive.startswith("reduce_"):
+            if source.primitive in _REDUCING:
                 return source in self._mixing
             active = [v for v in source.inputs if self._activity[v] is ACTIVE]
             if (
@@ -312,6 +312,9 @@ def _waists(graph: Graph, start: Value, relevant: list[Equation]) -> dict[Equati
 _FORM = frozenset({"reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim"})
 # What may do the same at every place.
 _ALIKE = tables.AFFINE | tables.IDENTITY | tables.WEIGHTED.keys() | _FORM | {"select_n", "optimization_barrier"}
+_REDUCING = frozenset(
+    {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"}
+)
 _SELECTING = frozenset({"slice", "dynamic_slice", "gather", "squeeze", "split", "unstack", "select_n"})
 _Result = tuple[list[Labels] | None, bool]
 
@@ -510,10 +513,7 @@ _RULES: dict[str, Any] = {
     **dict.fromkeys(tables.IDENTITY | {"optimization_barrier"}, _same),
     **dict.fromkeys(("reshape", "squeeze", "expand_dims"), _reshape),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _along),
-    **dict.fromkeys(
-        ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"),
-        _reduction,
-    ),
+    **dict.fromkeys(_REDUCING, _reduction),
     **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window"), _window),
     "transpose": _transpose,
     "broadcast_in_dim": _broadcast,
