@@ -313,7 +313,7 @@ def test_a_layout_does_not_overrule_what_is_known():
     layout = jx.Layout(channel_axis=-1, grid=(6, 10))
     assert jx.grad_cam(unknown, at="h", relu=False, layout=layout)(x).shape == (24, 40)
     assert jx.grad_cam(lambda x: unknown(x[0]), at="h", relu=False, layout=layout)(x[None]).shape == (24, 40)
-    with pytest.raises(jx.LayerError, match="not known which of its axes"):  # rows, columns or depth?
+    with pytest.raises(jx.LayerError, match="fit several axes of the input"):  # rows, columns or depth?
         jx.grad_cam(lambda x: unknown(x[..., :3]), at="h", layout=layout)(jnp.ones((24, 40, 30)))
 
 

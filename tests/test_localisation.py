@@ -65,7 +65,10 @@ def test_transforms_scale_and_nothing_to_place(name, key):
     masks = jnp.broadcast_to(MASK, maps.shape)
     np.testing.assert_allclose(jax.jit(jax.vmap(measure))(maps, masks), one_by_one, rtol=1e-12)
     np.testing.assert_allclose(jax.vmap(measure)(1e6 * maps, masks), one_by_one, rtol=1e-12)
-    assert (((one_by_one >= 0) & (one_by_one <= 1)).all() and one_by_one.std() > 0) or name == "pointing_game"
+    assert ((one_by_one >= 0) & (one_by_one <= 1)).all() and (one_by_one.std() > 0 or name == "pointing_game")
+    closed_over = jax.jit(lambda heat: measure(heat, masks[0]))(maps[0])
+    np.testing.assert_allclose(closed_over, one_by_one[0], rtol=1e-12)
+    assert np.isnan(jax.jit(measure)(maps[0], masks[0] & False))
     for nothing in (0 * maps[0], -jnp.abs(maps[0]), jnp.full((6, 8), jnp.nan)):
         assert np.isnan(measure(nothing, MASK))
     assert measure(maps[0].astype(jnp.bfloat16), MASK).dtype == jnp.float32

@@ -27,7 +27,7 @@ DERIVATIVES = [
 ]
 
 
-@pytest.mark.matrix(("model", "method"), DERIVATIVES, DERIVATIVES[::4])
+@pytest.mark.matrix(("model", "method"), DERIVATIVES, DERIVATIVES[::5])
 def test_derivative_of_the_attribution(model, method):
     """d/dt Σ sin R(x + t u; w + t v) in reverse mode (forward mode for `tol`) against central differences."""
     # Of the first class for which something is left in the map.

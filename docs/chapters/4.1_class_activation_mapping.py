@@ -30,8 +30,8 @@ N = int(os.environ.get("CHAPTER_SCENES", 1000))  # fewer when this page is only 
 # ## Digits among clutter
 #
 # On a digit that fills its image, any map looks right. `cluttered_mnist` puts a digit anywhere on a larger canvas, among pieces of other
-# digits, and tells where everything is. All positions are equally likely, so "look at the middle" is no answer. The scenes are made
-# of held-out digits.
+# digits, and tells where everything is. All positions are equally likely; but a digit of 28 pixels on a canvas of 40 always covers the middle,
+# and a control below says what that is worth. The scenes are made of held-out digits.
 
 # %%
 digits = datasets.mnist()
@@ -81,13 +81,13 @@ jx.plot.grid({"CAM": large}, x[ten], titles=[f"digit {c}" for c in y[ten]], size
 plt.show()
 
 # %% [markdown]
-# The map follows the digit and leaves the clutter out. It is coarse: a place is 4 pixels wide, and each has seen 26×26 pixels. The peak is
+# The map follows the digit. It is coarse: a place is 4 pixels wide, and each has seen 26×26 pixels. The peak is
 # where a place saw what decides, often inside the digit's outline rather than on its ink.
 #
 # ## All classes of one scene
 #
-# A class activation map exists for every class, right or wrong. Their means are the logits, so the maps show what made the
-# runner-up plausible, and where it lost.
+# A class activation map exists for every class, right or wrong, and their means are the logits. The difference of two maps has the margin as
+# its mean: it shows what made the runner-up plausible, and where it lost.
 
 # %%
 probabilities = jax.nn.softmax(net(x))
@@ -97,7 +97,9 @@ hard = int(np.argmax(np.where(is_right, second, 0)))  # right, but nearly not
 every = jax.jit(jax.vmap(jx.cam(score), in_axes=(None, 0)))(x[hard], jnp.arange(10))
 logits = np.asarray(net(x[hard]))
 repeated = np.broadcast_to(x[hard], (10, *x.shape[1:]))
-jx.plot.grid({"CAM": every}, repeated, titles=[f"{c}: {logits[c]:+.1f}" for c in range(10)], size=1.05)
+best = int(logits.argmax())
+titles = [f"{c}: {logits[c]:+.1f}" for c in range(10)]
+jx.plot.grid({"CAM": every, f"CAM of {best} −": every[best] - every}, repeated, titles=titles, size=1.05)
 plt.show()
 
 # %% [markdown]
@@ -105,13 +107,16 @@ plt.show()
 #
 # Three measures against the digit's ink. *Pointing game*: is the largest pixel on it (or at most 2 pixels beside it)? *IoU*: of the map's strongest
 # pixels, as many as the digit has, and the digit. *Energy inside*: the share of the positive evidence that is on the digit. Intervals are
-# ±1.96 standard errors. Two controls know nothing of the network: a constant map, which
-# is the level of chance, and the image itself.
+# ±1.96 standard errors, over scenes. Three controls know nothing of the network: a constant map, which
+# is the level of chance, a blob in the middle of the canvas, and the image itself.
 
 # %%
 gradient = jx.gradient(score)
+rows, columns = jnp.meshgrid(jnp.arange(40), jnp.arange(40))
+middle = jnp.exp(-((rows - 19.5) ** 2 + (columns - 19.5) ** 2) / (2 * 6**2))
 methods = {
     "constant (control)": lambda image, _: jnp.ones(image.shape[:2]),
+    "middle (control)": lambda *_: middle,
     "the image (control)": lambda image, _: image,
     "CAM": jx.cam(score),
     "|gradient|": lambda image, label: jnp.abs(gradient(image, label)),
@@ -130,16 +135,24 @@ for method, make in methods.items():
     cells = (f"{v.mean():.3f} ± {1.96 * v.std() / np.sqrt(N):.3f}" for v in found[method].values())
     print(f"{method:20}" + "".join(f"{cell:>19}" for cell in cells))
 assert found["CAM"]["pointing, 2 px"].mean() > 0.9
-assert found["CAM"]["energy inside"].mean() > 2 * found["constant (control)"]["energy inside"].mean()
+for name in measures:
+    assert found["CAM"][name].mean() > found["middle (control)"][name].mean(), name
+
+evidence = jnp.maximum(jax.jit(jax.vmap(jx.cam(score)))(x, y), 0)
+on_clutter = (evidence * scenes.clutter_mask).sum() / evidence.sum()
+print(
+    f"\nof the positive evidence {on_clutter:.1%} is on clutter, which is {scenes.clutter_mask.mean():.1%} of the area"
+)
 
 # %% [markdown]
-# The peak of the class activation map is on the digit or next to it nearly always, and a gradient's too; on the very ink less often, since the map
-# knows places of 4 pixels, not strokes. The image itself scores high because most of its ink *is* the digit's: a method is not good at localisation
+# The peak of the class activation map is on the digit or next to it nearly always, and a gradient's too; on the very ink less often: the map
+# knows places of 4 pixels, not strokes, and a gradient is largest beside the ink, where a change would matter. The blob in the middle is not far behind the
+# map: on this canvas a digit is never far from there. Clutter gets no more than its area. The image itself scores high because most of its ink *is* the digit's: a method is not good at localisation
 # merely because it multiplies with the input. The [next chapter](4.2_grad-cam.ipynb) has the table of all methods.
 #
 # ## Where it does not apply
 #
-# Libraries that multiply "the weights of the last linear layer" with "the last maps" return a picture for any network. Here it is
+# Libraries that multiply "the weights of the last linear layer" with "the last maps" return a picture wherever the sizes happen to fit. Here it is
 # an error, which names the operation that is in the way:
 
 # %%
@@ -153,8 +166,9 @@ else:
 # %% [markdown]
 # ## When to use it, and when it misleads
 #
-# On a network with global average pooling it is the best of maps: exact, and free. It shows *places*, not pixels: what a place has seen is
-# its whole receptive field. And it is exact at the layer only; up-sampling is a picture, whose mean is no longer the logit.
+# On a network with global average pooling it is the only exact map: the score, place by place, for one forward pass. Others are nearer to the digit
+# ([4.2](4.2_grad-cam.ipynb)), but do not add up to the score. It shows *places*, not pixels: what a place has seen is its whole receptive field. Bilinear
+# up-sampling by a whole factor keeps the mean; other up-sampling makes a picture.
 #
 # ## References
 #

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 4.3 Grad-CAM++
 #
-# [Grad-CAM](4.2_grad-cam.ipynb) weighs a channel by its *mean* gradient, so a channel that sees a small object counts less than one that sees a large
-# object, and of several objects the smaller fade. Grad-CAM++ lets each place count for itself:
+# [Grad-CAM](4.2_grad-cam.ipynb) weighs a channel by its *mean* gradient over all places. Where the gradient vanishes off the object, a channel that sees a
+# small object then counts less than one that sees a large object, and of several objects the smaller fade. Grad-CAM++ lets each place count for itself:
 #
 # $$M(p) = \mathrm{ReLU} \sum_k w_k A_k(p), \qquad w_k = \sum_p \alpha_k(p)\, \mathrm{ReLU}\, \frac{\partial Y}{\partial A_k(p)}, \qquad
 # \alpha_k(p) = \frac{\partial_k^2 Y}{2\,\partial_k^2 Y + \sum_q A_k(q)\; \partial_k^3 Y},$$
@@ -40,7 +40,7 @@ def interval(values):
 #
 # $$\alpha_k(p) = \frac{g^2}{2 g^2 + g^3 \sum_q A_k(q)} = \frac{1}{2 + g \sum_q A_k(q)},$$
 #
-# and $Y$ is a factor common to all weights, which changes no normalised map. Implementations that keep $e^f$ have colour bars of $10^{16}$, and overflow for
+# and $Y$ is a factor common to all weights, which changes no normalised map. Implementations that keep $e^f$ have colour bars of many powers of ten, and overflow for
 # logits above 88. The library leaves it out. On the formula as printed, in float64 and normalised by the maximum:
 
 # %%
@@ -86,19 +86,27 @@ assert jnp.isfinite(heat).all()
 # %% [markdown]
 # ## Batches
 #
-# The sum $\sum_q A_k(q)$ belongs to one image. Where the formula is written for a batch it is easily broadcast along the wrong axis. Here a method is written
-# for one example, and `vmap` makes the batch:
+# The sum $\sum_q A_k(q)$ belongs to one image. Written for a batch, it is easily broadcast along the wrong axis: sums of shape (batch, channels) meet maps of
+# (batch, height, width, channels), which is right for a batch of 1, an error for most, and silently wrong where the batch is as large as the map is wide. Here a
+# method is written for one example, and `vmap` makes the batch:
 
 # %%
-batch, alone = plus(x[:8], y[:8]), jnp.stack([plus(x[i : i + 1], y[i : i + 1])[0] for i in range(8)])
-print(f"a batch of 8 and 8 images alone differ by {jnp.max(jnp.abs(batch - alone)) / jnp.max(alone):.0e}")
-np.testing.assert_allclose(batch, alone, rtol=1e-4, atol=1e-6)
+_, maps, g = (np.asarray(v, np.float64) for v in jax.jit(jax.vmap(terms))(x[:10], y[:10]))
+below = 2 + g * maps.sum((1, 2))  # (10, 10, 10, 48) and (10, 48): no error, and the sums of other images
+weights = (np.maximum(g, 0) / below).sum((1, 2), keepdims=True)
+mistaken = np.maximum((weights * maps).sum(-1), 0)
+batch, alone = plus(x[:10], y[:10]), np.stack([plus(x[i : i + 1], y[i : i + 1])[0] for i in range(10)])
+relative = lambda heat: np.abs(heat - alone).max() / alone.max()
+print(
+    f"10 images together and alone differ by {relative(batch):.0e}, with the sums broadcast as they come by {relative(mistaken):.0e}"
+)
+assert relative(batch) < 1e-5 < relative(mistaken)
 
 # %% [markdown]
 # ## The reason: objects of different sizes
 #
-# The example of the paper: three channels see one object each, of different area, and the score likes them equally at every place, $f = \sum_k \sum_p
-# \mathrm{ReLU}(A_k(p))$. Grad-CAM's weights are the shares of the area. Those of Grad-CAM++ are $n/(2 + n)$ for an object of $n$ places, nearly equal:
+# The example of the paper: three channels see one object each, of different area, and the score has gradient 1 where they are on and 0
+# where they are off, $f = \sum_k \sum_p \mathrm{ReLU}(A_k(p))$. Grad-CAM's weights are the shares of the area. Those of Grad-CAM++ are $n/(2 + n)$ for an object of $n$ places, nearly equal:
 
 # %%
 A = np.zeros((24, 24, 3), np.float32)
@@ -124,7 +132,8 @@ plt.show()
 # %% [markdown]
 # ## Several digits
 #
-# Canvases of 80×80 with two digits that do not overlap. Only the GAP network takes images of any size. *Two of a class*: of the positive evidence that is
+# Canvases of 80×80 with two digits that do not overlap. Only the GAP network takes images of any size (it was trained on one digit on 40×40; how often the
+# two digits are its two highest logits is printed). *Two of a class*: of the positive evidence that is
 # on digits, how much is on the weaker one (½ is even), and how often do both stand out, with at least half of the map's
 # maximum on each? *Two classes*: explaining one of them, how much of the evidence on digits is on that one?
 
@@ -171,9 +180,13 @@ def on_each(explain, scenes):
     return jax.lax.map(one, scenes, batch_size=20)
 
 
-print(f"{len(of_one)} scenes of one class, {len(of_two)} of two classes\n")
-print(f"{'':12}{'share of the weaker':>21}{'both stand out':>18}{'share of the class asked for':>31}")
+print(f"{len(of_one)} scenes of one class, {len(of_two)} of two classes")
 every = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), one_class, two_classes)
+top = np.sort(np.argsort(jax.jit(gap)(two_classes.image), -1)[:, -2:], -1)
+print(
+    f"both digits are the highest logits in {(top == np.sort(two_classes.labels, -1)).all(-1).mean():.0%} of the latter\n"
+)
+print(f"{'':12}{'share of the weaker':>21}{'both stand out':>18}{'share of the class asked for':>31}")
 found = {}
 for name, explain in methods.items():
     evidence, height = (np.asarray(v) for v in on_each(explain, every))
@@ -193,15 +206,15 @@ jx.plot.grid(shown, pictures, titles=[f"class {c}" for c in asked], size=1.15, s
 plt.show()
 
 # %% [markdown]
-# Left, two digits of a class; right, two classes, of which the one in the title is explained. On a GAP network the gradient is the same at all places, so
-# Grad-CAM has no area to divide by: both methods find both digits nearly as often. What differs is that Grad-CAM++ drops negative gradients, as LayerCAM does.
-# Negative weights are how a class says "not that one": without them the map spreads to the digit that was *not* asked for. Eigen-CAM, which is never told
-# the class, is the limit of that.
+# Left, two digits of a class, picked among those where Grad-CAM is uneven; right, two classes, of which the one in the title is explained. On a GAP network the gradient is the same at all places, so
+# Grad-CAM has no area to divide by: both methods find both digits nearly as often. What differs is mainly that Grad-CAM++ drops negative gradients; LayerCAM, which does so too and
+# has no α, spreads as far. Negative weights are how a class says "not that one": without them the map reaches the digit that was *not* asked for. Eigen-CAM,
+# which is never told the class, is at one half.
 #
-# ## One digit, a flattened network: better, and by which measure
+# ## One digit, a flattened network: better, by which measure?
 #
 # Where dense layers follow, the gradient differs from place to place, and dropping its negative part keeps the mean from cancelling. In the [localisation
-# table](4.2_grad-cam.ipynb) Grad-CAM++ is nearer to the digit than Grad-CAM. The paper's own measures are *average drop* and *increase*: multiply the
+# table](4.2_grad-cam.ipynb) the peak of Grad-CAM++ is more often on the digit than Grad-CAM's, and less of its energy is. The paper's own measures are *average drop* and *increase*: multiply the
 # image with the normalised map and see what becomes of the probability of the class,
 #
 # $$\text{drop} = \frac{\max(0, p(x) - p(x \odot M))}{p(x)}, \qquad \text{increase} = 1[p(x \odot M) > p(x)].$$
@@ -234,19 +247,20 @@ figures = {}
 for name, explain in maps.items():
     figures[name] = [np.asarray(v, float) for v in measures(explain)(x, y, masks)]
     print(f"{name:20}" + "".join(f"{interval(v):>17}" for v in figures[name]))
-ahead = figures["Grad-CAM++"][0] - figures["Grad-CAM"][0]
-print(f"\npointing, Grad-CAM++ − Grad-CAM on the same scenes: {interval(ahead)}")
-assert ahead.mean() > 0
+ahead = [a - b for a, b in zip(figures["Grad-CAM++"], figures["Grad-CAM"], strict=True)]
+print(f"{'Grad-CAM++ − Grad-CAM':20}" + "".join(f"{interval(v):>17}" for v in ahead))
+assert ahead[0].mean() > 0
 assert figures["Grad-CAM++"][1].mean() < figures["Grad-CAM"][1].mean()
 
 # %% [markdown]
-# Grad-CAM++ drops less and increases more often, as in the paper. But read the last column, and the control: a constant map, which says nothing, has no drop at
-# all. The two measures reward maps that keep much, and those of Grad-CAM++ are broader. They rank maps of the same area, at best.
+# Grad-CAM++ drops less, as in the paper. But read the last column, and the control: a constant map, which says nothing, has no drop at all. *Drop* rewards
+# maps that keep much, and those of Grad-CAM++ are broader; at best it ranks maps of one area. *Increase* is 1 to 2 % for every map here and tells little.
 #
 # ## When to use it, and when it misleads
 #
-# Several objects of a class, a network whose dense layers make Grad-CAM's mean cancel: Grad-CAM++ is the sturdier map. To tell one class from
-# another in the same picture it is the wrong one: it has thrown away the evidence against. `hires_cam` keeps places and signs.
+# Where dense layers make Grad-CAM's mean cancel, the peak of Grad-CAM++ is nearer to the object; for several objects of a class it helps where the gradient
+# vanishes off them, and a network with global average pooling has no need of it. To tell one class from another in the same picture it is the wrong map: it has
+# thrown away the evidence against. `hires_cam` keeps places and signs.
 #
 # ## References
 #

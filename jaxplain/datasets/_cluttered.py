@@ -99,7 +99,7 @@ def cluttered_mnist(
 
     Raises:
         MissingKeyError: `key` is not one random key.
-        StructureError: images and labels are not what is described above.
+        StructureError: images and labels are not what is described above (the range of images that are traced is not checked).
         SettingError: a setting is out of its range, or does not fit the canvas.
 
     Example:
@@ -230,15 +230,17 @@ def _sources(images: Any, labels: Any) -> tuple[Any, Any]:
                 fix="one channel last, bytes divided by 255: images[..., None] / 255",
             )
         )
-    if not isinstance(images, jax.core.Tracer) and not (np.min(images) >= 0 and 0 < np.max(images) <= 1):
-        raise StructureError(
-            explain_error(
-                "cluttered_mnist: the source images have values outside of [0, 1], or are blank.",
-                got=f"from {np.min(images):.3g} to {np.max(images):.3g}",
-                need="[0, 1], black being 0: what is above zero is taken for ink",
-                fix="images / 255 for bytes; no mean subtracted",
+    if not isinstance(images, jax.core.Tracer):
+        low, high = np.min(images), np.max(images)
+        if low < 0 or not 0 < high <= 1:
+            raise StructureError(
+                explain_error(
+                    "cluttered_mnist: the source images have values outside of [0, 1], or are blank.",
+                    got=f"from {low:.3g} to {high:.3g}",
+                    need="[0, 1], black being 0: what is above zero is taken for ink",
+                    fix="images / 255 for bytes; no mean subtracted",
+                )
             )
-        )
     if np.shape(labels) != shape[:1] or not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise StructureError(
             explain_error(

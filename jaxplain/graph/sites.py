@@ -249,28 +249,25 @@ class Sites:
         listed = [f"\n          {line}" for line in candidates[:_LISTED]]
         if len(candidates) > _LISTED:
             listed.append(f"\n          … and {len(candidates) - _LISTED} more")
-        if not candidates:
+        which = why = None
+        if need:
+            which = "".join(("one of", *listed))
+            fix = ("one of these names", *(("several at once: a list or dict of names",) if several else ()))
+        elif there_are:
+            why = "".join(("there are", *listed))
+        else:
+            why = "no layer of this program has a name"
             fix = (
                 "Flax NNX models leave no names: score = jx.logit(jx.nnx.named(model))",
                 "name a value in the model: h = checkpoint_name(h, 'h'), from jax.ad_checkpoint, or with jax.named_scope('h'):",
                 "by position: 'last conv', 'last activation'; print(jx.layers(score)(x, *args)) lists the kinds",
             )
-        elif not fix:
-            fix = (
-                ("one of these names", "several at once: a list or dict of names")
-                if several
-                else ("one of these names",)
-            )
         return LayerError(
             explain_error(
                 f"{self.method}: {'several layers answer' if several else 'no layer answers'} to `{self.setting}`.",
                 got=repr(at) + (f"; {how or f'{len(candidates)} layers do'}" if several else ""),
-                need="".join(("one of", *listed)) if need else None,
-                why="".join(("there are", *listed))
-                if there_are
-                else None
-                if need
-                else "no layer of this program has a name",
+                need=which,
+                why=why,
                 fix=tuple(fix),
             )
         )

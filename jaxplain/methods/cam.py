@@ -322,8 +322,9 @@ def grad_cam_plus_plus(
     r"""Grad-CAM++: $w_k = \sum_p \alpha_k(p)\, \mathrm{ReLU}(g_k(p))$ with $\alpha_k(p) = \frac{1}{2 + g_k(p) \sum_q A_k(q)}$.
 
     The paper explains $Y = \exp(f)$ of a network that is piecewise linear up to f. Then all derivatives of Y are powers of g times
-    Y, the factor Y is common to all weights and cancels once a map is normalised; it is left out, so nothing overflows. Each place counts
-    for itself instead of by its share of the area, so that several objects of a class are all found.
+    Y, the factor Y is common to all weights and cancels once a map is normalised; it is left out, so nothing overflows. Where the
+    gradient vanishes off an object, each place counts for itself instead of by the object's share of the area, so that small objects of a class are found
+    beside large ones. Negative gradients are dropped, and with them the evidence against the class.
 
     Arguments and returns as in `grad_cam`; units of f, up to a factor for each image.
 

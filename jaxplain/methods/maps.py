@@ -178,7 +178,7 @@ class MapLayer:
         return Map(0, channel, tuple(zip(wide, told, strict=True)), chosen)
 
     def _axes_of_input(self, sizes: list[int]) -> tuple[int, ...] | None:
-        """The axes of the one input that are at least that long, in order; None if that fits several choices of axes."""
+        """The axes of the one input that are at least that long, in order; None if there are several inputs, or no such axes."""
         if len(self.inside.arrays) > 1:
             return None
         shape = self.inside.arrays[0].shape
@@ -187,7 +187,16 @@ class MapLayer:
             for axes in itertools.combinations([axis for axis, n in enumerate(shape) if n > 1], len(sizes))
             if all(shape[axis] >= n for axis, n in zip(axes, sizes, strict=True))
         ]
-        return fits[0] if len(fits) == 1 else None
+        if len(fits) > 1:
+            raise LayerError(
+                explain_error(
+                    f"{self.method}: places of the layer fit several axes of the input, and the program does not tell which.",
+                    where=self.site.name,
+                    got=f"{' × '.join(map(str, sizes))} places of an input {list(shape)}: axes {' or '.join(map(str, fits))}",
+                    fix="a layer nearer to the input, or an earlier one whose axes are followed: at='last conv'",
+                )
+            )
+        return fits[0] if fits else None
 
     @cached_property
     def name(self) -> LayerName:

@@ -1,8 +1,8 @@
 """Localisation: is the explanation where the object is? Measures of a map against a mask of the object.
 
-All read evidence *for* the score, the positive part of the map; for maps whose sign means nothing (gradients), pass |map|.
-A map without any positive evidence, or with NaN (an empty class activation map under `jit`), measures NaN: it has not been placed
-anywhere, and whoever averages decides what that counts.
+All read evidence *for* the score: channels are summed, then the positive part is taken. For maps whose sign means nothing (gradients), pass |map|,
+taken before the sum. A map without any positive evidence, or with NaN or infinity (an empty class activation map under `jit`), measures NaN: it
+has not been placed anywhere, and whoever averages decides what that counts. So does an empty mask where it is traced; else it is an error.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,9 @@ def pointing_game(*, tolerance: int = 0) -> Measure:
     Returns:
         `measure(attribution, mask)`: (height, width[, channels]) and (height, width), bool → a number in [0, 1].
 
-    Guarantees: unchanged by any increasing function of the map. A map drawn at random hits with the share of the image that is mask.
+    Guarantees: unchanged by any increasing function of the map that leaves 0 at 0. A map drawn at random hits with the share of the image that is mask
+    (widened by the tolerance).
+    Differs from: a tolerance of rows and columns is a square; some implementations take a disc.
     Errors: `StructureError` for shapes that do not fit, or a mask that is not bool.
 
     References:
@@ -77,7 +79,7 @@ def intersection_over_union(*, threshold: float | None = None) -> Measure:
     r"""Intersection over union $|S \cap M| / |S \cup M|$ of the map's strongest pixels S and the mask M.
 
     Arguments:
-        threshold: S is every pixel with at least this share of the largest value, in (0, 1]; 0.2 in the papers of CAM and Grad-CAM. `None` takes as
+        threshold: S is every pixel with at least this share of the largest value, in (0, 1]; 0.2 in the paper of CAM, 0.15 in Grad-CAM's. `None` takes as
             many pixels as the mask has (of those with positive evidence), so that neither one bright pixel nor a map's spread decides;
             of those that tie for the last places, each counts for its share.
 
@@ -85,6 +87,7 @@ def intersection_over_union(*, threshold: float | None = None) -> Measure:
         `measure(attribution, mask)`: (height, width[, channels]) and (height, width), bool → a number in [0, 1].
 
     Guarantees: unchanged by a positive factor on the map (`None`: by any increasing function that leaves 0 at 0).
+    Differs from: the papers compare a bounding box, around the largest connected segment of S, with a box.
     Errors: `StructureError` for shapes that do not fit, or a mask that is not bool; `SettingError` for the threshold.
 
     References:
@@ -130,7 +133,8 @@ def _positive(method: str, attribution: ArrayLike, mask: ArrayLike) -> tuple[jax
                 fix=f"a batch of them: jax.vmap(jx.metrics.{method}())(attributions, masks)",
             )
         )
-    if not isinstance(inside, jax.core.Tracer) and not inside.any():
+    is_empty = ~jnp.any(inside)  # traced under jit, although a mask that is closed over is not
+    if not isinstance(is_empty, jax.core.Tracer) and is_empty:
         raise StructureError(explain_error(f"{method}: the mask is empty: there is nothing to point at."))
     heat = heat if jnp.issubdtype(heat.dtype, jnp.floating) else heat.astype(jnp.float32)
     return jnp.maximum(heat.astype(jnp.promote_types(heat.dtype, jnp.float32)), 0), inside
