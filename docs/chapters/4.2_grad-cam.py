@@ -310,13 +310,13 @@ for method in ("CAM", "Score-CAM", "integrated gradients", "LRP ε⁺-flat"):
         assert mean("GAP", method, of) > mean("GAP", "middle (control)", of), (method, of)
 
 # %% [markdown]
-# Dotted lines: the blob in the middle, and the mask at 10×10. What the table says, and what it does not:
+# The dotted line is the constant map. What the table says, and what it does not:
 #
 # * On the GAP network CAM, Grad-CAM, HiResCAM and XGrad-CAM are one map; the other class activation maps are a little nearer to the digit. On the flattened
 #   network Grad-CAM is the last of them within 2 px, and behind the blob in the middle. It is not averaging as such: XGrad-CAM and Grad-CAM++ have one weight per
 #   channel, too.
-# * Maps of 10×10 cells cannot follow a stroke 3 pixels wide, but could reach the right dotted line. That they do not is their receptive field of 26 pixels, and what
-#   the networks look at.
+# * Maps of 10×10 cells cannot follow a stroke 3 pixels wide, but could reach what the mask at 10×10 does (the last line). That they do not is their receptive field
+#   of 26 pixels, and what the networks look at.
 # * Whatever multiplies with the input is on ink nearly always, and most ink here is the digit's: compare with the control "the image". That input ×
 #   gradient has more of its energy on the digit says that it tells digit from clutter; how far it is ahead of a map that shows places is a matter of the mask.
 # * Localisation is not faithfulness. Eigen-CAM does well without asking for a class at all: where one object is in the picture, a good segmentation wins this
