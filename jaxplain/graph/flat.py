@@ -276,9 +276,8 @@ def _parts(scopes: tuple) -> Iterator[tuple[str, object]]:
         for part in entry.name.split("/"):
             while match := _WRAPPED.fullmatch(part):
                 part = match.group(1)
-            if (
-                part and part not in ("checkpoint", "rematted_computation") and "->" not in part
-            ):  # an einsum names itself
+            is_einsum = "->" in part  # it names itself
+            if part and not is_einsum and part not in ("checkpoint", "rematted_computation"):
                 yield part, (id(entry), is_back)
 
 
