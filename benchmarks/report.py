@@ -84,6 +84,22 @@ def compiling(rows: list[dict]) -> str:
     return _markdown(head, body)
 
 
+def prototypes(rows: list[dict]) -> str:
+    head = ("network", "steps of ten classes", "ours, steps/s", "by hand, steps/s", "ours ÷ by hand", "difference")
+    body = [
+        (
+            row["network"],
+            f"{row['steps']}",
+            f"{row['ours_steps_per_second']:.0f}",
+            f"{row['by_hand_steps_per_second']:.0f}",
+            _ratio(row["speed"]),
+            f"{row['largest_difference']:.0e}",
+        )
+        for row in rows
+    ]
+    return _markdown(head, body)
+
+
 def _markdown(head: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
     widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
 

@@ -4,6 +4,7 @@ run.py                 every row of `rows.py`, and memory by number of steps (â‰
 run.py --method gradient --problem vgg112 --peer captum    some rows
 run.py --chunks        time by chunk size (decides the default)
 run.py --compiling     analysis, tracing and compile times and memory beside jax.grad's, unrolled and scanned
+run.py --prototypes    activation maximisation beside a loop in Python
 run.py --accuracy      completeness and distance to the exact integral, by quadrature rule
 """
 
@@ -27,6 +28,7 @@ def main() -> int:
     what.add_argument("--chunks", action="store_true", help="time by chunk size instead of the comparison")
     what.add_argument("--accuracy", action="store_true", help="accuracy of the quadrature rules instead")
     what.add_argument("--compiling", action="store_true", help="times before the first result, and memory, instead")
+    what.add_argument("--prototypes", action="store_true", help="steps per second of activation maximisation instead")
     for part in ROW_PARTS:
         parser.add_argument(
             f"--{part}", choices=sorted({getattr(row, part) for row in ROWS}), help=f"rows of this {part}"
@@ -43,6 +45,8 @@ def main() -> int:
         suffix, results, table = "-chunks", *_chunks()
     elif options.compiling:
         suffix, results, table = "-compiling", *_compiling()
+    elif options.prototypes:
+        suffix, results, table = "-prototypes", *_prototypes()
     elif options.accuracy:
         suffix, results, table = "-accuracy", *_accuracy()
     else:
@@ -104,6 +108,14 @@ def _compiling() -> tuple[dict, str]:
 
     rows = measure()
     return {"versions": versions(), "compiling": rows}, report.compiling(rows)
+
+
+def _prototypes() -> tuple[dict, str]:
+    from prototypes import measure
+    from side_jaxplain import versions
+
+    rows = measure()
+    return {"versions": versions(), "prototypes": rows}, report.prototypes(rows)
 
 
 def _accuracy() -> tuple[dict, str]:

@@ -3,9 +3,11 @@
 from importlib.metadata import version as _version
 
 from jaxplain import datasets as datasets
+from jaxplain import experts as experts
 from jaxplain import metrics as metrics
 from jaxplain import nnx as nnx
 from jaxplain import plot as plot
+from jaxplain import prototypes as prototypes
 from jaxplain import rules as rules
 from jaxplain import zoo as zoo
 from jaxplain._errors import DataError as DataError
@@ -59,6 +61,9 @@ from jaxplain.methods.propagation import deep_taylor as deep_taylor
 from jaxplain.methods.propagation import excitation_backprop as excitation_backprop
 from jaxplain.methods.propagation import guided_backprop as guided_backprop
 from jaxplain.methods.propagation import lrp as lrp
+from jaxplain.methods.prototype import History as History
+from jaxplain.methods.prototype import Prototype as Prototype
+from jaxplain.methods.prototype import activation_maximization as activation_maximization
 from jaxplain.methods.taylor import line_search as line_search
 from jaxplain.methods.taylor import scaled_input as scaled_input
 from jaxplain.methods.taylor import taylor as taylor

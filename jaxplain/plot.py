@@ -167,5 +167,55 @@ def grid(
     return figure
 
 
+def images(
+    rows: Mapping[str, Sequence[ArrayLike] | NDArray],
+    *,
+    titles: Sequence[str] | None = None,
+    suptitle: str | None = None,
+    limits: tuple[float, float] | None = (0.0, 1.0),
+    size: float = 0.75,
+) -> "Figure":
+    """Rows of images as they are: prototypes, examples. One channel is drawn dark on white, three as colours.
+
+    Arguments:
+        rows: {row name: images, each (height, width[, 1 or 3])}; rows may differ in length.
+        titles: one title for each column.
+        limits: what is drawn white and black; values beyond are cut. `None`: each image from its least to its largest value.
+        size: inches per panel.
+    """
+    n = max(map(len, rows.values()))
+    figure, axes = _pyplot().subplots(
+        len(rows), n, figsize=(size * n + 1.2, size * len(rows) + 0.3), squeeze=False, layout="constrained"
+    )
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    for ax in axes.ravel():
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+    for row, (name, pictures) in zip(axes, rows.items(), strict=True):
+        for ax, picture in zip(row, pictures, strict=False):
+            values = np.asarray(picture, np.float64)
+            low, high = limits or (values.min(), values.max())
+            shown = np.clip((values - low) / ((high - low) or 1.0), 0, 1)
+            if shown.ndim == 3 and shown.shape[-1] == 1:
+                shown = shown[..., 0]
+            if shown.ndim != 2 and shown.shape[2:] != (3,):
+                raise StructureError(
+                    explain_error(
+                        "plot.images: an image must be (height, width), or that with 1 or 3 channels.",
+                        got=f"shape {shown.shape}",
+                        where=f"row {name!r}",
+                    )
+                )
+            ax.imshow(shown, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            ax.spines[:].set(visible=True, linewidth=0.4, color="0.7")
+        _row_label(row[0], name)
+    for ax, text in zip(axes[0], titles or (), strict=False):
+        ax.set_title(text, fontsize=8)
+    if suptitle:
+        figure.suptitle(suptitle, fontsize=10)
+    return figure
+
+
 def _row_label(ax: "Axes", text: str) -> None:
     ax.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8, labelpad=6)

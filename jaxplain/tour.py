@@ -1,4 +1,4 @@
-"""The tour: ten held-out digits explained by every method, one figure and one table. `python -m jaxplain.tour`."""
+"""The tour: ten held-out digits explained by every method, a prototype of each class, one table. `python -m jaxplain.tour`."""
 
 import argparse
 import time
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -55,6 +56,35 @@ def rows(score: Callable[..., jax.Array], background: np.ndarray) -> list[Row]:
     ]
 
 
+def prototypes(network: jx.zoo.Network) -> tuple[dict[str, Any], float]:
+    """What the network looks for in each class, with and without an idea of what digits are; and seconds for each prototype of the last."""
+    score = jx.logit(network, of="log_prob")
+    decode = jx.zoo.load_expert("vae").decode
+    jitter, noise = jx.prototypes.jitter(2), jx.prototypes.noise(0.3)
+    in_pixels = {"parametrization": jx.prototypes.box(0, 1)}
+    in_code_space = {
+        "parametrization": jx.prototypes.decoder(decode),
+        "code_penalties": {"prior": jx.prototypes.shell()},
+        "transforms": (jitter, noise),
+    }
+    pixels = jnp.full((1, 10, 28, 28, 1), 0.1)
+    codes = jax.random.normal(jax.random.key(0), (4, 10, 16))
+    images = {}
+    for name, starts, settings in (
+        ("no prior", pixels, in_pixels),
+        ("survives movements", pixels, in_pixels | {"transforms": (jitter, noise)}),
+        ("code space", codes, in_code_space),
+    ):
+        over_classes = jax.vmap(jx.activation_maximization(score, **settings))
+        maximize = jax.jit(jax.vmap(over_classes, in_axes=(0, None)))
+        keys = jax.random.split(jax.random.key(1), starts.shape[:2])
+        found, seconds = _timed(maximize, starts, jnp.arange(10), key=keys)
+        best = jnp.argsort(-found.require_finite().score, axis=0)[:2]  # not every start gets there
+        for rank, x in enumerate(jnp.take_along_axis(found.x, best[..., None, None, None], 0), start=1):
+            images[f"{name}, {rank}" if len(best) > 1 else name] = x
+    return images, seconds / found.score.size
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="jaxplain.tour", description=__doc__)
     parser.add_argument("--network", default="cnn_maxpool", choices=jx.zoo.NAMES)
@@ -78,11 +108,17 @@ def main(arguments: list[str] | None = None) -> None:
         attribution, info, seconds = _explain(row.explain, images, labels, keys)
         maps[row.name] = attribution[:10]
         table.append((row.name, *_figures(info, attribution), 1000 * seconds / len(images)))
+    examples, seconds = prototypes(network)
+    table.append(("prototype of a class", 256.0, None, 1000 * seconds))
     _print(table, len(images))
 
     figure = jx.plot.grid(maps, images[:10], titles=[f"digit {label}" for label in labels[:10]])
     figure.savefig(options.output, dpi=200, bbox_inches="tight", pad_inches=0.05)
-    print(f"\nThe picture: {options.output}")
+    beside = options.output.with_stem(f"{options.output.stem}_prototypes")
+    classes = [f"digit {c}" for c in range(10)]
+    figure = jx.plot.images(examples, titles=classes, suptitle="What the network looks for: activation maximisation")
+    figure.savefig(beside, dpi=200, bbox_inches="tight", pad_inches=0.05)
+    print(f"\nThe pictures: {options.output}, {beside}")
 
 
 def _ten_first(images: np.ndarray, labels: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -96,10 +132,16 @@ def _ten_first(images: np.ndarray, labels: np.ndarray, n: int) -> tuple[np.ndarr
 def _explain(explain: Callable[..., Any], images: Any, labels: Any, keys: jax.Array) -> tuple[Any, jx.Info, float]:
     """Attributions and info of all images, and the seconds of a second, compiled run."""
     run = jax.jit(jax.vmap(lambda x, y, k: jx.with_info(explain)(x, y, key=k)))
-    jax.block_until_ready(run(images, labels, keys))
+    (attribution, info), seconds = _timed(run, images, labels, keys)
+    return np.asarray(attribution), info, seconds
+
+
+def _timed(run: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
+    """What `run` returns, and the seconds of a second call."""
+    jax.block_until_ready(run(*args, **kwargs))
     start = time.perf_counter()
-    attribution, info = jax.block_until_ready(run(images, labels, keys))
-    return np.asarray(attribution), info, time.perf_counter() - start
+    out = jax.block_until_ready(run(*args, **kwargs))
+    return out, time.perf_counter() - start
 
 
 def _figures(info: jx.Info, attribution: np.ndarray) -> tuple[float, float | None]:

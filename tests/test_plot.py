@@ -53,3 +53,16 @@ def test_grid_shares_a_scale_within_each_row(tmp_path):
     figure.savefig(tmp_path / "grid.png")
     limits = [ax.images[0].get_clim() for ax in figure.axes if ax.images and ax.get_position().width > 0.1]
     assert len(limits) == 9 and len(set(limits[3:6])) == 1 and len(set(limits[6:9])) == 1
+
+
+def test_rows_of_images_are_drawn_as_they_are(tmp_path):
+    rows = {"grey": RNG.random((3, 8, 8, 1)) * 3, "coloured": RNG.random((2, 8, 8, 3))}
+    figure = jx.plot.images(rows, titles=["0", "1", "2"], suptitle="all", limits=(0, 2))
+    figure.savefig(tmp_path / "images.png")
+    drawn = [np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.images]
+    assert len(drawn) == 5
+    np.testing.assert_allclose(drawn[0], np.clip(rows["grey"][0, ..., 0] / 2, 0, 1))
+    each = jx.plot.images({"a": rows["grey"]}, limits=None)
+    assert np.asarray(each.axes[1].images[0].get_array()).max() == 1
+    with pytest.raises(jx.StructureError, match=r"row 'a'(.|\n)*\(8, 8, 2\)"):
+        jx.plot.images({"a": RNG.random((1, 8, 8, 2))})

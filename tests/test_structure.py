@@ -14,6 +14,10 @@ from registry import METHODS
 import jaxplain as jx
 import jaxplain.batch
 import jaxplain.datasets._cluttered
+import jaxplain.experts._gaussian
+import jaxplain.experts._made
+import jaxplain.experts._rbm
+import jaxplain.experts._vae
 import jaxplain.methods.cam
 import jaxplain.methods.gradient
 import jaxplain.methods.inside
@@ -21,6 +25,7 @@ import jaxplain.methods.inspection
 import jaxplain.methods.noise
 import jaxplain.methods.path
 import jaxplain.methods.propagation
+import jaxplain.methods.prototype
 import jaxplain.methods.taylor
 import jaxplain.metrics
 import jaxplain.nnx
@@ -37,8 +42,8 @@ LAYERS = [
     ["_compat", "_tree"],
     ["_accumulate", "graph"],
     ["_explainer", "rules"],
-    ["_references"],
-    ["metrics", "scores", "methods"],
+    ["_references", "prototypes"],
+    ["metrics", "scores", "methods", "experts"],
     ["batch", "nnx", "plot"],
     ["datasets"],
     ["zoo"],
@@ -104,7 +109,7 @@ def _public_methods():
             yield name, thing
 
 
-NOT_METHODS = {"line_search", "scaled_input", "layers", "plan", "ledger", "split"}
+NOT_METHODS = {"line_search", "scaled_input", "layers", "plan", "ledger", "split", "activation_maximization"}
 
 
 def test_every_method_is_in_the_registry():
@@ -129,6 +134,10 @@ MODULES = [
     jaxplain._references,
     jaxplain.batch,
     jaxplain.datasets._cluttered,
+    jaxplain.experts._gaussian,
+    jaxplain.experts._made,
+    jaxplain.experts._rbm,
+    jaxplain.experts._vae,
     jaxplain.methods.cam,
     jaxplain.methods.gradient,
     jaxplain.methods.inside,
@@ -136,6 +145,7 @@ MODULES = [
     jaxplain.methods.noise,
     jaxplain.methods.path,
     jaxplain.methods.propagation,
+    jaxplain.methods.prototype,
     jaxplain.methods.taylor,
     jaxplain.metrics,
     jaxplain.nnx,

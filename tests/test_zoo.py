@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxplain import zoo
+from jaxplain import SettingError, zoo
 from jaxplain.datasets import mnist
 from jaxplain.zoo import _network
 from jaxplain.zoo._network import RECIPES
@@ -191,3 +191,18 @@ def test_the_command_refuses_unknown_names() -> None:
 
 def test_a_network_shows_its_name_and_size() -> None:
     assert repr(zoo.load("mlp")) == "Network('mlp', 269,322 parameters)"
+
+
+def test_experts_know_digits(tmp_path):
+    digits = np.round(DIGITS.x_test[:200])
+    made, vae, rbm = map(zoo.load_expert, ("made", "vae", "rbm"))
+    assert jax.vmap(made.log_prob)(digits).mean() > -80
+    assert jax.vmap(vae.elbo)(digits, jax.random.split(jax.random.key(0), 200)).mean() > -95
+    # Its log Z is estimated in chapter 1.2; that of a pair of images cancels.
+    energies = jax.vmap(rbm.free_energy)
+    assert (energies(digits) < energies(digits[:, ::-1])).mean() > 0.9
+    zoo.save_expert("again", rbm, tmp_path)
+    with np.load(tmp_path / "again.npz") as file:
+        assert [file[name].shape for name in file.files] == [leaf.shape for leaf in jax.tree.leaves(rbm)]
+    with pytest.raises(SettingError, match=r"no expert 'gan'(.|\n)*'rbm'"):
+        zoo.load_expert("gan")

@@ -19,6 +19,14 @@ Those of `SCENE_NAMES` take scenes of `jaxplain.datasets.cluttered_mnist`, 40×4
 | `"gap_cluttered"` | four convolutions, global average pooling, one dense layer (CAM) |
 | `"flatten_cluttered"` | the same convolutions with fewer filters, two dense layers: no average over space |
 
+Those of `EXPERT_NAMES` are density models of the digits, by `load_expert`:
+
+| name | expert |
+| --- | --- |
+| `"rbm"` | restricted Boltzmann machine, 400 hidden units |
+| `"vae"` | variational autoencoder, 16 numbers to a code |
+| `"made"` | masked autoencoder: exact probabilities of binary images |
+
 `python -m jaxplain.zoo` trains them anew; `train` trains one; `held_out` is what to report their accuracy on.
 
 Example:
@@ -31,6 +39,7 @@ Example:
     (5, 10)
 """
 
+from jaxplain.zoo._experts import EXPERT_NAMES, load_expert, save_expert, train_expert
 from jaxplain.zoo._network import (
     NAMES,
     SCENE_NAMES,
@@ -45,14 +54,18 @@ from jaxplain.zoo._network import (
 from jaxplain.zoo._training import shift
 
 __all__ = [
+    "EXPERT_NAMES",
     "NAMES",
     "SCENE_NAMES",
     "Network",
     "accuracy",
     "held_out",
     "load",
+    "load_expert",
     "randomized",
     "save",
+    "save_expert",
     "shift",
     "train",
+    "train_expert",
 ]

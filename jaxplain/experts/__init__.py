@@ -1,0 +1,24 @@
+"""Density models of inputs: experts that say how usual an input is, log p(x).
+
+| expert | density | trained by |
+| --- | --- | --- |
+| `Gaussian` | exact | `gaussian`: probabilistic principal components, closed form |
+| `RBM` | up to a constant, which `log_partition` estimates | `rbm`: restricted Boltzmann machine, contrastive divergence |
+| `VAE` | lower bounds | `vae`: variational autoencoder; its decoder makes inputs of codes |
+| `MADE` | exact, of binary inputs | `made`: masked autoencoder |
+
+Each is a pytree of arrays whose methods take one example: `jax.vmap(expert.log_prob)(images)`. As a penalty of `activation_maximization`:
+`jx.prototypes.expert(strength, log_prob)`. Those that ship: `jx.zoo.load_expert`.
+"""
+
+from jaxplain.experts._gaussian import Gaussian as Gaussian
+from jaxplain.experts._gaussian import gaussian as gaussian
+from jaxplain.experts._made import MADE as MADE
+from jaxplain.experts._made import made as made
+from jaxplain.experts._rbm import RBM as RBM
+from jaxplain.experts._rbm import LogPartition as LogPartition
+from jaxplain.experts._rbm import log_partition as log_partition
+from jaxplain.experts._rbm import rbm as rbm
+from jaxplain.experts._vae import VAE as VAE
+from jaxplain.experts._vae import Posterior as Posterior
+from jaxplain.experts._vae import vae as vae

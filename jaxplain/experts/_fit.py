@@ -1,0 +1,114 @@
+"""How every expert is trained: shuffled minibatches, one compiled epoch at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.typing import ArrayLike
+from tqdm import tqdm
+
+from jaxplain._errors import MissingKeyError, NonFiniteError, SettingError, StructureError, explain_error
+
+
+def examples_of(name: str, images: ArrayLike, binary_range: bool = True) -> jax.Array:
+    """Training examples: floats (n, …), finite and, if so told, in [0, 1]."""
+    images = jnp.asarray(images)
+    if images.ndim < 2 or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise StructureError(
+            explain_error(
+                f"{name}: `images` must be a batch of real numbers, (n, …).",
+                got=f"{images.dtype}, shape {images.shape}",
+            )
+        )
+    low, high = float(jnp.min(images)), float(jnp.max(images))
+    if not np.isfinite(low + high):
+        raise NonFiniteError(explain_error(f"{name}: `images` holds NaN or infinity."))
+    if binary_range and (low < 0 or high > 1):
+        raise SettingError(
+            explain_error(
+                f"{name}: `images` must be in [0, 1].",
+                got=f"values from {low:.4g} to {high:.4g}",
+                why="pixels are read as probabilities of ink",
+                fix="images / 255",
+            )
+        )
+    return images
+
+
+def one_key(name: str, key: Any) -> jax.Array:
+    """`key`, which must be a random key."""
+    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise MissingKeyError(
+            explain_error(f"{name}: needs a random key.", got=type(key).__name__, fix="key=jax.random.key(0)")
+        )
+    return key
+
+
+def minimizing(
+    loss: Callable[[Any, jax.Array, jax.Array], jax.Array], optimizer: optax.GradientTransformation
+) -> Callable[[Any, jax.Array, jax.Array], tuple[Any, jax.Array]]:
+    """The update of `fit` that takes one step down `loss(params, batch, key)`; its carry is (params, state of the optimiser)."""
+
+    def update(carry: Any, batch: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
+        params, state = carry
+        value, slope = jax.value_and_grad(loss)(params, batch, key)
+        updates, state = optimizer.update(slope, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    return update
+
+
+def fit(
+    name: str,
+    update: Callable[[Any, jax.Array, jax.Array], tuple[Any, jax.Array]],
+    carry: Any,
+    examples: jax.Array,
+    *,
+    epochs: int,
+    batch_size: int,
+    key: jax.Array,
+    progress: bool,
+) -> Any:
+    """Carry `carry` through `epochs` of `update(carry, batch, key) -> (carry, number to watch)`."""
+    for setting, value, most in (("epochs", epochs, None), ("batch_size", batch_size, len(examples))):
+        if not isinstance(value, int) or value < 1 or (most and value > most):
+            raise SettingError(
+                explain_error(
+                    f"{name}: `{setting}` must be a positive integer{f', at most {most} examples' if most else ''}.",
+                    got=repr(value),
+                )
+            )
+    batches = len(examples) // batch_size
+
+    @jax.jit
+    def epoch(carry: Any, key: jax.Array, examples: jax.Array) -> tuple[Any, jax.Array]:
+        order_key, step_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, len(examples))[: batches * batch_size]
+
+        def step(carry: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+            rows, key = part
+            return update(carry, examples[rows], key)
+
+        parts = order.reshape(batches, batch_size), jax.random.split(step_key, batches)
+        carry, values = lax.scan(step, carry, parts)
+        return carry, jnp.mean(values)
+
+    with tqdm(total=epochs, desc=name, unit="epoch", disable=not progress) as bar:
+        for number, epoch_key in enumerate(jax.random.split(key, epochs)):
+            carry, value = epoch(carry, epoch_key, examples)
+            if not jnp.isfinite(value):
+                raise NonFiniteError(
+                    explain_error(
+                        f"{name}: training broke.",
+                        where=f"epoch {number} of {epochs}",
+                        got=f"its mean objective is {value}",
+                        fix="a smaller `learning_rate`",
+                    )
+                )
+            bar.set_postfix(objective=f"{value:.4f}")
+            bar.update()
+    return carry
