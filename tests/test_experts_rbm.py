@@ -10,7 +10,14 @@ import pytest
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import multivariate_normal
 
-from jaxplain._errors import JaxplainError, MissingKeyError, NonFiniteError, SettingError, StructureError
+from jaxplain._errors import (
+    JaxplainError,
+    MissingKeyError,
+    NonFiniteError,
+    SettingError,
+    StructureError,
+    TransformError,
+)
 from jaxplain.experts import RBM, Gaussian, gaussian, log_partition, rbm
 from jaxplain.experts._rbm import _scale, _uncentred
 
@@ -166,7 +173,7 @@ def test_gibbs_sampling_of_real_pixels_has_the_moments_of_the_mixture() -> None:
 def test_annealed_importance_sampling_covers_the_exact_log_partition(kind, expert) -> None:
     exact, n = log_z(expert), 60
     runs = jax.vmap(lambda key: log_partition(key, expert, n_chains=50, n_temperatures=100))(jax.random.split(KEY, n))
-    estimate, low, high = map(np.asarray, runs)
+    estimate, low, high, _ = map(np.asarray, runs)
     assert np.all((low < estimate) & (estimate < high)) and np.max(high - low) < 0.6
     covered = np.sum((low <= exact) & (exact <= high))
     assert covered >= 50  # of 60 at 95 %, three or more standard deviations from 57
@@ -241,7 +248,26 @@ def test_real_pixels_learn_a_mixture_in_their_own_units() -> None:
 def test_sigma_is_that_of_the_pixels_with_a_floor() -> None:
     images = jnp.asarray(np.random.default_rng(0).normal(size=(50, 3)) * [2.0, 1.0, 0.001])
     std = np.std(images, 0)
-    assert np.allclose(_scale(None, images, False), [std[0], std[1], std[0] / 10])
+    assert np.allclose(_scale(None, images, False), np.array([std[0], std[1], std[0] / 10]) / 2)
+
+
+def test_the_default_sigma_leaves_clusters_to_be_found() -> None:
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(
+        np.array([[3.0, -2.0, 1.0], [-3.0, 2.0, 0.0]])[rng.integers(0, 2, 400)] + rng.normal(size=(400, 3))
+    )
+    expert = rbm(images, key=KEY, visible="gaussian", n_hidden=4, epochs=150, batch_size=100, progress=False)
+    likelihood = -free_energies(expert, images) - log_z(expert)
+    assert likelihood.mean() > log_probs(gaussian(images, n_components=0), images).mean() + 0.5
+
+
+def test_half_precision_is_not_for_temperatures() -> None:
+    expert = machine("binary")
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), expert)
+    same = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), low)
+    got, want = (log_partition(KEY, e, n_chains=8, n_temperatures=500) for e in (low, same))
+    assert got.estimate == want.estimate and got.estimate.dtype == jnp.float32
+    assert 1 <= got.effective_chains <= 8
 
 
 # Gaussians
@@ -323,7 +349,10 @@ REFUSED = {
     "no hidden units": (lambda: train(bars(), key=KEY, n_hidden=0), SettingError, "n_hidden"),
     "no rounds": (lambda: train(bars(), key=KEY, n_gibbs=1.5), SettingError, "n_gibbs", "1.5"),
     "no chains": (lambda: train(bars(), key=KEY, n_chains=0), SettingError, "n_chains"),
-    "batch": (lambda: train(bars(), key=KEY, batch_size=401), SettingError, "batch_size", "400"),
+    "batch": (lambda: train(bars(), key=KEY, batch_size=0), SettingError, "batch_size"),
+    "traced": (lambda: jax.jit(lambda x: train(x, key=KEY))(bars()), TransformError, "train outside"),
+    "keys": (lambda: train(bars(), key=jax.random.split(KEY)), MissingKeyError, "(2,)"),
+    "no images": (lambda: train(bars()[:0], key=KEY), StructureError, "(0,"),
     "rate": (lambda: train(bars(), key=KEY, learning_rate=0.0), SettingError, "learning_rate"),
     "decay": (lambda: train(bars(), key=KEY, weight_decay=-1.0), SettingError, "weight_decay"),
     "sigma of bits": (lambda: train(bars(), key=KEY, sigma=1.0), SettingError, "sigma", "gaussian"),

@@ -307,8 +307,6 @@ def test_training_refuses(train):
     for value in (0, -1e-3, np.inf, np.nan):
         with pytest.raises(SettingError, match=f"{train.__name__}: `learning_rate` must be positive"):
             train(IMAGES, **settings | {"learning_rate": value})
-    with pytest.raises(SettingError, match="at most 200 examples"):
-        train(IMAGES, **settings | {"batch_size": 201})
 
 
 def test_made_refuses_a_single_pixel():
@@ -337,7 +335,7 @@ def test_wrong_shapes_are_refused_with_both(autoencoder, masked):
 def test_methods_refuse(autoencoder, masked):
     auto, x = autoencoder, PATTERNS[0]
     for call in (auto.sample, masked.sample, lambda key: auto.elbo(x, key), lambda key: auto.log_prob(x, key)):
-        with pytest.raises(MissingKeyError, match="needs a random key"):
+        with pytest.raises(MissingKeyError, match="needs one random key"):
             call(None)
     for call in (auto.elbo, auto.log_prob):
         with pytest.raises(SettingError, match="`n_samples` must be a positive"):

@@ -7,7 +7,7 @@
 #
 # $$z^\star_c = \arg\max_z\; \log p(c \mid G(z)) + \log p(z).$$
 #
-# That takes a decoder whose codes *have* a density $p(z)$. The one here is that of a variational autoencoder: its codes are $\mathcal N(0, I)$ by construction. (A decoder trained
+# (The second term will turn out to be wanted in another form.) That takes a decoder whose codes *have* a density $p(z)$. The one here is that of a variational autoencoder: its codes are $\mathcal N(0, I)$ by construction. (A decoder trained
 # to invert a layer of the network, as in many tutorials, has codes of no known distribution, and a discriminator that wins outright adds nothing to it.)
 
 # %%
@@ -55,14 +55,32 @@ plt.show()
 # %% [markdown]
 # ## The measures
 #
-# As in [1.2](1.2_activation_maximization_with_an_expert.ipynb): the network's $p(c|x)$; the confidence of the second network; the least distance (root mean square over pixels) from a
-# reference, the class mean or $G$ of the mean code; the least distance between two prototypes of a class; the mean distance to the nearest training image; the mean log-probability
-# under a masked autoencoder that had no part in this, and the share inside the 5–95 % range of held-out digits.
+# As in [1.2](1.2_activation_maximization_with_an_expert.ipynb).
+#
+# * **p(c|x)** of the network; **second**, that of another network, its mean over all prototypes, and the **least**. It is of another architecture, but was trained on the same digits.
+# * **from ref.** and **apart**: the least distance (root mean square over pixels) from a reference, the class mean or $G$ of the mean code, and between two prototypes of a class; **nearest**: the mean distance to the nearest
+#   training image.
+# * **log p** under a masked autoencoder that had no part in this (trained on the same 9,000 digits), of the image rounded to black and white. **usual**: the share inside the 5–95 % range of 1,000 held-out digits, so 0.9 is what digits
+#   have; **of class**: the same, with the range of the digits of that class; **drawn**: as "usual", with pixels drawn as coins of their grey value, for prototypes and for held-out digits, which punishes grey
+#   where digits have none. Rounding turns noise below ½ into an empty image and a blend into a clean shape: the columns are to be read together.
 
 # %%
 judge = zoo.load_expert("made")
-log_prob = jax.jit(lambda images: jax.vmap(judge.log_prob)(jnp.round(jnp.clip(images.reshape(-1, 28, 28, 1), 0, 1))))
-low, high = np.percentile(log_prob(binary), [5, 95])
+log_prob = jax.jit(lambda images: jax.vmap(judge.log_prob)(jnp.clip(images.reshape(-1, 28, 28, 1), 0, 1)))
+held_out = log_prob(binary)
+usual = np.percentile(held_out, [5, 95])
+own = np.transpose([np.percentile(held_out[digits.y_test == c], [5, 95]) for c in range(10)])
+
+
+def coins(images):
+    return jax.random.bernoulli(jax.random.key(9), jnp.clip(images, 0, 1)).astype(jnp.float32)
+
+
+usual_drawn = np.percentile(log_prob(coins(digits.x_test)), [5, 95])
+
+
+def inside(values, low, high):
+    return jnp.mean((values >= low) & (values <= high))
 
 
 def rms(x, y):
@@ -76,35 +94,38 @@ def nearest(images, train):
     return jax.lax.map(lambda x: train[jnp.argmin(rms(x, train))], flat).reshape(images.shape)
 
 
-HEADER = ("p(c|x)", "second", "from ref.", "apart", "nearest", "log p", "usual")
+HEADER = ("p(c|x)", "second", "least", "from ref.", "apart", "nearest", "log p", "usual", "of class", "drawn")
 
 
 def row(name, images, reference=means):
     """A line of the table; `images` is (modes, classes, 28, 28, 1)."""
     p, q = (jax.nn.softmax(jax.vmap(network)(images))[:, classes, classes] for network in (net, second))
     apart = rms(images[:, None], images[None])[jnp.triu_indices(len(images), 1)]
-    judged = log_prob(images)
+    judged, drawn = (log_prob(pixels(images)).reshape(-1, 10) for pixels in (jnp.round, coins))
     values = (
         p.mean(),
         q.mean(),
+        q.min(),
         rms(images, reference).min(),
         apart.min() if len(images) > 1 else jnp.nan,
         rms(images, nearest(images, train)).mean(),
         judged.mean(),
-        jnp.mean((judged >= low) & (judged <= high)),
+        inside(judged, *usual),
+        inside(judged, *own),
+        inside(drawn, *usual_drawn),
     )
-    print(f"{name:28}" + "".join(f"{float(value):10.3g}" for value in values))
+    print(f"{name:29}" + "".join(f"{float(value):10.3g}" for value in values))
     return dict(zip(HEADER, map(float, values), strict=True))
 
 
 def header():
-    print(f"{'':28}" + "".join(f"{name:>10}" for name in HEADER))
+    print(f"{'':29}" + "".join(f"{name:>10}" for name in HEADER))
 
 
 # %% [markdown]
 # ## Near the mean code
 #
-# First as in the tutorials: a pull towards the mean code of the class, $\frac\lambda2 \lVert z - \bar z_c \rVert^2$ with $\lambda = 0.1$.
+# First as in the tutorial ([1.3 of Understanding-NN](https://github.com/1202kbs/Understanding-NN)): a pull towards the mean code of the class, $\frac\lambda2 \lVert z - \bar z_c \rVert^2$; its objective is $\lambda = 1$ for each code.
 
 # %%
 encode = jax.jit(jax.vmap(lambda x: vae.encode(x).mean))
@@ -131,17 +152,18 @@ def modes(run):
     return found.require_finite()
 
 
-pull = {"l2": prototypes.l2(0.1, center=lambda label: mean_codes[label])}
+pull = {"l2": prototypes.l2(1.0, center=lambda label: mean_codes[label])}
 pulled = modes(lambda code, label, _: in_code_space(pull, code, label, n_steps=1000))
 header()
 collapsed = row("pulled to the mean code", pulled.x, mean_images)
 row("G(mean code)", mean_images[None], mean_images)
-same = rms(pulled.x, mean_images) < 0.02
-print(f"{same.sum()} of {same.size} are G(mean code), to 0.02 per pixel")
-assert same.mean() > 0.8
+same = rms(pulled.x, mean_images) < 0.01
+print(f"{same.sum()} of {same.size} are G(mean code), to 0.01 per pixel")
+assert same.mean() > 0.9
 
 # %% [markdown]
-# Nearly all starts end in the same place, and it is $G$ of the mean code (the others are on their way: the gradient of the logarithm is small far from the class, too). As with pixels in 1.1, the network is sure there already and has nothing to say.
+# All starts end in the same place, and it is $G$ of the mean code. As with pixels in 1.1, the network is sure there already and has nothing to say. Chapter 1.1's reservations hold, too: half of
+# these images are outside of the range of their class, and most when they are judged as the grey images they are.
 #
 # ## The prior, and where it is
 #
@@ -164,15 +186,16 @@ for name, penalties, transforms in (
     checks = row(name, found.x, mean_images)
     print(f"{'':28}radius {jnp.linalg.norm(found.parameters, axis=-1).mean():.2f}")
 row("codes drawn from the prior", decode(codes), mean_images)
-print(f"held-out digits: log p {log_prob(binary).mean():.0f}, 5–95 % {low:.0f} to {high:.0f}")
 
 # %% [markdown]
 # Without movements, the network is convinced by codes that do not convince the other: codes just across the border of the class, where $\log p(c|x)$ has no gradient left. The density of $z$ makes images that are too
-# usual: nearly half of them are more probable than 95 % of real digits. The density of the radius, with movements, has everything at once.
+# usual: nearly half of them are outside of the range, and nearly all when they are judged as grey images. The density of the radius, with movements, is the best by each column but the distance between
+# modes, and two of its forty prototypes fail the second network. It is also better than codes drawn from the prior, which have no class to be sharp about. Digits are sharper still: the decoder is grey where it is
+# not sure, which "drawn" counts.
 #
 # ## Several modes, and nobody's copy
 #
-# Four prototypes of each class, each with the training image that is nearest to it.
+# Three of the four prototypes of each class, each with the training image that is nearest to it.
 
 # %%
 copies = nearest(found.x, train)
@@ -243,7 +266,8 @@ columns = {
 }
 header()
 table = {name: row(name, images, mean_images if name == "code space" else means) for name, images in columns.items()}
-print(f"held-out digits: log p {log_prob(binary).mean():.0f}, 5–95 % {low:.0f} to {high:.0f}")
+held = jnp.stack([digits.x_test[digits.y_test == c][:N_MODES] for c in range(10)], 1)
+row("held-out digits", held)
 jx.plot.images(
     {f"{c}": [images[0, c] for images in columns.values()] for c in range(10)},
     titles=list(columns),
@@ -252,28 +276,31 @@ jx.plot.images(
 )
 plt.show()
 
-for name in ("RBM", "code space"):
+for name in ("RBM", "VAE", "code space"):
     checks = table[name]
     assert checks["second"] >= 0.9, name
     assert min(checks["from ref."], checks["apart"]) >= 0.05, name
-    assert low <= checks["log p"] <= high, name
+    assert usual[0] <= checks["log p"] <= usual[1], name
     assert checks["usual"] >= 0.85, name
 assert table["no prior"]["second"] < 0.5
 assert table["no prior"]["usual"] == 0
 
 # %% [markdown]
 # No column of the table is enough by itself. An image that convinces the second network may be the class mean; one near the data may be noise of low amplitude or a blend; one that is probable may be empty; and one that is all of
-# these may be the same for each start. The experts and the code space pass all of them. (Not each
-# of their prototypes is a good picture: among forty there are some in pieces.)
+# these may be the same for each start. The means of all columns but the last two are in order for the experts and for code space:
 #
-# | | second network | from the mean | modes apart | as usual as digits |
-# | --- | --- | --- | --- | --- |
-# | no prior | no | yes | — | no |
-# | L2 (λ = 0.01) | mostly | barely | — | mostly |
-# | class mean | yes | no | — | yes |
-# | RBM | yes | yes | yes | yes |
-# | VAE in pixels | yes | yes | yes | yes |
-# | code space | yes | yes | yes | yes |
+# | | second network ≥ 0.9 | ≥ 0.05 from the reference | ≥ 3 modes, ≥ 0.05 apart | log p as of digits | as of its class | drawn |
+# | --- | --- | --- | --- | --- | --- | --- |
+# | no prior | no | yes | — | no | 0 % | 10 % |
+# | L2 (λ = 0.01) | no | yes | — | yes | 20 % | 0 % |
+# | class mean | yes | no | — | yes | 20 % | 0 % |
+# | RBM | yes | yes | yes | yes | 60 % | 88 % |
+# | VAE in pixels | yes | yes | yes | yes | 73 % | 75 % |
+# | code space | yes | yes | yes | yes | 68 % | 63 % |
+# | held-out digits | yes | yes | yes | yes | 93 % | 85 % |
+#
+# The last two columns are the stricter ones, and no prototype has them as digits do: those of an RBM are more probable than their class usually is, being maxima of a density; those of a decoder are a little grey. And of forty
+# prototypes two or three are in pieces or fail the second network ("least"): a start that did not get there. Restarts with the best objective kept are the remedy (`examples/tour.py` does so).
 #
 # What remains to be said: a prototype is an answer to "what would you take for a 3?", and the expert chooses among the answers. The more an expert knows, the better the picture, and the less of it
 # is the network's own.

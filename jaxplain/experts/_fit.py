@@ -11,13 +11,28 @@ from jax import lax
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
-from jaxplain._errors import MissingKeyError, NonFiniteError, SettingError, StructureError, explain_error
+from jaxplain._errors import (
+    MissingKeyError,
+    NonFiniteError,
+    SettingError,
+    StructureError,
+    TransformError,
+    explain_error,
+)
 
 
 def examples_of(name: str, images: ArrayLike, binary_range: bool = True) -> jax.Array:
     """Training examples: floats (n, …), finite and, if so told, in [0, 1]."""
     images = jnp.asarray(images)
-    if images.ndim < 2 or not jnp.issubdtype(images.dtype, jnp.floating):
+    if isinstance(images, jax.core.Tracer):
+        raise TransformError(
+            explain_error(
+                f"{name}: is trained, not traced.",
+                got="images inside of jit, vmap or grad",
+                fix="train outside; the expert that comes back is a pytree that goes through jit, vmap and grad",
+            )
+        )
+    if images.ndim < 2 or images.size == 0 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise StructureError(
             explain_error(
                 f"{name}: `images` must be a batch of real numbers, (n, …).",
@@ -41,10 +56,9 @@ def examples_of(name: str, images: ArrayLike, binary_range: bool = True) -> jax.
 
 def one_key(name: str, key: Any) -> jax.Array:
     """`key`, which must be a random key."""
-    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise MissingKeyError(
-            explain_error(f"{name}: needs a random key.", got=type(key).__name__, fix="key=jax.random.key(0)")
-        )
+    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)) or jnp.ndim(key):
+        got = f"an array of {key.dtype}, shape {jnp.shape(key)}" if hasattr(key, "dtype") else type(key).__name__
+        raise MissingKeyError(explain_error(f"{name}: needs one random key.", got=got, fix="key=jax.random.key(0)"))
     return key
 
 
@@ -74,14 +88,7 @@ def fit(
     progress: bool,
 ) -> Any:
     """Carry `carry` through `epochs` of `update(carry, batch, key) -> (carry, number to watch)`."""
-    for setting, value, most in (("epochs", epochs, None), ("batch_size", batch_size, len(examples))):
-        if not isinstance(value, int) or value < 1 or (most and value > most):
-            raise SettingError(
-                explain_error(
-                    f"{name}: `{setting}` must be a positive integer{f', at most {most} examples' if most else ''}.",
-                    got=repr(value),
-                )
-            )
+    batch_size = min(batch_size, len(examples))
     batches = len(examples) // batch_size
 
     @jax.jit

@@ -66,7 +66,7 @@ class Gaussian(NamedTuple):
                 )
             )
         size, kept = self.mean.size, len(self.components)
-        away = x - self.mean
+        away = jnp.asarray(x) - self.mean
         along = jnp.tensordot(self.components, away, len(shape))
         twice = jnp.sum(jnp.square(along) / self.variances + jnp.log(self.variances)) + size * jnp.log(2 * jnp.pi)
         if kept < size:
@@ -152,7 +152,18 @@ def gaussian(images: ArrayLike, *, n_components: int | None = None) -> Gaussian:
     variances[: len(lengths)] = np.square(lengths) / len(rows)
     noise = np.mean(variances[kept:]) if kept < size else 0.0
 
-    negligible = float(jnp.finfo(dtype).eps) * variances[0]
+    # What float64 cannot tell from zero along the longest direction, and what a residual in `dtype` cannot.
+    rounding = max(max(rows.shape) * np.finfo(np.float64).eps, 10 * float(jnp.finfo(dtype).eps))
+    negligible = rounding**2 * variances[0]
+    limits = jnp.finfo(dtype)
+    if variances[0] > float(limits.max) or 0 < (noise if kept < size else variances[-1]) < float(limits.tiny):
+        raise SettingError(
+            explain_error(
+                f"gaussian: variances are out of the range of {dtype}.",
+                got=f"from {variances[kept - 1] if kept else noise:.3g} to {variances[0]:.3g}",
+                fix="images in other units: (images - images.mean()) / images.std()",
+            )
+        )
     if (noise if kept < size else variances[-1]) <= negligible:
         rank = int(np.sum(variances > negligible))
         raise SettingError(

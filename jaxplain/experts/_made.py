@@ -146,7 +146,7 @@ def made(
         n_hidden: hidden units.
         epochs: passes over the images; with many more of them the few images are learnt by heart.
         learning_rate: of Adam, at its highest: it rises over the first fifth of the steps, and falls as a cosine.
-        batch_size: images in a step.
+        batch_size: images in a step; all of them if there are fewer.
         jitter: the share of the images of a step, from 0 to 1, that are moved by up to one pixel along each of the first two
             axes, edge pixels filling what comes in: for images (height, width, …). Of 9,000 digits, 0.5 makes a better model
             of those held out, by 1.4 nats.
@@ -234,7 +234,7 @@ def made(
         log_odds = jax.vmap(lambda x: model._log_odds("made", x))(binary)
         return jnp.sum(jax.nn.softplus(log_odds) - batch * log_odds) / len(batch)
 
-    n_steps = max(1, epochs * (len(examples) // batch_size))
+    n_steps = epochs * max(1, len(examples) // batch_size)
     optimizer = optax.adam(optax.cosine_onecycle_schedule(n_steps, learning_rate, pct_start=0.2))
     raw, _ = fit(
         "made",

@@ -199,7 +199,7 @@ def rbm(
     start anew from the batch (CD-k), which leaves unseen what the model believes a few rounds away from it, just where activation
     maximisation would go: on the digits that costs 19 nats of likelihood.
 
-    Three choices make it safe without tuning. The learning rate falls to zero in a straight line, as the chains must be faster
+    It needs a few thousand steps. Three choices spare most of the tuning. The learning rate falls to zero in a straight line, as the chains must be faster
     than the weights. The gradient is centred: weights are learnt for $(x - \mu)_i W_{ij} (h - \tfrac12)_j$, μ the mean image, and the
     biases of the ordinary form restored at the end; that is the same family of densities, with a better conditioned gradient.
     And the biases of pixels start at the log-odds of their means, clipped to [0.01, 0.99], those of hidden units at 0.
@@ -211,11 +211,12 @@ def rbm(
         n_hidden: how many hidden units.
         visible: `"bernoulli"`, pixels that are 0 or 1, or `"gaussian"`, pixels that are real numbers.
         sigma: Gaussian only: the standard deviations of pixels given the hidden units, positive, of the shape of an example or a
-            scalar. It is not learnt. `None`: those of the pixels in `images`, or a tenth of the largest for pixels that vary less. A smaller
+            scalar. It is not learnt. `None`: half of those of the pixels in `images`, or a tenth of the largest for pixels that vary less: three
+            quarters of the variance are left for the hidden units to explain (σ at a pixel's own deviation would leave nothing). A smaller
             σ allows finer detail and mixes more slowly.
         epochs: how often every image is used.
         learning_rate: that of the first step of gradient descent. `None`: 0.3 for Bernoulli pixels, 0.03 for Gaussian ones.
-        batch_size: images for each step.
+        batch_size: images for each step; all of them if there are fewer.
         n_gibbs: rounds of Gibbs sampling for each step.
         persistent: go on with the same chains, or start them from the batch.
         n_chains: how many persistent chains; `None` is `batch_size`.
@@ -223,7 +224,7 @@ def rbm(
         progress: show a progress bar. Its objective, F(data) − F(samples) and the weight decay, is no likelihood: it stays near zero.
 
     Returns:
-        An `RBM`, in the dtype of the images.
+        An `RBM`, in the dtype of the images, at least float32.
 
     Guarantees:
         A function of its arguments, the key included. The gradient is biased, as the chains are not in equilibrium: measure
@@ -264,6 +265,7 @@ def rbm(
         )
     binary = visible == "bernoulli"
     examples = examples_of("rbm", images, binary_range=binary)
+    examples = examples.astype(jnp.promote_types(examples.dtype, jnp.float32))
     shape, dtype = examples.shape[1:], examples.dtype
     n_chains = batch_size if n_chains is None else n_chains
     learning_rate = (0.3 if binary else 0.03) if learning_rate is None else learning_rate
@@ -293,7 +295,7 @@ def rbm(
         logit(jnp.clip(mean, 0.01, 0.99)) if binary else mean,
         jnp.zeros(n_hidden, dtype),
     )
-    n_updates = max(epochs * (len(examples) // batch_size), 1)
+    n_updates = epochs * max(len(examples) // batch_size, 1)
     optimizer = optax.sgd(optax.linear_schedule(learning_rate, 0.0, n_updates))
 
     def as_rbm(centred: RBM) -> RBM:
@@ -331,17 +333,19 @@ def rbm(
 
 
 class LogPartition(NamedTuple):
-    """The logarithm of a partition function, in nats, as estimated.
+    r"""The logarithm of a partition function, in nats, as estimated.
 
     Attributes:
         estimate: log Z.
         low: of a 95 % interval.
         high: of the same.
+        effective_chains: $(\sum w)^2 / \sum w^2$, of `n_chains`: a small share says that there are too few temperatures.
     """
 
     estimate: jax.Array
     low: jax.Array
     high: jax.Array
+    effective_chains: jax.Array
 
 
 def log_partition(key: jax.Array, rbm: RBM, *, n_chains: int = 100, n_temperatures: int = 1000) -> LogPartition:
@@ -388,6 +392,8 @@ def log_partition(key: jax.Array, rbm: RBM, *, n_chains: int = 100, n_temperatur
     """
     positive_int("log_partition", "n_chains", n_chains, minimum=2)
     positive_int("log_partition", "n_temperatures", n_temperatures, minimum=2)
+    # In bfloat16 neighbouring temperatures would be one.
+    rbm = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), rbm)
     log_weights = _annealed(one_key("log_partition", key), rbm, n_chains, n_temperatures)
     if rbm.sigma is None:
         pixels = jnp.sum(jax.nn.softplus(rbm.visible_bias + _half(rbm)))
@@ -396,7 +402,8 @@ def log_partition(key: jax.Array, rbm: RBM, *, n_chains: int = 100, n_temperatur
     log_mean = jax.nn.logsumexp(log_weights) - jnp.log(n_chains)
     error = jnp.std(jnp.exp(log_weights - log_mean), ddof=1) / jnp.sqrt(n_chains)
     estimate = pixels + rbm.hidden_bias.size * jnp.log(2) + log_mean
-    return LogPartition(estimate, estimate - 1.96 * error, estimate + 1.96 * error)
+    effective = jnp.exp(2 * jax.nn.logsumexp(log_weights) - jax.nn.logsumexp(2 * log_weights))
+    return LogPartition(estimate, estimate - 1.96 * error, estimate + 1.96 * error, effective)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -456,7 +463,7 @@ def _scale(sigma: ArrayLike | None, examples: jax.Array, binary: bool) -> jax.Ar
     shape, dtype = examples.shape[1:], examples.dtype
     if sigma is None:
         deviation = jnp.std(examples, 0)
-        scale = jnp.maximum(deviation, jnp.max(deviation) / 10)
+        scale = jnp.maximum(deviation, jnp.max(deviation) / 10) / 2
         if not float(jnp.min(scale)) > 0:
             raise SettingError(
                 explain_error("rbm: the images are all the same.", fix="sigma=1.0, or images that differ")

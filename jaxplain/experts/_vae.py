@@ -35,7 +35,7 @@ class VAE(NamedTuple):
     $$p(x) = \int \mathcal{N}(z;\, 0, I) \prod_i G(z)_i^{x_i}\, (1 - G(z)_i)^{1 - x_i}\, dz.$$
 
     `decode` is G, and z lives in a space that is normal: `activation_maximization` can look for a prototype there, through
-    `jx.prototypes.decoder(expert.decode)`, and whatever it finds near the origin looks like an example.
+    `jx.prototypes.decoder(expert.decode)`, and codes at a distance of about √n_code from the origin, where the prior's codes are, look like examples (nearer to it lie blends).
 
     The integral has no closed form. The encoder's $q(z \mid x)$ gives lower bounds of log p(x) instead: `elbo`, and
     `log_prob`, which is closer.
@@ -218,7 +218,7 @@ def vae(
         width: of all four hidden layers.
         epochs: passes over the images.
         learning_rate: of Adam, at its highest: it rises over the first fifth of the steps, and falls as a cosine.
-        batch_size: images in a step.
+        batch_size: images in a step; all of them if there are fewer.
         progress: show a bar.
 
     Returns:
@@ -273,7 +273,7 @@ def vae(
         binary = _binary(pixel_key, batch)
         return -jnp.mean(jax.vmap(model.elbo)(binary, jax.random.split(code_key, len(binary))))
 
-    n_steps = max(1, epochs * (len(examples) // batch_size))
+    n_steps = epochs * max(1, len(examples) // batch_size)
     optimizer = optax.adam(optax.cosine_onecycle_schedule(n_steps, learning_rate, pct_start=0.2))
     model, _ = fit(
         "vae",

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
-from jaxplain._errors import SettingError, explain_error
+from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain.prototypes.parametrizations import image_shape
 
 Penalty = Callable[..., jax.Array]
@@ -22,8 +23,18 @@ def l2(strength: Any, center: Any = 0.0) -> Penalty:
 
     def penalty(x: Any, *args: Any) -> jax.Array:
         c = center(*args) if callable(center) else center
-        if jnp.ndim(c) == 0 and not isinstance(c, dict | list | tuple):
+        if isinstance(c, float | int) or (isinstance(c, jax.Array | np.ndarray | np.generic) and c.ndim == 0):
             c = jax.tree.map(lambda leaf: jnp.full_like(leaf, c), x)
+        shapes = [jax.tree.map(lambda leaf: tuple(jnp.shape(leaf)), tree) for tree in (c, x)]
+        if shapes[0] != shapes[1]:
+            raise StructureError(
+                explain_error(
+                    "l2: the center has another shape than x.",
+                    got=f"{shapes[0]}",
+                    need=f"{shapes[1]}",
+                    fix="one center for each class: center=lambda label: means[label]",
+                )
+            )
         return strength / 2 * _total(jnp.square, jax.tree.map(jnp.subtract, x, c))
 
     return penalty
@@ -39,7 +50,8 @@ def lp(strength: Any, p: float = 6.0) -> Penalty:
         raise SettingError(
             explain_error("lp: `p` must be at least 1.", got=repr(p), why="|x|^p has no derivative at 0 below")
         )
-    return lambda x, *_: strength * _total(lambda leaf: jnp.abs(leaf) ** p, x)
+    # |x| as sign(x) x: its derivative at 0 is 0, so that what is blank stays so.
+    return lambda x, *_: strength * _total(lambda leaf: (jnp.sign(leaf) * leaf) ** p, x)
 
 
 def total_variation(strength: Any) -> Penalty:
@@ -89,7 +101,7 @@ def shell(strength: Any = 1.0) -> Penalty:
     r"""$-\lambda \log p(r)$ of the radius $r = \lVert z \rVert_2$ of a code $z \sim \mathcal N(0, I_d)$: $\lambda\,(r^2/2 - (d - 1) \log r)$, up to a constant.
 
     Codes of such a prior lie near a sphere of radius $\sqrt{d - 1}$, though its density is highest at 0. The code of highest density (`l2(1.0)`)
-    is therefore unlike all codes that are drawn, and its image a blend; this penalty is for a code among those.
+    is therefore unlike all codes that are drawn, and its image a blend; this penalty is for a code among those. It is infinite at 0: start from a draw.
     """
 
     def penalty(z: Any, *_: Any) -> jax.Array:
@@ -103,14 +115,15 @@ def shell(strength: Any = 1.0) -> Penalty:
 def diversity(strength: Any, features: Callable[[Any], Any] = lambda x: x) -> Penalty:
     r"""λ × the mean cosine of the `features` of two prototypes, for several that are optimised together (a leading axis of x).
 
-    The score is then their sum: `lambda xs, y: jnp.sum(jax.vmap(score, (0, None))(xs, y))`.
+    The score is then their sum, `lambda xs, y: jnp.sum(jax.vmap(score, (0, None))(xs, y))`, and parts for one image are mapped: `jax.vmap` of another
+    penalty, `Parametrization(jax.vmap(p.decode), jax.vmap(p.encode))`.
 
     References:
         Olah, Mordvintsev, Schubert: Feature visualization. Distill 2017.
     """
 
     def penalty(xs: Any, *_: Any) -> jax.Array:
-        rows = jnp.stack([jnp.ravel(row) for row in jax.vmap(features)(xs)])
+        rows = jax.vmap(lambda x: ravel_pytree(features(x))[0])(xs)
         rows = rows / jnp.sqrt(jnp.sum(jnp.square(rows), -1, keepdims=True) + 1e-12)  # a blank row has no direction
         n = len(rows)
         if n < 2:

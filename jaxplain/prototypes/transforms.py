@@ -20,6 +20,8 @@ Transform = Callable[[jax.Array, Any], Any]
 
 def jitter(pixels: int) -> Transform:
     """Images moved by up to so many pixels each way."""
+    if not isinstance(pixels, int) or pixels < 1:
+        raise SettingError(explain_error("jitter: `pixels` must be a positive integer.", got=repr(pixels)))
 
     def transform(key: jax.Array, x: jax.Array) -> jax.Array:
         image_shape("jitter", jnp.shape(x))
@@ -32,6 +34,7 @@ def jitter(pixels: int) -> Transform:
 
 def rotate(degrees: float) -> Transform:
     """Images turned about their middle by up to so many degrees each way (bilinear)."""
+    _not_negative("rotate", "degrees", degrees)
 
     def transform(key: jax.Array, x: jax.Array) -> jax.Array:
         angle = jnp.deg2rad(jax.random.uniform(key, minval=-degrees, maxval=degrees))
@@ -67,6 +70,7 @@ def crop(share: float) -> Transform:
 
 def noise(sigma: float) -> Transform:
     """Gaussian noise of standard deviation σ, in units of x."""
+    _not_negative("noise", "sigma", sigma)
 
     def transform(key: jax.Array, x: Any) -> Any:
         leaves, structure = jax.tree.flatten(x)
@@ -77,6 +81,11 @@ def noise(sigma: float) -> Transform:
         return jax.tree.unflatten(structure, noisy)
 
     return transform
+
+
+def _not_negative(name: str, setting: str, value: Any) -> None:
+    if not isinstance(value, jax.core.Tracer) and not value >= 0:
+        raise SettingError(explain_error(f"{name}: `{setting}` must not be negative.", got=repr(value)))
 
 
 def _resampled(name: str, x: jax.Array, matrix: jax.Array, offset: Any = 0.0) -> jax.Array:
