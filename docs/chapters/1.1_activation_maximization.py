@@ -110,6 +110,16 @@ print(
     f"{'held-out':12}{'':9}{'':9}{'':12}{others:10.3f}{held_out.mean():10.0f}{0.9:8.0%}{0.9:10.0%}   ({low:.0f} to {high:.0f} nats)"
 )
 
+everyone = {
+    "second network": jax.vmap(lambda x: jnp.diagonal(jax.nn.softmax(second(x)))),
+    "distance to the nearest": jax.vmap(nearest),
+    "log p(x)": jax.vmap(log_prob),
+}
+for name, measure in everyone.items():
+    print(f"\n{name + ', each class':34}" + "".join(f"{c:>7}" for c in range(10)))
+    for strength, values in zip(strengths, measure(sweep.x), strict=True):
+        print(f"{f'λ = {strength:g}':34}" + "".join(f"{value:7.3g}" for value in values))
+
 distance = rms(sweep.x, means).mean(-1)
 assert (jnp.exp(sweep.score) > 0.99).all()
 assert (distance[:-1] > distance[1:]).all()

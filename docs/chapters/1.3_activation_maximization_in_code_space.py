@@ -268,6 +268,12 @@ header()
 table = {name: row(name, images, mean_images if name == "code space" else means) for name, images in columns.items()}
 held = jnp.stack([digits.x_test[digits.y_test == c][:N_MODES] for c in range(10)], 1)
 row("held-out digits", held)
+for name in ("RBM", "VAE", "code space"):
+    q = jax.nn.softmax(jax.vmap(second)(columns[name]))[:, classes, classes]
+    judged = log_prob(jnp.round(columns[name])).reshape(-1, 10)
+    print(f"\n{name + ': second network, log p of each':43}" + "".join(f"{c:>11}" for c in range(10)))
+    for i in range(N_MODES):
+        print(f"{f'mode {i + 1}':43}" + "".join(f"{a:5.2f} {b:5.0f}" for a, b in zip(q[i], judged[i], strict=True)))
 jx.plot.images(
     {f"{c}": [images[0, c] for images in columns.values()] for c in range(10)},
     titles=list(columns),
