@@ -41,6 +41,9 @@ def test_a_quadratic_reaches_its_optimum_and_centers_may_depend_on_the_class():
     )
     found = jax.vmap(pull, in_axes=(None, 0))(jnp.zeros(6), jnp.arange(3))
     assert relative(found.x, centers + W / 0.5) < 1e-9
+    in_pairs = optax.MultiSteps(optax.sgd(0.1), 2)
+    after_two = jx.activation_maximization(lambda x: W @ x, optimizer=in_pairs, n_steps=2)(jnp.zeros(6))
+    assert relative(after_two.x, 0.1 * W) < 1e-6  # one step, of the mean of two gradients, which optax keeps in float32
     by_line_search = jx.activation_maximization(lambda x: -x @ a @ x / 2 + W @ x, optimizer=optax.lbfgs(), n_steps=30)
     assert relative(by_line_search(jnp.zeros(6)).x, jnp.linalg.solve(a, W)) < 1e-9
     # Over strengths, too.
@@ -259,6 +262,10 @@ def test_refusals():
         jx.activation_maximization(lambda x: x["a"].sum())({"a": x, "mask": jnp.ones(3, "int32")})
     with pytest.raises(jx.TransformError, match="while loop"):
         jx.activation_maximization(lambda x: jax.lax.while_loop(lambda v: v < 9, lambda v: v * 2, jnp.sum(x)))(x)
+    loop = {"loop": lambda x: jax.lax.while_loop(lambda v: v < 9, lambda v: v * 2, jnp.sum(x))}
+    with pytest.raises(jx.TransformError, match="while loop"):
+        jx.activation_maximization(jnp.sum, penalties=loop)(x)
+    assert (jx.activation_maximization(jnp.sum, watch=loop, n_steps=2)(x).history.watched["loop"] >= 9).all()
     with pytest.raises(jx.TransformError, match="not known yet"):
         jax.jit(lambda x: jx.activation_maximization(jnp.sum, n_steps=1)(x).require_finite())(x)
     center = prototypes.l2(1.0, jnp.zeros((3, 6)))

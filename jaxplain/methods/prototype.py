@@ -145,7 +145,7 @@ def activation_maximization(
             )
         )
     descend = optax.adam(0.05) if optimizer is None else optimizer
-    if not isinstance(descend, optax.GradientTransformation):
+    if not (hasattr(descend, "init") and hasattr(descend, "update")):  # `optax.MultiSteps` is no GradientTransformation
         raise SettingError(
             explain_error(f"{_METHOD}: `optimizer` must be one of optax.", got=repr(optimizer), fix="optax.adam(0.05)")
         )
@@ -188,6 +188,8 @@ def activation_maximization(
                 given = x if setting != "code_penalties" else parameters
                 program = _staged(term, lambda p, g=function, decode=decode: g(decode(p), *args), parameters, given)
                 _require_number(term, program.out_shape, watched=setting == "watch")
+                if setting != "watch":
+                    program.refuse_while_in_reverse()
 
         def loss(parameters: Any, key: jax.Array) -> tuple[jax.Array, History]:
             x = written.decode(parameters)
