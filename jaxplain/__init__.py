@@ -27,6 +27,7 @@ from jaxplain._errors import UnknownNodeError as UnknownNodeError
 from jaxplain._explainer import Explainer as Explainer
 from jaxplain._explainer import Info as Info
 from jaxplain._explainer import with_info as with_info
+from jaxplain._groups import patches as patches
 from jaxplain._references import references as references
 from jaxplain.batch import batched as batched
 from jaxplain.methods.cam import ablation_cam as ablation_cam
@@ -56,6 +57,9 @@ from jaxplain.methods.noise import smoothgrad_squared as smoothgrad_squared
 from jaxplain.methods.noise import vargrad as vargrad
 from jaxplain.methods.path import expected_gradients as expected_gradients
 from jaxplain.methods.path import integrated_gradients as integrated_gradients
+from jaxplain.methods.perturbation import ablation as ablation
+from jaxplain.methods.perturbation import occlusion as occlusion
+from jaxplain.methods.perturbation import shapley_sampling as shapley_sampling
 from jaxplain.methods.propagation import deconvnet as deconvnet
 from jaxplain.methods.propagation import deep_taylor as deep_taylor
 from jaxplain.methods.propagation import excitation_backprop as excitation_backprop

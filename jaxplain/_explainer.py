@@ -47,7 +47,7 @@ class Info(NamedTuple):
         root: the root point of a Taylor expansion, with the structure of x.
         standard_error: Monte-Carlo standard error of each attribution, with the structure of x.
         n_steps: path steps used.
-        n_gradients: gradients of the score evaluated, for one example.
+        n_gradients: gradients of the score evaluated, for one example; for methods without gradients, values of it.
         converged: whether the requested accuracy was reached.
         layer: the layer that a class activation map is of, a `LayerName`.
     """
@@ -94,6 +94,25 @@ class Call:
 
     def gradient(self, point: Leaves) -> Leaves:
         return self.value_and_gradient(point)[1]
+
+
+def stage_call(
+    method: str,
+    f: Callable[..., Any],
+    args: tuple,
+    *,
+    argnums: int | Sequence[int],
+    allow_random: bool,
+    differentiated: bool = True,
+) -> Call:
+    """The score `f` at `args`, staged as a function of the explained leaves."""
+    arguments = Arguments(method, args, argnums)
+
+    def score(leaves: Leaves) -> Any:
+        return f(*arguments.fill(leaves))
+
+    program = stage_score(method, score, arguments.leaves, allow_random=allow_random, differentiated=differentiated)
+    return Call(arguments, program)
 
 
 class Compute(Protocol):
@@ -149,16 +168,16 @@ def make_explainer(
     stochastic: bool = False,
     key: jax.Array | None = None,
     is_gradient: bool = False,
+    differentiated: bool = True,
 ) -> Explainer:
-    """An explainer of the score `f` from `compute`, the method's mathematics over a `Call`; `is_gradient`: it is ∇f."""
+    """An explainer of the score `f` from `compute`, the method's mathematics over a `Call`; `is_gradient`: it is ∇f.
+
+    With `differentiated=False` it takes scores without a reverse-mode derivative, too.
+    """
     require_callable(method, f)
 
     def stage(args: tuple) -> Call:
-        arguments = Arguments(method, args, argnums)
-        program = stage_score(
-            method, lambda leaves: f(*arguments.fill(leaves)), arguments.leaves, allow_random=allow_random
-        )
-        return Call(arguments, program)
+        return stage_call(method, f, args, argnums=argnums, allow_random=allow_random, differentiated=differentiated)
 
     def evaluate(args: tuple, key: Any, with_info: bool) -> tuple[Any, Info | None]:
         call = stage(args)
@@ -268,6 +287,13 @@ def one_key(method: str, key: Any) -> jax.Array:
             )
         )
     return jax.random.wrap_key_data(key) if raw else key
+
+
+DEFAULT_CHUNK = 1  # under vmap the batch is parallel enough: see docs/internals.md, "Chunks"
+
+
+def chunk_of(method: str, chunk_size: int | None) -> int:
+    return positive_int(method, "chunk_size", DEFAULT_CHUNK if chunk_size is None else chunk_size)
 
 
 def positive_int(method: str, name: str, value: Any, *, minimum: int = 1) -> int:

@@ -116,7 +116,7 @@ class Arguments:
                     where=f"argument {self.positions[0]}",
                     got=", ".join(dtypes),
                     need="a float array, or a pytree with at least one",
-                    why="an attribution follows the derivative of the score, and integers have none",
+                    why="an attribution follows how the score changes with the input, and between integers there is nothing",
                     fix=(
                         "convert: explain(image.astype(jnp.float32), …)",
                         "name a float argument: argnums=…; token ids, labels and masks go in the others",

@@ -46,6 +46,10 @@ def _two(x: Any) -> Any:
     return jx.references(jax.tree.map(lambda *leaves: jnp.stack(leaves), scaled(0.4, x), scaled(0.7, x)))
 
 
+def _four_groups(x: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.arange(leaf.size).reshape(leaf.shape) % 4, x)
+
+
 # Models without a layer of places and channels, for class activation maps.
 NO_MAP = dict.fromkeys(
     (
@@ -124,6 +128,14 @@ METHODS: dict[str, Method] = {
     "score_cam": Method(lambda f, x: jx.score_cam(f, baseline=0.2, chunk_size=3), refuses=NO_MAP),
     "ablation_cam": Method(lambda f, x: jx.ablation_cam(f, relu=False, upsample="nearest"), refuses=NO_MAP),
     "guided_grad_cam": Method(lambda f, x: jx.guided_grad_cam(f), refuses=NO_MAP, may_be_empty=True),
+    "occlusion": Method(
+        lambda f, x: jx.occlusion(f, window=2, strides=2, baseline=lambda x: scaled(0.4, x), chunk_size=2)
+    ),
+    "ablation": Method(lambda f, x: jx.ablation(f, baseline=_two(x), chunk_size=5)),
+    "shapley_sampling": Method(
+        lambda f, x: jx.shapley_sampling(f, groups=_four_groups(x), baseline=0.1, n_samples=3, chunk_size=4),
+        stochastic=True,
+    ),
     "lrp_attention": Method(lambda f, x: jx.lrp(f, rules=jx.composites.attention(EPSILON), start=1.0)),
 }
 

@@ -12,6 +12,7 @@ import pytest
 from registry import METHODS
 
 import jaxplain as jx
+import jaxplain._groups
 import jaxplain.batch
 import jaxplain.datasets._cluttered
 import jaxplain.experts._gaussian
@@ -24,10 +25,12 @@ import jaxplain.methods.inside
 import jaxplain.methods.inspection
 import jaxplain.methods.noise
 import jaxplain.methods.path
+import jaxplain.methods.perturbation
 import jaxplain.methods.propagation
 import jaxplain.methods.prototype
 import jaxplain.methods.taylor
 import jaxplain.metrics
+import jaxplain.metrics.compare
 import jaxplain.nnx
 import jaxplain.rules.composites
 import jaxplain.scores
@@ -42,9 +45,9 @@ LAYERS = [
     ["_compat", "_tree"],
     ["_accumulate", "graph"],
     ["_explainer", "rules"],
-    ["_references", "prototypes"],
+    ["_groups", "_references", "batch", "prototypes"],
     ["metrics", "scores", "methods", "experts"],
-    ["batch", "nnx", "plot"],
+    ["nnx", "plot"],
     ["datasets"],
     ["zoo"],
     ["__init__"],
@@ -131,6 +134,7 @@ def test_docstrings_say_what_they_must(name):
 
 MODULES = [
     jaxplain._explainer,
+    jaxplain._groups,
     jaxplain._references,
     jaxplain.batch,
     jaxplain.datasets._cluttered,
@@ -144,10 +148,12 @@ MODULES = [
     jaxplain.methods.inspection,
     jaxplain.methods.noise,
     jaxplain.methods.path,
+    jaxplain.methods.perturbation,
     jaxplain.methods.propagation,
     jaxplain.methods.prototype,
     jaxplain.methods.taylor,
     jaxplain.metrics,
+    jaxplain.metrics.compare,
     jaxplain.nnx,
     jaxplain.rules.composites,
     jaxplain.scores,

@@ -98,13 +98,15 @@ class Program:
         return self
 
 
-def stage_score(method: str, score: Callable[[Any], Any], leaves: Any, *, allow_random: bool) -> Program:
+def stage_score(
+    method: str, score: Callable[[Any], Any], leaves: Any, *, allow_random: bool, differentiated: bool = True
+) -> Program:
     """Stage `score(leaves) -> real scalar`, checking everything that can be checked without running it."""
     program = Program(method, score, leaves)
     require_scalar(method, program.out_shape)
     if not allow_random:
         program.refuse_randomness()
-    return program.refuse_while_in_reverse()
+    return program.refuse_while_in_reverse() if differentiated else program
 
 
 def require_scalar(method: str, shape: Any) -> None:
@@ -138,7 +140,7 @@ def require_scalar(method: str, shape: Any) -> None:
                 f"{method}: the score must be a real number.",
                 got=str(leaf.dtype),
                 need="a float scalar",
-                why="a class index or a comparison has no derivative; its explanation would be zero",
+                why="a class index or a comparison is no degree of evidence, and its derivative is zero",
                 fix="explain the logit or the probability, not the prediction",
             )
         )

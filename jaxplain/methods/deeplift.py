@@ -10,14 +10,13 @@ import numpy as np
 from jaxplain import _compat
 from jaxplain._accumulate import accumulate
 from jaxplain._errors import NonFiniteError, SettingError, UnexplainedChangeError, UnknownNodeError, explain_error
-from jaxplain._explainer import Call, Explainer, Info, make_explainer, positive_int, sum_gap
+from jaxplain._explainer import Call, Explainer, Info, chunk_of, make_explainer, sum_gap
 from jaxplain._references import References, hidden, pool_of
 from jaxplain._tree import Leaves, cast_like, multiply, subtract, total, upcast
 from jaxplain.graph.activity import ACTIVE, STOPPED
 from jaxplain.graph.analysis import SOFTMAX, Analysis, Node, analyse
 from jaxplain.graph.stage import Program
 from jaxplain.graph.twin import Twin, TwinRule, difference, twin_replay, wide
-from jaxplain.methods.path import DEFAULT_CHUNK
 from jaxplain.rules.deeplift import by_sign, is_split, rescale, reveal_cancel
 
 # Which layers split a change into its positive and negative contributions. Where none does, RevealCancel is Rescale.
@@ -111,7 +110,7 @@ def deeplift(
                     f"{method}: unknown `{name}`.", got=repr(value), need=", ".join(repr(word) for word in known)
                 )
             )
-    chunk = positive_int(method, "chunk_size", DEFAULT_CHUNK if chunk_size is None else chunk_size)
+    chunk = chunk_of(method, chunk_size)
 
     def compute(call: Call, key: Any, with_info: bool) -> tuple[Leaves, Info | None]:
         analysis = analyse(call.program.closed, depth=0, statistics="followed")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxplain._accumulate import accumulate
 from jaxplain._errors import InputError, LayerError, SettingError, StructureError, explain_error
-from jaxplain._explainer import Explainer, Info, positive_int, require_callable, sum_gap
+from jaxplain._explainer import Explainer, Info, chunk_of, positive_int, require_callable, sum_gap
 from jaxplain._references import References
 from jaxplain._tree import Arguments, Leaves, beside, cast_like, multiply, subtract, upcast
 from jaxplain.graph import cut
@@ -18,7 +18,6 @@ from jaxplain.graph.cut import Site
 from jaxplain.graph.flat import Graph, Value, flatten
 from jaxplain.graph.sites import Sites
 from jaxplain.graph.stage import Program, require_scalar
-from jaxplain.methods.path import DEFAULT_CHUNK
 from jaxplain.methods.quadrature import nodes_and_weights
 
 
@@ -266,7 +265,7 @@ def conductance(
     method = "conductance"
     require_callable(method, f)
     positive_int(method, "n_steps", n_steps)
-    chunk = positive_int(method, "chunk_size", DEFAULT_CHUNK if chunk_size is None else chunk_size)
+    chunk = chunk_of(method, chunk_size)
     nodes, weights = nodes_and_weights(method, quadrature, n_steps)
     if isinstance(baseline, References):
         raise SettingError(

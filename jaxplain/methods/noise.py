@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxplain._accumulate import accumulate
-from jaxplain._explainer import Call, Explainer, Info, positive_int, require_explainer
+from jaxplain._explainer import Call, Explainer, Info, chunk_of, positive_int, require_explainer
 from jaxplain._tree import Arguments, Leaves, multiply, upcast
 from jaxplain.graph.head import Head, affine_head
 from jaxplain.graph.stage import Program
-from jaxplain.methods.path import DEFAULT_CHUNK, spread_scale, standard_error
+from jaxplain.methods.path import spread_scale, standard_error
 
 
 class _Moments(NamedTuple):
@@ -168,7 +168,7 @@ def _noisy(
 ) -> Explainer:
     require_explainer(method, explain)
     positive_int(method, "n_samples", n_samples)
-    chunk = positive_int(method, "chunk_size", DEFAULT_CHUNK if chunk_size is None else chunk_size)
+    chunk = chunk_of(method, chunk_size)
     argnums = getattr(explain, "argnums", 0)
     inner_needs_key = getattr(explain, "needs_key", False)
 

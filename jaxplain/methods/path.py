@@ -13,13 +13,11 @@ from jax import lax
 from jaxplain import _compat
 from jaxplain._accumulate import accumulate
 from jaxplain._errors import SettingError, explain_error
-from jaxplain._explainer import Call, Explainer, Info, make_explainer, positive_int, sum_gap
+from jaxplain._explainer import Call, Explainer, Info, chunk_of, make_explainer, positive_int, sum_gap
 from jaxplain._references import References, draw, pool_of
 from jaxplain._tree import Leaves, beside, multiply, require_not_negative, subtract, total
 from jaxplain.graph.head import affine_head
 from jaxplain.methods.quadrature import nodes_and_weights
-
-DEFAULT_CHUNK = 1  # under vmap the batch is parallel enough: see docs/internals.md, "Chunks"
 
 
 class _Paths:
@@ -133,7 +131,7 @@ def integrated_gradients(
     """
     method = "integrated_gradients"
     positive_int(method, "n_steps", n_steps)
-    chunk = positive_int(method, "chunk_size", DEFAULT_CHUNK if chunk_size is None else chunk_size)
+    chunk = chunk_of(method, chunk_size)
     if complete and tol is not None:
         raise SettingError(
             explain_error(
@@ -332,7 +330,7 @@ def expected_gradients(
     """
     method = "expected_gradients"
     positive_int(method, "n_samples", n_samples)
-    chunk = positive_int(method, "chunk_size", DEFAULT_CHUNK if chunk_size is None else chunk_size)
+    chunk = chunk_of(method, chunk_size)
 
     def compute(call: Call, key: Any, with_info: bool) -> tuple[Leaves, Info | None]:
         sample = draw(references, call.arguments)

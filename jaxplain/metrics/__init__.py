@@ -1,7 +1,14 @@
-"""How good is an explanation? Measures of one map against what is known about its image.
+"""How good is an explanation? Measures of maps, of methods, and one table of both.
 
-Every metric is `metric(**settings) -> measure`, and `measure(attribution, mask)` is a pure function of one example: `jax.vmap` and
-`jax.jit` do the rest. Maps are (height, width) or (height, width, channels), of which the channels are summed.
+A metric is `metric(…, **settings) -> measure`, and a measure is a pure function of one example: `jax.vmap` and `jax.jit` do the rest. What it reads
+shows in the name of its first argument:
+
+- `metric(score)(attribution, x, *args)`: faithfulness, axioms: does the score agree with the map?
+- `metric(explain)(x, *args)`: robustness: how much does the map change where the input hardly does?
+- `metric(make_explain)(params, x, *args)`: randomisation: does it change when the network forgets what it has learned?
+- `metric()(attribution)`, `metric()(attribution, mask)`: complexity, localisation: how long is the map, and is it where the object is?
+
+Those that draw take `key=`. `compare` measures methods by metrics over many examples; `random_map` and `greedy` are controls.
 
 Example:
     >>> import jax, jaxplain as jx
@@ -13,6 +20,53 @@ Example:
     (8,)
 """
 
+from jaxplain.metrics.compare import Comparison, compare
+from jaxplain.metrics.controls import greedy, random_map
+from jaxplain.metrics.faithfulness import (
+    Correlations,
+    faithfulness_correlation,
+    faithfulness_estimate,
+    infidelity,
+    monotonicity,
+    monotonicity_correlation,
+    sensitivity_n,
+)
+from jaxplain.metrics.flipping import (
+    Curve,
+    insertion,
+    irof,
+    pixel_flipping,
+    region_perturbation,
+    road,
+    selectivity,
+)
 from jaxplain.metrics.localisation import energy_inside, intersection_over_union, pointing_game
+from jaxplain.metrics.removal import blur, channel_mean, impute, uniform
 
-__all__ = ["energy_inside", "intersection_over_union", "pointing_game"]
+__all__ = [
+    "Comparison",
+    "Correlations",
+    "Curve",
+    "blur",
+    "channel_mean",
+    "compare",
+    "energy_inside",
+    "faithfulness_correlation",
+    "faithfulness_estimate",
+    "greedy",
+    "impute",
+    "infidelity",
+    "insertion",
+    "intersection_over_union",
+    "irof",
+    "monotonicity",
+    "monotonicity_correlation",
+    "pixel_flipping",
+    "pointing_game",
+    "random_map",
+    "region_perturbation",
+    "road",
+    "selectivity",
+    "sensitivity_n",
+    "uniform",
+]
