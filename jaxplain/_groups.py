@@ -43,6 +43,15 @@ class Groups(NamedTuple):
         inside = [jnp.all((labels >= 0) & (labels < self.n)) for labels in self.labels if labels is not None]
         return jnp.array(inside).all()
 
+    @property
+    def is_present(self) -> jax.Array:
+        """For each label whether a feature has it: of traced labels, `n_groups` is an upper bound."""
+        present = jnp.zeros(self.n, bool)
+        for labels in self.labels:
+            if labels is not None:
+                present = present.at[labels].set(True, mode="drop")
+        return present
+
     def where_valid(self, value: jax.Array) -> jax.Array:
         """`value`, or NaN if there are labels that do not exist."""
         return jnp.where(self.is_valid, value, jnp.nan)

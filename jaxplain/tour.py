@@ -13,6 +13,9 @@ from tqdm import tqdm
 
 import jaxplain as jx
 
+# Each pixel carries the value of its whole patch.
+PER_GROUP = ("ablation", "Shapley sampling")
+
 
 class Row(NamedTuple):
     """One line of the tour: a method as a user would set it up for digits."""
@@ -23,7 +26,7 @@ class Row(NamedTuple):
 
 def rows(score: Callable[..., jax.Array], background: np.ndarray) -> list[Row]:
     """Every method there is. A new method adds one line here."""
-    gradient = jx.gradient(score)
+    gradient, patches = jx.gradient(score), jx.patches(4, 4)
     has_maps = any(node.kind == "convolution" for node in jx.layers(score)(background[0], 0))
     maps = [
         Row("Grad-CAM", jx.grad_cam(score)),
@@ -48,6 +51,9 @@ def rows(score: Callable[..., jax.Array], background: np.ndarray) -> list[Row]:
         Row("DeepLIFT RevealCancel", jx.deeplift(score, rule="reveal_cancel", fallback="rescale")),
         Row("DeepLIFT, 20 references", jx.deeplift(score, baseline=jx.references(background[:20]))),
         *(maps if has_maps else ()),
+        Row("occlusion", jx.occlusion(score, window=(4, 4), strides=2)),
+        Row("ablation", jx.ablation(score, groups=patches)),
+        Row("Shapley sampling", jx.shapley_sampling(score, groups=patches, n_samples=10)),
         Row("guided backprop", jx.guided_backprop(score)),
         Row("deconvolution", jx.deconvnet(score)),
         Row("SmoothGrad", jx.smoothgrad(gradient)),
@@ -107,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
         bar.set_postfix_str(row.name)
         attribution, info, seconds = _explain(row.explain, images, labels, keys)
         maps[row.name] = attribution[:10]
-        table.append((row.name, *_figures(info, attribution), 1000 * seconds / len(images)))
+        table.append((row.name, *_figures(row.name, info, attribution), 1000 * seconds / len(images)))
     examples, seconds = prototypes(network)
     table.append(("prototype of a class", 256.0, None, 1000 * seconds))
     _print(table, len(images))
@@ -144,12 +150,12 @@ def _timed(run: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, flo
     return out, time.perf_counter() - start
 
 
-def _figures(info: jx.Info, attribution: np.ndarray) -> tuple[float, float | None]:
+def _figures(name: str, info: jx.Info, attribution: np.ndarray) -> tuple[float, float | None]:
     """Gradients per example, and the median completeness gap relative to max(|Δf|, Σ|attribution|)."""
     gradients = float(np.mean(np.asarray(info.n_gradients)))
     if info.gap is None:
         return gradients, None
-    if info.layer is not None:  # a map of a layer; its sum is not that of the up-sampled one
+    if info.layer is not None or name in PER_GROUP:  # the sum over pixels is not what the gap is of
         return gradients, None
     delta = np.asarray(info.value) - (0 if info.baseline_value is None else np.asarray(info.baseline_value))
     size = np.maximum(np.abs(delta), np.abs(attribution).sum(axis=(1, 2, 3)))
@@ -161,8 +167,8 @@ def _print(table: list[tuple[str, float, float | None, float]], n: int) -> None:
     for name, gradients, gap, seconds in table:
         print(f"{name:<22} {gradients:>10.0f} {seconds:>17.2f} {'–' if gap is None else f'{gap:.1e}':>17}")
     print(
-        f"\ngradients: per example. Seconds: compiled, on {n} digits, one run. Gap: median of |Σ R − Δf| / max(|Δf|, Σ|R|);\n"
-        "– for methods that do not claim to sum to anything."
+        f"\ngradients: per example (of methods without any: values of the score). Seconds: compiled, on {n} digits, one run.\n"
+        "Gap: median of |Σ R − Δf| / max(|Δf|, Σ|R|); – for methods that do not claim to sum to anything."
     )
 
 

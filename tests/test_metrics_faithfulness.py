@@ -10,7 +10,7 @@ import scipy.stats
 from helpers import relative, relu_net, text
 
 import jaxplain as jx
-from jaxplain.metrics._statistics import average_ranks, pearson, spearman
+from jaxplain.metrics.similarity import pearson, spearman
 
 M = jx.metrics
 N = 8
@@ -41,7 +41,6 @@ def test_correlations_are_those_of_scipy():
     assert relative(pearson(a, b), scipy.stats.pearsonr(a, b)[0]) < 1e-12
     assert relative(pearson(1e-200 * a, b), scipy.stats.pearsonr(a, b)[0]) < 1e-12
     assert relative(spearman(a, b), scipy.stats.spearmanr(a, b)[0]) < 1e-12
-    assert relative(average_ranks(a), scipy.stats.rankdata(a) - 1) < 1e-12
     assert np.isnan(pearson(a, jnp.full(6, 0.1))) and np.isnan(spearman(jnp.zeros(6), b))
 
 
@@ -283,3 +282,29 @@ def test_compare_refuses_what_it_cannot_tell():
     assert "masks=masks" in text(error) and "game" in text(error)
     with pytest.raises(jx.MissingKeyError):
         M.compare(NET, {"r": M.random_map}, {"e": M.faithfulness_estimate}, progress=False)(X[None])
+
+
+def test_traced_segmentations_may_have_fewer_groups_than_the_bound():
+    labels = jnp.array([3, 3, 0, 5, 5, 0, 5, 3])  # of 0 … 8
+    metrics = {
+        "flipping": M.pixel_flipping,
+        "in steps": functools.partial(M.pixel_flipping, n_steps=2),
+        "insertion": M.insertion,
+        "least": functools.partial(M.pixel_flipping, order="least"),
+        "recomputed": lambda f, **s: M.pixel_flipping(f, recompute=jx.input_x_gradient(f), **s),
+        "over": functools.partial(M.region_perturbation, baseline=0.0),
+        "irof": lambda f, **s: M.irof(lambda x: jnp.exp(f(x)), baseline=0.0, **s),
+        "estimate": M.faithfulness_estimate,
+        "monotonicity": M.monotonicity,
+        "ranks": functools.partial(M.monotonicity_correlation, baseline=0.0),
+    }
+    compacted = np.array([1, 1, 0, 2, 2, 0, 2, 1])
+    for name, metric in metrics.items():
+        got = jax.jit(lambda g, m=metric: m(NET, groups=g, n_groups=9)(R, X))(labels)
+        assert relative(got, run(metric(NET, groups=compacted))) < 1e-10, name
+    # Random sets: only those that there are; two of three.
+    seen = lambda x: jnp.sum(x == 0)[None][0] * 1.0
+    sizes = jax.jit(
+        lambda g: M.faithfulness_correlation(seen, groups=g, n_groups=9, subset_size=2, n_samples=20)(R, X, key=KEY)
+    )(labels)
+    assert np.isfinite(sizes)

@@ -1,5 +1,7 @@
 """Every rule against its formula on an explicit matrix; closed forms; derivatives of relevance."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,20 +99,26 @@ FORMULAS = {
 }
 
 
-@pytest.mark.parametrize("rule", FORMULAS)
-@pytest.mark.parametrize("layer", LAYERS)
-def test_a_rule_is_its_formula(layer, rule):
+@functools.cache
+def _written_out(layer):
+    """x, v, and what the formulas read: the matrix, the bias and the arriving relevance. One program for all the rules."""
     f, shape = LAYERS[layer]
     x = jnp.cos(2 + 1.3 * jnp.arange(float(np.prod(shape)))).reshape(shape)
     size = jax.eval_shape(f, x).size
     v = jnp.sin(3 + jnp.arange(float(size)))
+    matrix, bias, out = jax.jit(lambda x: (jax.jacobian(f)(x), f(0 * x), jax.nn.leaky_relu(f(x))))(x)
+    return x, v, np.asarray(matrix).reshape(size, -1).T, np.ravel(bias), np.ravel(out) * np.asarray(v)
+
+
+@pytest.mark.parametrize("rule", FORMULAS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_rule_is_its_formula(layer, rule):
+    f, _ = LAYERS[layer]
+    x, v, w, b, arriving = _written_out(layer)
     applied, by_hand = FORMULAS[rule]
     score = lambda x: jnp.dot(jax.nn.leaky_relu(f(x)).ravel(), v)
     chosen = composites.compose(rules.epsilon(1e-14), {"first": applied})
     got = jx.lrp(score, rules=chosen)(x)
-    w = np.asarray(jax.jacobian(f)(x)).reshape(size, -1).T
-    b = np.asarray(f(jnp.zeros(shape))).ravel()
-    arriving = np.asarray(jax.nn.leaky_relu(f(x)).ravel() * v)
     np.testing.assert_allclose(got.ravel(), by_hand(np.asarray(x).ravel(), w, b, arriving), rtol=1e-6, atol=1e-9)
 
 
@@ -344,15 +352,17 @@ def test_the_gradient_of_relevance_is_its_derivative(name):
     w = {part: jax.random.normal(next(keys), shape) for part, shape in shapes.items()}
     x = jax.random.normal(next(keys), (6, 6, 2))
 
+    # Compiling is what takes long: one program for the value and the gradients, at all three points.
     @jax.jit
-    def explained(w, x):
+    @jax.value_and_grad
+    def explained(wx):
+        w, x = wx
         return jnp.sum(jnp.sin(jx.lrp(lambda x: _everything(w, x), rules=SMOOTH[name])(x)))
 
-    directions = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(1.0 * leaf.size)).reshape(leaf.shape), (w, x))
-    gradients = jax.grad(explained, (0, 1))(w, x)
-    moved = lambda t: jax.tree.map(lambda a, d: a + t * d, (w, x), directions)
-    slope = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradients), jax.tree.leaves(directions), strict=True))
-    difference = (explained(*moved(1e-6)) - explained(*moved(-1e-6))) / 2e-6
+    directions = jax.tree.map(lambda leaf: np.cos(np.arange(1.0 * leaf.size)).reshape(leaf.shape), (w, x))
+    at = lambda t: explained(jax.tree.map(lambda a, d: np.asarray(a) + t * d, (w, x), directions))
+    slope = sum(jax.tree.leaves(jax.tree.map(np.vdot, at(0.0)[1], directions)))
+    difference = (at(1e-6)[0] - at(-1e-6)[0]) / 2e-6
     np.testing.assert_allclose(slope, difference, rtol=1e-5, atol=1e-7)
 
 

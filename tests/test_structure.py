@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib
 import inspect
 import re
 import subprocess
@@ -30,7 +31,8 @@ import jaxplain.methods.propagation
 import jaxplain.methods.prototype
 import jaxplain.methods.taylor
 import jaxplain.metrics
-import jaxplain.metrics.compare
+import jaxplain.metrics.randomisation
+import jaxplain.metrics.robustness
 import jaxplain.nnx
 import jaxplain.rules.composites
 import jaxplain.scores
@@ -52,6 +54,7 @@ LAYERS = [
     ["zoo"],
     ["__init__"],
     ["tour"],
+    ["leaderboard"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -153,7 +156,10 @@ MODULES = [
     jaxplain.methods.prototype,
     jaxplain.methods.taylor,
     jaxplain.metrics,
-    jaxplain.metrics.compare,
+    jaxplain.metrics.randomisation,
+    jaxplain.metrics.robustness,
+    importlib.import_module("jaxplain.metrics.compare"),  # whose name in the package is the function
+    importlib.import_module("jaxplain.metrics.complexity"),
     jaxplain.nnx,
     jaxplain.rules.composites,
     jaxplain.scores,

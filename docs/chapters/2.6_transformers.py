@@ -16,6 +16,8 @@
 # special softmax.
 
 # %%
+import os
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -30,6 +32,7 @@ plt.rcParams["figure.dpi"] = 90
 digits = datasets.mnist()
 images, labels = digits.x_test, digits.y_test
 WIDTH, HEADS, LAYERS, PATCH = 32, 4, 2, 7
+EPOCHS = 4 if "CHAPTER_SCENES" in os.environ else 16  # fewer when this page is only checked
 N = (28 // PATCH) ** 2
 
 # %% [markdown]
@@ -75,7 +78,7 @@ def initial(key):
     return ends | {"position": position, "blocks": blocks}
 
 
-def train(w, x, y, epochs=16, batch=100):
+def train(w, x, y, epochs=EPOCHS, batch=100):
     steps = len(x) // batch
     optimiser = optax.adam(optax.cosine_decay_schedule(4e-3, epochs * steps))
 

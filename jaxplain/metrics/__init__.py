@@ -20,7 +20,9 @@ Example:
     (8,)
 """
 
+from jaxplain.metrics.axioms import completeness, input_invariance, non_sensitivity
 from jaxplain.metrics.compare import Comparison, compare
+from jaxplain.metrics.complexity import complexity, effective_complexity, sparseness, sufficiency
 from jaxplain.metrics.controls import greedy, random_map
 from jaxplain.metrics.faithfulness import (
     Correlations,
@@ -40,33 +42,86 @@ from jaxplain.metrics.flipping import (
     road,
     selectivity,
 )
-from jaxplain.metrics.localisation import energy_inside, intersection_over_union, pointing_game
+from jaxplain.metrics.localisation import (
+    attribution_auc,
+    energy_inside,
+    intersection_over_union,
+    pointing_game,
+    relevance_rank_accuracy,
+    top_k_intersection,
+)
+from jaxplain.metrics.randomisation import parameter_randomisation, random_logit
 from jaxplain.metrics.removal import blur, channel_mean, impute, uniform
+from jaxplain.metrics.robustness import (
+    ascent,
+    avg_sensitivity,
+    ball,
+    continuity,
+    drawn,
+    gaussian,
+    given,
+    local_lipschitz_estimate,
+    max_sensitivity,
+    relative_input_stability,
+    relative_output_stability,
+    relative_representation_stability,
+    translations,
+)
+from jaxplain.metrics.similarity import cosine, pearson, spearman, ssim
 
 __all__ = [
     "Comparison",
     "Correlations",
     "Curve",
+    "ascent",
+    "attribution_auc",
+    "avg_sensitivity",
+    "ball",
     "blur",
     "channel_mean",
     "compare",
+    "completeness",
+    "complexity",
+    "continuity",
+    "cosine",
+    "drawn",
+    "effective_complexity",
     "energy_inside",
     "faithfulness_correlation",
     "faithfulness_estimate",
+    "gaussian",
+    "given",
     "greedy",
     "impute",
     "infidelity",
+    "input_invariance",
     "insertion",
     "intersection_over_union",
     "irof",
+    "local_lipschitz_estimate",
+    "max_sensitivity",
     "monotonicity",
     "monotonicity_correlation",
+    "non_sensitivity",
+    "parameter_randomisation",
+    "pearson",
     "pixel_flipping",
     "pointing_game",
+    "random_logit",
     "random_map",
     "region_perturbation",
+    "relative_input_stability",
+    "relative_output_stability",
+    "relative_representation_stability",
+    "relevance_rank_accuracy",
     "road",
     "selectivity",
     "sensitivity_n",
+    "sparseness",
+    "spearman",
+    "ssim",
+    "sufficiency",
+    "top_k_intersection",
+    "translations",
     "uniform",
 ]

@@ -18,8 +18,8 @@ from jaxplain._explainer import Call, chunk_of, positive_int
 from jaxplain._groups import Groups, Masks, groups_of
 from jaxplain._tree import Leaves, total
 from jaxplain.metrics._measure import CurveMeasure, Measure
-from jaxplain.metrics._statistics import pearson, spearman
 from jaxplain.metrics.removal import draws, filler
+from jaxplain.metrics.similarity import correlation, rank_correlation
 
 
 class Correlations(NamedTuple):
@@ -74,10 +74,10 @@ def faithfulness_correlation(
     chunk = chunk_of(f"metrics.{name}", chunk_size)
 
     def compute(call: Call, relevance: Leaves, key: Any) -> jax.Array:
-        sets = _Sets(call, relevance, groups, n_groups, baseline)
+        sets = Sets(call, relevance, groups, n_groups, baseline)
         _require_fewer(name, "subset_size", subset_size, sets.labelled.n)
         pairs = evaluate(lambda k: sets.random(key, k, subset_size), n_samples, chunk)
-        return sets.labelled.where_valid(pearson(*pairs))
+        return sets.labelled.where_valid(correlation(*pairs))
 
     return Measure(name, score, compute, argnums=argnums, allow_random=allow_random, stochastic=True, key=key)
 
@@ -121,17 +121,18 @@ def sensitivity_n(
         raise SettingError(explain_error(f"metrics.{name}: `shares` must lie in (0, 1).", got=repr(shares)))
 
     def compute(call: Call, relevance: Leaves, key: Any) -> Correlations:
-        sets = _Sets(call, relevance, groups, n_groups, baseline)
+        sets = Sets(call, relevance, groups, n_groups, baseline)
         n = sets.labelled.n
         if n < 2:
             _require_fewer(name, "shares", 1, n)
         sizes = np.unique(np.clip(np.round(given * n), 1, n - 1)).astype(np.int32)
+        scaled = jnp.round(sizes * (jnp.sum(sets.is_present) / n)).astype(jnp.int32)  # to the groups that there are
 
         def pair(i: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return sets.random(key, i, jnp.asarray(sizes)[i // n_samples])
+            return sets.random(key, i, scaled[i // n_samples])
 
         sums, drops = evaluate(pair, len(sizes) * n_samples, chunk)
-        each = jax.vmap(pearson)(sums.reshape(len(sizes), -1), drops.reshape(len(sizes), -1))
+        each = jax.vmap(correlation)(sums.reshape(len(sizes), -1), drops.reshape(len(sizes), -1))
         return Correlations(jnp.asarray(sizes / n, sums.dtype), sets.labelled.where_valid(each))
 
     return CurveMeasure(
@@ -169,9 +170,9 @@ def faithfulness_estimate(
     chunk = chunk_of(f"metrics.{name}", chunk_size)
 
     def compute(call: Call, relevance: Leaves, key: Any) -> jax.Array:
-        sets = _Sets(call, relevance, groups, n_groups, baseline)
-        pairs = evaluate(lambda k: sets.single(key, k, k), sets.labelled.n, chunk)
-        return sets.labelled.where_valid(pearson(*pairs))
+        sets = Sets(call, relevance, groups, n_groups, baseline)
+        sums, drops = evaluate(lambda k: sets.single(key, k, k), sets.labelled.n, chunk)
+        return sets.labelled.where_valid(correlation(sums, drops, where=sets.is_present))
 
     return Measure(
         name, score, compute, argnums=argnums, allow_random=allow_random, stochastic=draws(baseline), key=key
@@ -215,11 +216,12 @@ def monotonicity_correlation(
     repeats = n_samples if is_drawn else 1
 
     def compute(call: Call, relevance: Leaves, key: Any) -> jax.Array:
-        sets = _Sets(call, relevance, groups, n_groups, baseline)
+        sets = Sets(call, relevance, groups, n_groups, baseline)
         n = sets.labelled.n
         _, drops = evaluate(lambda i: sets.single(key, i, i // repeats), n * repeats, chunk)
         squares = jnp.mean(drops.reshape(n, repeats) ** 2, axis=1)
-        return sets.labelled.where_valid(spearman(jnp.abs(sets.relevance), squares))
+        ranks = rank_correlation(jnp.abs(sets.relevance), squares, where=sets.is_present)
+        return sets.labelled.where_valid(ranks)
 
     return Measure(name, score, compute, argnums=argnums, allow_random=allow_random, stochastic=is_drawn, key=key)
 
@@ -283,7 +285,7 @@ def infidelity(
         if subset_size is None:
             is_valid, perturbed = jnp.array(True), _noisy(call, noise, key)
         else:
-            sets = _Sets(call, relevance, groups, n_groups, baseline)
+            sets = Sets(call, relevance, groups, n_groups, baseline)
             is_valid, perturbed = sets.labelled.is_valid, partial(sets.random_point, key, size=subset_size)
 
         def pair(k: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -329,12 +331,13 @@ def monotonicity(
     chunk = chunk_of(f"metrics.{name}", chunk_size)
 
     def compute(call: Call, relevance: Leaves, key: Any) -> jax.Array:
-        sets = _Sets(call, relevance, groups, n_groups, baseline)
+        sets = Sets(call, relevance, groups, n_groups, baseline)
         n = sets.labelled.n
-        places = jnp.argsort(sets.relevance, stable=True)
+        places = jnp.argsort(jnp.where(sets.is_present, sets.relevance, jnp.inf), stable=True)
         turn = jnp.zeros(n, jnp.int32).at[places].set(jnp.arange(n, dtype=jnp.int32))
         scores = evaluate(lambda k: call.value(sets.without(turn >= k, key, k)), n + 1, chunk)
-        return sets.labelled.where_valid(jnp.mean((jnp.diff(scores) >= 0).astype(scores.dtype)))
+        steps = jnp.arange(n) < jnp.sum(sets.is_present)
+        return sets.labelled.where_valid(jnp.mean((jnp.diff(scores) >= 0).astype(scores.dtype), where=steps))
 
     return Measure(
         name, score, compute, argnums=argnums, allow_random=allow_random, stochastic=draws(baseline), key=key
@@ -355,12 +358,13 @@ def _noisy(call: Call, noise: Any, key: jax.Array) -> Callable[[jax.Array], Leav
     return point
 
 
-class _Sets:
+class Sets:
     """Sets of groups: what the attribution says of them, and what the score does without them."""
 
     def __init__(self, call: Call, relevance: Leaves, groups: Any, n_groups: int | None, baseline: Any):
         self.labelled: Groups = groups_of(call.arguments, groups, n_groups)
         self.relevance = self.labelled.totals(relevance)
+        self.is_present = self.labelled.is_present
         self._fill = filler(call.arguments, baseline)
         self._call = call
         self._value = call.value(call.x)
@@ -388,7 +392,10 @@ class _Sets:
         return self.without(self._chosen(set_key, k, size), fill_key, k)
 
     def _chosen(self, key: Any, k: jax.Array, size: jax.Array | int) -> jax.Array:
-        return jax.random.permutation(jax.random.fold_in(key, k), self.labelled.n) < size
+        n = self.labelled.n
+        turn = jax.random.permutation(jax.random.fold_in(key, k), n)
+        last = jnp.where(self.is_present, turn, n + turn)  # labels that no feature has are not drawn
+        return jnp.argsort(jnp.argsort(last)) < size
 
 
 def _require_fewer(name: str, setting: str, size: int, n: int) -> None:

@@ -65,7 +65,7 @@ def pixel_flipping(
         score: `f(x, *args) -> real scalar` for one example. It need not be differentiable.
         order: "most" relevant first, or "least". Of equal groups the one with the smaller label goes first, in C order.
         groups, n_groups: what is removed together, as in `ablation`: `None` single features, `jx.patches(1, 1)` pixels with all their channels,
-            `jx.patches(4, 4)` patches, a segmentation.
+            `jx.patches(4, 4)` patches, a segmentation. Labels that no feature has do not count, so that `n_groups` may be an upper bound for traced segmentations.
         baseline: what they are replaced by: a number, a pytree, a function of x (`metrics.blur`, `metrics.channel_mean`), `jx.references(...)` (one drawn for each
             evaluation), `metrics.uniform(...)`, `metrics.impute(...)`; those that draw need a key.
         n_steps: removals, of equally many groups each, to rounding; `None` is one group each. Cost is n_steps + 1 evaluations.
@@ -159,7 +159,10 @@ def region_perturbation(
     path = _path("region_perturbation", order, groups, n_groups, baseline, n_steps, until, None, chunk_size)
 
     def over(curve: Curve) -> jax.Array:
-        return jnp.mean(curve.score[..., :1] - curve.score, axis=-1)
+        moved = (
+            jnp.diff(curve.share, prepend=-1, axis=-1) > 0
+        )  # where traced labels are fewer than `n_groups`, the last points repeat
+        return jnp.mean(curve.score[..., :1] - curve.score, axis=-1, where=moved)
 
     return _curve_measure("region_perturbation", score, path, over, baseline, argnums, allow_random, key)
 
@@ -311,6 +314,7 @@ def road(
     Guarantees: as `pixel_flipping`.
     Cost: one evaluation of the score, and of the imputation, for each share.
     Errors: those of `pixel_flipping`; shares outside (0, 1].
+    Differs from: the number of pixels removed is rounded; the authors' code and Quantus cut it off.
 
     References:
         Rong et al., A consistent and efficient evaluation strategy for attribution methods, ICML 2022.
@@ -387,17 +391,22 @@ def _path(
         labelled = groups_of(call.arguments, groups, n_groups)
         n = labelled.n
         points = np.linspace(0, until, (n_steps or max(round(until * n), 1)) + 1) if shares is None else shares
-        counts = np.round(points * n).astype(np.int32)
+        is_present = labelled.is_present
+        n_present = jnp.sum(is_present)  # n, unless labels are traced
+        if n_steps is None and shares is None:
+            counts = jnp.minimum(np.round(points * n).astype(np.int32), n_present)
+        else:
+            counts = jnp.round(points * n_present).astype(jnp.int32)
         fill = filler(call.arguments, baseline)
         removal_key, explain_key = _two_keys(key)
-        share = jnp.asarray(counts / n, jnp.result_type(*call.x))
+        share = (counts / n_present).astype(jnp.result_type(*call.x))
 
         def turns(relevance: Leaves) -> jax.Array:
             """For each group the number of groups that go before it."""
             ranked = labelled.totals(relevance)
             if mean:
                 ranked = ranked / labelled.totals(tuple(map(jnp.ones_like, call.x)))
-            places = jnp.argsort(sign * ranked, stable=True)
+            places = jnp.argsort(jnp.where(is_present, sign * ranked, jnp.inf), stable=True)
             return jnp.zeros(n, jnp.int32).at[places].set(jnp.arange(n, dtype=jnp.int32))
 
         def score(is_removed: jax.Array, k: jax.Array) -> jax.Array:
@@ -410,7 +419,7 @@ def _path(
             turn = turns(relevance)
 
             def at(k: jax.Array) -> jax.Array:
-                first = turn < jnp.asarray(counts)[k]
+                first = turn < counts[k]
                 return score(~first if insert else first, k)
 
             return Curve(share, labelled.where_valid(evaluate(at, len(counts), chunk)))
@@ -419,7 +428,7 @@ def _path(
             is_removed, relevance = state
             is_finite = jnp.array([jnp.isfinite(leaf).all() for leaf in relevance]).all()
             turn = jnp.argsort(jnp.argsort(turns(relevance) + n * is_removed))  # what is removed goes last
-            is_removed = is_removed | (turn < jnp.asarray(np.diff(counts))[k])
+            is_removed = is_removed | (turn < jnp.diff(counts)[k])
             point = fill(masks(is_removed), _fold_in(removal_key, k + 1))
             relevance = _explain(recompute, call, point, _fold_in(explain_key, k))
             return (is_removed, relevance), jnp.where(is_finite, call.value(point), jnp.nan)

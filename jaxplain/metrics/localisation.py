@@ -3,6 +3,9 @@
 All read evidence *for* the score: channels are summed, then the positive part is taken. For maps whose sign means nothing (gradients), pass |map|,
 taken before the sum. A map without any positive evidence, or with NaN or infinity (an empty class activation map under `jit`), measures NaN: it
 has not been placed anywhere, and whoever averages decides what that counts. So does an empty mask where it is traced; else it is an error.
+
+By their names elsewhere: *relevance mass accuracy*, *attribution localisation* (inside-total relevance ratio μ) and the energy-based pointing game are
+`energy_inside`.
 """
 
 from collections.abc import Callable
@@ -13,6 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxplain._errors import SettingError, StructureError, explain_error
+from jaxplain._explainer import positive_int
 
 # measure(attribution, mask) -> a number in [0, 1]
 Measure = Callable[[ArrayLike, ArrayLike], jax.Array]
@@ -52,19 +56,21 @@ def pointing_game(*, tolerance: int = 0) -> Measure:
 
 
 def energy_inside() -> Measure:
-    r"""Energy inside (energy-based pointing game, relevance mass accuracy): $\sum_{p \in \text{mask}} R^+(p) \big/ \sum_p R^+(p)$.
+    r"""Energy inside (energy-based pointing game, relevance mass accuracy, attribution localisation): $\sum_{p \in \text{mask}} R^+(p) \big/ \sum_p R^+(p)$.
 
     Returns:
         `measure(attribution, mask)`: (height, width[, channels]) and (height, width), bool → a number in [0, 1].
 
     Guarantees: unchanged by a positive factor on the map. A constant map has the share of the image that is mask, which is the level of chance.
     Errors: `StructureError` for shapes that do not fit, or a mask that is not bool.
-    Differs from: Quantus' relevance mass accuracy also sums negative relevance, which may exceed 1.
+    Differs from: Quantus' relevance mass accuracy also sums negative relevance, so that it may have any value; its attribution localisation takes |R|. The weighted form of
+    the latter's paper divides by the level of chance: `measure(R, mask) / mask.mean()`.
 
     References:
         Wang et al., Score-CAM: score-weighted visual explanations for convolutional neural networks, CVPR workshops 2020.
         Arras, Osman, Samek, CLEVR-XAI: a benchmark dataset for the ground truth evaluation of neural network explanations, Information
         Fusion 81, 2022.
+        Kohlbrenner et al., Towards best practice in explaining neural network decisions with LRP, IJCNN 2020.
     """
 
     def measure(attribution: ArrayLike, mask: ArrayLike) -> jax.Array:
@@ -112,7 +118,94 @@ def intersection_over_union(*, threshold: float | None = None) -> Measure:
     return measure
 
 
-def _strongest(heat: jax.Array, n: jax.Array) -> jax.Array:
+def top_k_intersection(*, k: int) -> Measure:
+    r"""Top-k intersection: the share $|S_k \cap M| / k$ of the k strongest pixels that is in the mask M.
+
+    Arguments:
+        k: number of pixels (Python integer, at most those of the map). Those that tie for the last places share them; pixels without positive evidence are never
+            among the k, so that a map with fewer misses the rest.
+
+    Returns:
+        `measure(attribution, mask)`: (height, width[, channels]) and (height, width), bool → a number in [0, 1]. **For k above the size of the mask the best
+        is |M|/k**: for masks of different sizes see `relevance_rank_accuracy`.
+
+    Guarantees: unchanged by any increasing function of the map that leaves 0 at 0. A positive map drawn at random has the share of the image that is mask, on average.
+    Errors: `StructureError` for shapes that do not fit, a mask that is not bool, or fewer than k pixels.
+    Differs from: Quantus also counts pixels without evidence, in whatever order the sort leaves them; its `concept_influence` is the value over that of chance, `mask.mean()`.
+
+    References:
+        Theiner, Müller-Budack, Ewerth, Interpretable semantic photo geolocation, WACV 2022.
+    """
+    positive_int("top_k_intersection", "k", k)
+
+    def measure(attribution: ArrayLike, mask: ArrayLike) -> jax.Array:
+        heat, inside = _positive("top_k_intersection", attribution, mask)
+        if k > heat.size:
+            raise StructureError(
+                explain_error(
+                    "top_k_intersection: the map has fewer than k pixels.", got=f"k={k}, map of {heat.size} pixels"
+                )
+            )
+        return _where_placed(heat, inside, jnp.sum(_strongest(heat, k) * inside) / k)
+
+    return measure
+
+
+def relevance_rank_accuracy() -> Measure:
+    r"""Relevance rank accuracy: the share $|S_K \cap M| / K$ of the K strongest pixels that is in the mask M, with as many of them as the mask has, K = |M|.
+
+    Returns:
+        `measure(attribution, mask)`: (height, width[, channels]) and (height, width), bool → a number in [0, 1]; 1 where every pixel of the mask has positive
+        evidence, and more than any other.
+
+    Guarantees, errors and differences are those of `top_k_intersection`, whose k it takes from the mask. With I = `intersection_over_union()` of a map that is positive
+    on at least K pixels it is 2I/(1 + I): both order maps alike.
+
+    References:
+        Arras, Osman, Samek, CLEVR-XAI: a benchmark dataset for the ground truth evaluation of neural network explanations, Information
+        Fusion 81, 2022.
+    """
+
+    def measure(attribution: ArrayLike, mask: ArrayLike) -> jax.Array:
+        heat, inside = _positive("relevance_rank_accuracy", attribution, mask)
+        n = jnp.sum(inside)
+        return _where_placed(heat, inside, jnp.sum(_strongest(heat, n) * inside) / jnp.maximum(n, 1))
+
+    return measure
+
+
+def attribution_auc() -> Measure:
+    r"""Area under the ROC curve of the map against the mask: $P\left(R^+(p) > R^+(q)\right) + \tfrac12 P\left(R^+(p) = R^+(q)\right)$ for a random pixel p inside and q outside.
+
+    It is the area under the share of the mask that is found against the share of the rest that is, while a threshold on the map falls; ties are exact.
+
+    Returns:
+        `measure(attribution, mask)`: (height, width[, channels]) and (height, width), bool → a number in [0, 1]; a constant map has 0.5, the level of chance.
+
+    Guarantees: unchanged by any increasing function of the map that leaves 0 at 0. A mask and its complement have values that sum to 1.
+    Cost: a sort of the pixels.
+    Errors: `StructureError` for shapes that do not fit, a mask that is not bool, or one that leaves nothing outside (NaN if it is traced).
+    Differs from: scikit-learn, and Quantus by it, rank negative values, too, where here they are no evidence and tie with 0. For their number pass a map shifted to
+    be positive: `attribution - attribution.min() + 1`.
+
+    References:
+        Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 27, 2006.
+    """
+
+    def measure(attribution: ArrayLike, mask: ArrayLike) -> jax.Array:
+        heat, inside = _positive("attribution_auc", attribution, mask)
+        _require_some("attribution_auc", ~inside, "the mask is the whole image: there is nothing outside to outrank.")
+        outside = jnp.sort(jnp.where(inside, jnp.inf, heat), axis=None)  # those inside are above all that is compared
+        below, up_to = (jnp.searchsorted(outside, heat, side=side) for side in ("left", "right"))
+        n = jnp.sum(~inside)
+        outranked = (below + up_to).astype(heat.dtype) / (2 * jnp.maximum(n, 1))
+        value = jnp.sum(outranked, where=inside) / jnp.maximum(jnp.sum(inside), 1)
+        return _where_placed(heat, inside, jnp.where(n > 0, value, jnp.nan))
+
+    return measure
+
+
+def _strongest(heat: jax.Array, n: jax.Array | int) -> jax.Array:
     """1 for the n largest of the positive values; those that tie for the last places share them."""
     last = jnp.sort(heat, axis=None, descending=True)[jnp.maximum(n - 1, 0)]
     above, ties = heat > last, heat == last
@@ -130,14 +223,18 @@ def _positive(method: str, attribution: ArrayLike, mask: ArrayLike) -> tuple[jax
                 f"{method}: a map and a mask of one image are needed.",
                 got=f"map {list(jnp.shape(attribution))}, mask {list(inside.shape)} of {inside.dtype}",
                 need="(height, width) or (height, width, channels), and (height, width) of bool",
-                fix=f"a batch of them: jax.vmap(jx.metrics.{method}())(attributions, masks)",
+                fix="a batch of them: jax.vmap(measure)(attributions, masks)",
             )
         )
-    is_empty = ~jnp.any(inside)  # traced under jit, although a mask that is closed over is not
-    if not isinstance(is_empty, jax.core.Tracer) and is_empty:
-        raise StructureError(explain_error(f"{method}: the mask is empty: there is nothing to point at."))
+    _require_some(method, inside, "the mask is empty: there is nothing to point at.")
     heat = heat if jnp.issubdtype(heat.dtype, jnp.floating) else heat.astype(jnp.float32)
     return jnp.maximum(heat.astype(jnp.promote_types(heat.dtype, jnp.float32)), 0), inside
+
+
+def _require_some(method: str, pixels: jax.Array, words: str) -> None:
+    is_some = jnp.any(pixels)  # traced under jit, although a mask that is closed over is not
+    if not isinstance(is_some, jax.core.Tracer) and not is_some:
+        raise StructureError(explain_error(f"{method}: {words}"))
 
 
 def _where_placed(heat: jax.Array, inside: jax.Array, value: jax.Array) -> jax.Array:

@@ -109,9 +109,11 @@ def impute(*, noise: float = 0.01, axes: tuple[int, int] = (0, 1)) -> Removal:
         planes = first.reshape(*first.shape[:2], -1)
         filled = jax.vmap(_impute_plane, in_axes=2, out_axes=2)(planes, masked.reshape(planes.shape))
         filled = jnp.moveaxis(filled.reshape(first.shape), (0, 1), axes)
-        return jnp.where(mask, filled + noise * jax.random.normal(key, x.shape, x.dtype), x)
+        if key is not None:
+            filled = filled + noise * jax.random.normal(key, x.shape, x.dtype)
+        return jnp.where(mask, filled, x)
 
-    return Removal("impute", fill, True)
+    return Removal("impute", fill, not isinstance(noise, int | float) or noise > 0)
 
 
 _WEIGHTS = ((1 / 12, 1 / 6, 1 / 12), (1 / 6, 0.0, 1 / 6), (1 / 12, 1 / 6, 1 / 12))

@@ -1,0 +1,161 @@
+"""Similarities of two maps: correlations, the cosine, structural similarity. All are unchanged by positive factors; NaN where a map says nothing."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxplain._errors import SettingError, StructureError, explain_error
+from jaxplain._tree import compute_dtype
+from jaxplain.metrics._explained import all_finite, float_map
+
+Similarity: TypeAlias = str | Callable[[Any, Any], Any]
+
+
+def spearman(a: Any, b: Any) -> jax.Array:
+    """Spearman's rank correlation of two maps (arrays or pytrees); ties share the mean of their ranks. NaN if one is constant."""
+    return rank_correlation(*_vectors("metrics.spearman", a, b))
+
+
+def pearson(a: Any, b: Any) -> jax.Array:
+    """Pearson's correlation of two maps (arrays or pytrees). NaN if one is constant."""
+    return correlation(*_vectors("metrics.pearson", a, b))
+
+
+def cosine(a: Any, b: Any) -> jax.Array:
+    """The cosine of the angle between two maps (arrays or pytrees). NaN if one is zero."""
+    first, second = map(_unit, _vectors("metrics.cosine", a, b))
+    return jnp.clip(jnp.vdot(first, second), -1, 1)
+
+
+def ssim(a: Any, b: Any, *, window: int = 7) -> jax.Array:
+    r"""Structural similarity of two maps (height, width[, channels]): the mean of $\frac{(2 \mu_a \mu_b + c_1)(2 \sigma_{ab} + c_2)}{(\mu_a^2 + \mu_b^2 + c_1)(\sigma_a^2 + \sigma_b^2 + c_2)}$.
+
+    Means, variances and covariances (of a sample: n − 1) are over the places of a square window; the mean is over all windows inside the map, and over channels. $c_1 = (0.01 L)^2$ and $c_2 = (0.03 L)^2$.
+    Each map is first divided by its largest absolute value, and L is the range of both together. NaN if one is constant.
+
+    The same numbers as `skimage.metrics.structural_similarity` by default (of maps scaled so, with `data_range=L`, `channel_axis=-1`), whose window is uniform, 7 × 7; the paper's is Gaussian.
+
+    References:
+        Wang et al., Image quality assessment: from error visibility to structural similarity, IEEE Transactions on Image Processing 13, 2004.
+    """
+    method = "metrics.ssim"
+    leaves = [*float_map(method, "a map", a), *float_map(method, "a map", b)]
+    shapes = [leaf.shape for leaf in leaves]
+    if len(leaves) != 2 or shapes[0] != shapes[1] or len(shapes[0]) not in (2, 3) or min(shapes[0][:2]) < window:
+        raise StructureError(
+            explain_error(
+                f"{method}: two maps of one image are needed, no smaller than the window.",
+                got=", ".join(map(str, map(list, shapes))),
+                need=f"(height, width) or (height, width, channels), at least {window} × {window}",
+                fix=("of any other shape: similarity='spearman'", "a batch of them: jax.vmap(jx.metrics.ssim)(a, b)"),
+            )
+        )
+    is_constant = jnp.array([jnp.max(leaf) == jnp.min(leaf) for leaf in leaves]).any()
+    first, second = (leaf / _positive(jnp.max(jnp.abs(leaf))) for leaf in leaves)
+    spread = jnp.maximum(jnp.max(first), jnp.max(second)) - jnp.minimum(jnp.min(first), jnp.min(second))
+    sizes = (window, window, 1)[: first.ndim]
+
+    def mean(leaf: jax.Array) -> jax.Array:
+        zero = jnp.zeros((), leaf.dtype)
+        return lax.reduce_window(leaf, zero, lax.add, sizes, (1,) * leaf.ndim, "VALID") / window**2
+
+    m1, m2 = mean(first), mean(second)
+    sample = window**2 / (window**2 - 1)
+    v1, v2 = (sample * (mean(leaf**2) - m**2) for leaf, m in ((first, m1), (second, m2)))
+    covariance = sample * (mean(first * second) - m1 * m2)
+    c1, c2 = (0.01 * spread) ** 2, (0.03 * spread) ** 2
+    places = (2 * m1 * m2 + c1) * (2 * covariance + c2) / ((m1**2 + m2**2 + c1) * (v1 + v2 + c2))
+    return jnp.where(is_constant, jnp.nan, jnp.mean(places))
+
+
+_SIMILARITIES: dict[str, Callable[[Any, Any], jax.Array]] = {
+    "spearman": spearman,
+    "pearson": pearson,
+    "cosine": cosine,
+    "ssim": ssim,
+}
+
+
+def comparison(method: str, similarity: Similarity, absolute: bool) -> Callable[[Any, Any], jax.Array]:
+    """similarity(|a|, |b|), NaN where a map is not finite."""
+    measured: Any = similarity if callable(similarity) else _SIMILARITIES.get(similarity)
+    if measured is None:
+        raise SettingError(
+            explain_error(
+                f"{method}: unknown `similarity`.",
+                got=repr(similarity),
+                need=", ".join(map(repr, _SIMILARITIES)) + ", or a function (a, b) -> number",
+            )
+        )
+
+    def prepared(leaf: Any) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        leaf = leaf.astype(compute_dtype(leaf)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        return jnp.abs(leaf) if absolute else leaf
+
+    def compare(a: Any, b: Any) -> jax.Array:
+        is_finite = all_finite((*float_map(method, "the explanation", a), *float_map(method, "the explanation", b)))
+        value = jnp.asarray(measured(jax.tree.map(prepared, a), jax.tree.map(prepared, b)))
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise SettingError(
+                explain_error(
+                    f"{method}: `similarity` must return one number for two maps.",
+                    got=f"{value.dtype}{list(value.shape)}",
+                    need="a float scalar",
+                )
+            )
+        return jnp.where(is_finite, value, jnp.nan)
+
+    return compare
+
+
+def _vectors(method: str, a: Any, b: Any) -> Iterator[jax.Array]:
+    maps = [float_map(method, "a map", value) for value in (a, b)]
+    shapes = [[leaf.shape for leaf in leaves] for leaves in maps]
+    if shapes[0] != shapes[1]:
+        raise StructureError(
+            explain_error(f"{method}: the maps have different shapes.", got=f"{shapes[0]}, {shapes[1]}")
+        )
+    return (jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]) for leaves in maps)
+
+
+def _positive(size: jax.Array) -> jax.Array:
+    return jnp.where(size > 0, size, 1)
+
+
+def _unit(a: jax.Array) -> jax.Array:
+    """a / ‖a‖, NaN for zero; the squares of maps of unusual units would under- or overflow."""
+    a = a / _positive(jnp.max(jnp.abs(a), initial=0))
+    length = jnp.sqrt(jnp.sum(a**2))
+    return a / jnp.where(length > 0, length, jnp.nan)
+
+
+def correlation(a: jax.Array, b: jax.Array, where: jax.Array | None = None) -> jax.Array:
+    """Pearson's coefficient of two vectors, of the entries `where`."""
+    counts = jnp.ones(a.shape, bool) if where is None else where
+    lows = (jnp.min(v, where=counts, initial=jnp.inf) for v in (a, b))
+    highs = (jnp.max(v, where=counts, initial=-jnp.inf) for v in (a, b))
+    # The mean of equal numbers is not always that number.
+    varies = jnp.array([low < high for low, high in zip(lows, highs, strict=True)]).all()
+    a, b = (jnp.where(counts, v, 0) for v in (a, b))
+    a, b = (v / _positive(jnp.max(jnp.abs(v), initial=0)) for v in (a, b))
+    a, b = (jnp.where(counts, v - jnp.mean(v, where=counts), 0) for v in (a, b))
+    return jnp.where(varies, jnp.clip(jnp.vdot(_unit(a), _unit(b)), -1, 1), jnp.nan)
+
+
+def rank_correlation(a: jax.Array, b: jax.Array, where: jax.Array | None = None) -> jax.Array:
+    """Spearman's coefficient of two vectors, of the entries `where`."""
+    if where is not None:  # ranked above all others, they move those by the same number
+        a, b = (jnp.where(where, v, jnp.inf) for v in (a, b))
+    return correlation(_ranks(a), _ranks(b), where)
+
+
+def _ranks(a: jax.Array) -> jax.Array:
+    """Ranks, those of equal numbers averaged; centred, so that they are exact in float32."""
+    ordered = jnp.sort(a)
+    below = jnp.searchsorted(ordered, a, side="left")
+    above = a.size - jnp.searchsorted(ordered, a, side="right")
+    return (below - above).astype(a.dtype)
