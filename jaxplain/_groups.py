@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxplain._errors import InputError, SettingError, StructureError, explain_error
 from jaxplain._explainer import positive_int
@@ -25,6 +26,16 @@ class Groups(NamedTuple):
     def masks(self, group: jax.Array) -> Masks:
         return tuple(
             jnp.zeros(shape, bool) if labels is None else jnp.broadcast_to(labels == group, shape)
+            for shape, labels in zip(self.shapes, self.labels, strict=True)
+        )
+
+    def everything(self) -> Masks:
+        """All features that have a group. Unknown to the compiler, which would evaluate the score there while compiling: see `beside`."""
+        known = lax.optimization_barrier(jnp.array(True))
+        return tuple(
+            jnp.zeros(shape, bool)
+            if labels is None
+            else jnp.broadcast_to((labels >= 0) & (labels < self.n) & known, shape)
             for shape, labels in zip(self.shapes, self.labels, strict=True)
         )
 
@@ -144,7 +155,8 @@ def groups_of(arguments: Arguments, groups: Any, n_groups: int | None) -> Groups
                 )
             )
         # Any other label, of which nothing is known while tracing, becomes one that does not exist.
-        inside = [None if a is None else jnp.where((a >= 0) & (a < n_groups), a, n_groups) for a in given]
+        wide = [None if a is None else a.astype(jnp.promote_types(a.dtype, jnp.int32)) for a in given]
+        inside = [None if a is None else jnp.where((a >= 0) & (a < n_groups), a, n_groups) for a in wide]
         return Groups(shapes, tuple(inside), n_groups)
     flat = np.concatenate([np.ravel(labels) for labels in known])
     if np.min(flat, initial=0) < 0 or (n_groups is not None and np.max(flat, initial=0) >= n_groups):

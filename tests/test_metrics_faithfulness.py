@@ -280,6 +280,9 @@ def test_compare_refuses_what_it_cannot_tell():
     with pytest.raises(jx.SettingError) as error:
         M.compare(NET, {"g": jx.gradient}, {"game": M.pointing_game()})(X[None])
     assert "masks=masks" in text(error) and "game" in text(error)
+    with pytest.raises(jx.SettingError) as error:
+        M.compare(NET, {"g": jx.gradient}, {"map": lambda attribution: attribution}, progress=False)(X[None])
+    assert "one number" in text(error) and "[8]" in text(error)
     with pytest.raises(jx.MissingKeyError):
         M.compare(NET, {"r": M.random_map}, {"e": M.faithfulness_estimate}, progress=False)(X[None])
 
@@ -302,9 +305,40 @@ def test_traced_segmentations_may_have_fewer_groups_than_the_bound():
     for name, metric in metrics.items():
         got = jax.jit(lambda g, m=metric: m(NET, groups=g, n_groups=9)(R, X))(labels)
         assert relative(got, run(metric(NET, groups=compacted))) < 1e-10, name
-    # Random sets: only those that there are; two of three.
-    seen = lambda x: jnp.sum(x == 0)[None][0] * 1.0
-    sizes = jax.jit(
-        lambda g: M.faithfulness_correlation(seen, groups=g, n_groups=9, subset_size=2, n_samples=20)(R, X, key=KEY)
-    )(labels)
-    assert np.isfinite(sizes)
+    half = jax.jit(lambda g: M.pixel_flipping(NET, groups=g, n_groups=9, until=0.5).curve(R, X))(labels)
+    want = jax.jit(M.pixel_flipping(NET, groups=compacted, until=0.5).curve)(R, X)
+    assert relative(half.area, want.area) < 1e-10 and relative(half.share[:3], want.share) < 1e-12
+    # Random sets hold only groups that there are: two of three, each of 2 or 3 features.
+    removed = lambda x: jnp.sum(x == 0) * 1.0
+    pairs = jax.jit(
+        lambda g: M.sensitivity_n(removed, groups=g, n_groups=9, n_samples=20).curve(jnp.ones(N), X, key=KEY)
+    )
+    curve = pairs(labels)
+    assert (curve.share > 0.3).all() and (curve.share < 0.7).all()
+    assert relative(curve.correlation, -np.ones(len(curve.share))) < 1e-9  # Σ R is the number of features removed
+
+
+def test_a_score_that_is_not_finite_gives_nan():
+    broken = lambda x: NET(x) + jnp.log(jnp.where(x[3] == 0, -1.0, 1.0))
+    for metric in (
+        M.monotonicity,
+        M.faithfulness_estimate,
+        functools.partial(M.monotonicity_correlation, baseline=0.0),
+        M.pixel_flipping,
+    ):
+        assert np.isnan(run(metric(broken)))
+    turns = np.asarray(jax.jit(M.greedy(broken))(X))
+    assert turns[3] == 1  # what makes it NaN is removed last
+
+
+def test_a_removal_removes_something_and_areas_are_over_the_shares_reached():
+    curve = jax.jit(M.pixel_flipping(NET, until=0.05).curve)(R, X)
+    assert relative(curve.share, np.array([0, 1 / N])) < 1e-12
+    flat = M.Curve(jnp.array([0.25, 0.75]), jnp.ones(2))
+    assert flat.area == 1
+
+
+def test_infidelity_is_of_the_perturbation_that_the_score_sees():
+    x = jnp.ones(50, jnp.bfloat16)
+    measure = M.infidelity(lambda x: jnp.sum(x.astype(jnp.float32)), noise=0.01, n_samples=20, key=KEY)
+    assert jax.jit(measure)(jnp.ones(50, jnp.bfloat16), x) < 1e-9

@@ -205,6 +205,9 @@ EXCLUDED: tuple[Exclusion, ...] = (
     Exclusion(("random", "gradient", "saliency", "sensitivity", "excitation*", "Grad-CAM*", "HiResCAM", "guided*", "deconvolution", "*SmoothGrad", "VarGrad", "occlusion"),
               ("axioms",), "claims no sum"),
     Exclusion(("expected gradients", "DeepLIFT, 20*"), ("axioms",), "sums to the difference from its references, not from black"),
+    Exclusion(("LRP*", "deep Taylor", "simple Taylor"), ("axioms",), "claims to share out f(x), or leaves a residual: not f(x) − f(black)"),
+    Exclusion(("ablation", "Shapley*"), ("axioms", "infidelity"), "each pixel has the value of its whole patch: sums over pixels count it 16 times"),
+    Exclusion(("greedy",), ("*blur*", "*ROAD*"), "it asks the score under black patches"),
     Exclusion(("gradient",), ("localisation",), "its sign is no evidence, and |gradient| is saliency"),
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, chunk_of, make_explainer, positive_int
 from jaxplain._groups import Masks, groups_of, per_leaf, require_some
 from jaxplain._references import References, pool_of
-from jaxplain._tree import Arguments, Leaves, beside
+from jaxplain._tree import Arguments, Leaves
 from jaxplain.methods.path import spread_scale, standard_error
 
 
@@ -133,11 +133,11 @@ def ablation(
 
     Returns:
         `explain(x, *args)`, with the structure, shapes and dtypes of x; units of f. **Every feature carries the value of its whole group**, so sums are over
-        groups, not over features.
+        groups, not over features. Metrics sum over features: where groups differ in size, divide by it first.
 
     Guarantees: linear in f; a group that f does not depend on gets 0, to rounding. If f is additive over groups, the values sum to f(x) − f(b) and are the Shapley values;
     `Info.gap`, Σ over groups − (f(x) − f(b)), is the interaction between groups that ablation misses or counts twice.
-    Cost: 1 + (groups × baselines) evaluations of f, no gradient. Info: value, baseline_value, gap, n_gradients (which counts these evaluations).
+    Cost: 1 + (groups × baselines) evaluations of f, no gradient; with info f(b) as well. Info: value, baseline_value, gap, n_gradients (which counts these evaluations).
     Errors: labels that are no integers, are negative, or have another shape than x.
     Differs from: the same numbers as Captum's `FeatureAblation`, where labels must be contiguous to cost nothing, and (H, W) is put beside the last axes.
 
@@ -162,7 +162,8 @@ def ablation(
         leaves = labelled.spread(losses, alone=0)
         if not with_info:
             return leaves, None
-        return leaves, _info(value, game.all_replaced(chunk), losses, 1 + labelled.n * game.n_baselines)
+        start = game.values(lambda _: labelled.everything(), 1, chunk)[0]
+        return leaves, _info(value, start, losses, 1 + (labelled.n + 1) * game.n_baselines)
 
     return make_explainer(
         method,
@@ -235,7 +236,7 @@ def shapley_sampling(
         n, n_orders = labelled.n, 2 if antithetic else 1
         baseline_key, order_key = jax.random.split(key)
         game = _Game(call, baseline, baseline_key)
-        value, start = call.value(call.x), game.all_replaced(chunk)
+        value, start = call.value(call.x), game.values(lambda _: labelled.everything(), 1, chunk)[0]
         inside = n_orders * (n - 1)  # evaluations of one sample, which has f(b) and f(x) at its ends
         samples_at_once = max(1, min(n_samples, chunk // max(inside, 1)))
 
@@ -267,7 +268,7 @@ def shapley_sampling(
         first, second = accumulate(moments, n_samples, samples_at_once)
         mean = shift + scale * first / n_samples
         (error,) = standard_error((first,), (second,), n_samples)
-        info = _info(value, start, mean, 1 + game.n_baselines * (1 + n_samples * inside))
+        info = _info(value, start, mean, 1 + game.n_baselines * (1 + (n_samples + 1) * inside))
         error_leaves = labelled.spread(scale * error, alone=0)
         return labelled.spread(mean, alone=0), info._replace(standard_error=call.arguments.attribution(error_leaves))
 
@@ -300,11 +301,6 @@ class _Game:
 
     def _baseline(self, r: jax.Array) -> Leaves:
         return tuple(leaf[r] for leaf in self._baselines)
-
-    def all_replaced(self, chunk: int) -> jax.Array:
-        """f(b)."""
-        x = self._call.x
-        return jnp.mean(self._scores(lambda r: beside(x, self._baseline(r)), self.n_baselines, chunk))
 
     def values(self, masks: Callable[[jax.Array], Masks], n: int, chunk: int) -> jax.Array:
         """The scores with the features in `masks(k)` replaced, for k < n, at most `chunk` evaluations at once."""

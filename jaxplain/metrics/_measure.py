@@ -109,10 +109,13 @@ def relevance_of(arguments: Arguments, attribution: Any) -> Leaves:
 
 def over_channels(attribution: Any, arguments: Arguments) -> jax.Array | None:
     """A map that lacks one axis of x, or has it with length 1, spread over that axis; None if it is no such map of one array."""
-    leaves = jax.tree.leaves(attribution)
-    if not arguments.single or len(arguments.leaves) != 1 or len(leaves) != 1:
+    is_one = arguments.single and len(arguments.leaves) == 1
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (attribution, arguments.explained)]
+    if not is_one or structures[0] != structures[1]:
         return None
-    (x,), heat = arguments.leaves, jnp.asarray(leaves[0])
+    (x,), heat = arguments.leaves, jnp.asarray(jax.tree.leaves(attribution)[0])
+    if heat.ndim == 0 or jnp.issubdtype(heat.dtype, jnp.complexfloating):
+        return None
     if heat.ndim == x.ndim - 1:
         axes = [a for a in range(x.ndim) if (*x.shape[:a], *x.shape[a + 1 :]) == heat.shape]
         heat = jnp.expand_dims(heat, axes[0]) if len(axes) == 1 else heat

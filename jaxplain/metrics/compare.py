@@ -20,14 +20,14 @@ class Comparison:
     """What `compare` measured: for each metric and method one number per example. `print` it for a table in Markdown.
 
     Attributes:
-        values: metric → method → array of one number per example, NaN where the metric has none.
+        values: metric → method → array of one number per example, NaN (or infinite) where the metric has none.
     """
 
     values: dict[str, dict[str, np.ndarray]]
 
     def mean(self, metric: str, method: str) -> float:
         """The mean over the examples that have a value."""
-        return float(np.nanmean(self.values[metric][method])) if self.n(metric, method) else float("nan")
+        return _mean(self.values[metric][method])
 
     def n(self, metric: str, method: str) -> int:
         """How many examples have a value. Where it is below the number of examples, the mean is of a selection."""
@@ -42,8 +42,9 @@ class Comparison:
 
         The same examples and the same draws were used for both, so it is far narrower than the intervals of the two means are.
         """
-        pairs = self.values[metric][a] - self.values[metric][b]
-        return float(np.nanmean(pairs)), _interval(pairs, level)
+        with np.errstate(invalid="ignore"):  # ∞ − ∞
+            pairs = self.values[metric][a] - self.values[metric][b]
+        return _mean(pairs), _interval(pairs, level)
 
     def table(self, *, digits: int = 3) -> str:
         """Means ± half the interval in Markdown, one row for each method; (n) where examples have no value."""
@@ -94,7 +95,7 @@ def compare(
     alone: adding a method or a metric changes no other number, and differences are paired.
     Cost: Σ over methods of (one explanation + Σ of the metrics' costs), for each example.
     Errors: a metric whose first argument has another name; masks that are needed and missing; those of methods and metrics.
-    Differs from: Quantus' `evaluate` returns means alone, and explains again for every metric.
+    Differs from: Quantus' `evaluate` has neither intervals nor paired differences, and goes on after an exception.
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx
@@ -123,6 +124,15 @@ def compare(
         if kind not in ("explain", "method")
     }
 
+    explains = {name: method(score) for name, method in methods.items()}
+    explainers = {name: over_examples(explain) for name, explain in explains.items()}
+    again = {
+        (name, method): over_examples(metrics[name](explains[method] if kind == "explain" else methods[method]))
+        for name, kind in kinds.items()
+        if name not in measures
+        for method in methods
+    }
+
     def run(xs: Any, *args: Any, masks: Any = None, key: jax.Array | None = None) -> Comparison:
         if masks is None and "attribution, mask" in kinds.values():
             raise SettingError(
@@ -133,21 +143,29 @@ def compare(
                 )
             )
         values: dict[str, dict[str, np.ndarray]] = {name: {} for name in metrics}
-        for method_name, method in methods.items():
-            explain = method(score)
-            maps = over_examples(explain)(xs, *args, key=_named(key, "explanation"))
+        for method_name in methods:
+            maps = explainers[method_name](xs, *args, key=_named(key, "explanation"))
             inputs = {"attribution": (maps,), "attribution, mask": (maps, masks)}
             inputs |= dict.fromkeys(("score", "attribution, x"), (maps, xs, *args))
             for name, kind in kinds.items():
-                if name in measures:
-                    measure = measures[name]
-                else:
-                    measure = over_examples(metrics[name](explain if kind == "explain" else method))
-                result = measure(*inputs.get(kind, (xs, *args)), key=_named(key, name))
-                values[name][method_name] = np.asarray(result, float)
+                measure = measures.get(name) or again[name, method_name]
+                result = np.asarray(measure(*inputs.get(kind, (xs, *args)), key=_named(key, name)), float)
+                _require_numbers(name, result)
+                values[name][method_name] = result
         return Comparison(values)
 
     return run
+
+
+def _require_numbers(name: str, result: np.ndarray) -> None:
+    if result.ndim != 1:
+        raise SettingError(
+            explain_error(
+                f"metrics.compare: the metric {name!r} must return one number for each example.",
+                got=f"an array {list(result.shape[1:])} for each",
+                fix="a mean, or a number of its curve: lambda attribution: measure(attribution).mean()",
+            )
+        )
 
 
 def _named(key: jax.Array | None, name: str) -> jax.Array | None:
@@ -178,6 +196,11 @@ def _kind(name: str, metric: Callable[..., Any]) -> str:
             )
         )
     return kind
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]
+    return float(np.mean(values)) if len(values) else float("nan")
 
 
 def _interval(values: np.ndarray, level: float) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxplain import _compat
 from jaxplain._accumulate import evaluate
 from jaxplain._explainer import Call, Explainer, Info, chunk_of, make_explainer
 from jaxplain._groups import groups_of
@@ -69,7 +70,8 @@ def greedy(
         groups, n_groups, baseline, chunk_size, argnums, allow_random, key: as in `pixel_flipping`; give the same there.
 
     Returns:
-        `explain(x, *args)`, with the structure, shapes and dtypes of x: n for the features of the group removed first, down to 1.
+        `explain(x, *args)`, with the structure, shapes and dtypes of x: n for the features of the group removed first, down to 1
+        (an x of bfloat16 holds only 256 different turns).
 
     Guarantees: no first step can do better; later ones may, since it never looks ahead.
     Cost: n² evaluations of the score for n groups.
@@ -90,10 +92,11 @@ def greedy(
                 masks = tuple(leaf > 0 for leaf in labelled.spread(gone, alone=0))
                 return call.value(fill(masks, draw))
 
-            scores = jnp.where(is_removed, jnp.inf, evaluate(without, n, chunk))
-            return is_removed.at[jnp.argmin(scores)].set(True), jnp.argmin(scores)
+            # The least score of those that are left; one that is NaN comes last.
+            chosen = jnp.lexsort((evaluate(without, n, chunk), is_removed))[0]
+            return is_removed.at[chosen].set(True), chosen
 
-        order = lax.scan(step, jnp.zeros(n, bool), jnp.arange(n))[1]
+        order = lax.scan(step, _compat.varying_like(jnp.zeros(n, bool), call.x[0]), jnp.arange(n))[1]
         turn = jnp.zeros(n, jnp.result_type(*call.x)).at[order].set(n - jnp.arange(n))
         return labelled.spread(turn, alone=0), Info(value=call.value(call.x), n_gradients=jnp.int32(n * n))
 

@@ -16,7 +16,7 @@ from jaxplain._accumulate import evaluate
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, chunk_of, positive_int
 from jaxplain._groups import Groups, Masks, groups_of
-from jaxplain._tree import Leaves, total
+from jaxplain._tree import Leaves, cast_like, total, upcast
 from jaxplain.metrics._measure import CurveMeasure, Measure
 from jaxplain.metrics.removal import draws, filler
 from jaxplain.metrics.similarity import correlation, rank_correlation
@@ -126,14 +126,15 @@ def sensitivity_n(
         if n < 2:
             _require_fewer(name, "shares", 1, n)
         sizes = np.unique(np.clip(np.round(given * n), 1, n - 1)).astype(np.int32)
-        scaled = jnp.round(sizes * (jnp.sum(sets.is_present) / n)).astype(jnp.int32)  # to the groups that there are
+        n_present = jnp.sum(sets.is_present)  # n, unless labels are traced
+        scaled = jnp.clip(jnp.round(sizes * (n_present / n)), 1, n_present - 1).astype(jnp.int32)
 
         def pair(i: jax.Array) -> tuple[jax.Array, jax.Array]:
             return sets.random(key, i, scaled[i // n_samples])
 
         sums, drops = evaluate(pair, len(sizes) * n_samples, chunk)
         each = jax.vmap(correlation)(sums.reshape(len(sizes), -1), drops.reshape(len(sizes), -1))
-        return Correlations(jnp.asarray(sizes / n, sums.dtype), sets.labelled.where_valid(each))
+        return Correlations((scaled / n_present).astype(sums.dtype), sets.labelled.where_valid(each))
 
     return CurveMeasure(
         name,
@@ -161,7 +162,8 @@ def faithfulness_estimate(
     r"""Faithfulness estimate: $\operatorname{corr}_G\left(R_G, \Delta_G\right)$ over the groups, each removed alone. **High is good.**
 
     Arguments, returns and guarantees are those of `faithfulness_correlation`; the score of the paper is a probability.
-    Cost: 1 + (number of groups) evaluations of the score: those of `ablation`, whose map has 1.
+    Cost: 1 + (number of groups) evaluations of the score: those of `ablation`, whose map has 1 where all groups have the same size (it writes the value of a group on each of
+    its features, and $R_G$ is their sum).
 
     References:
         Alvarez-Melis, Jaakkola, Towards robust interpretability with self-explaining neural networks, NeurIPS 2018.
@@ -258,7 +260,7 @@ def infidelity(
     Returns:
         `measure(attribution, x, *args, key=key)` → the mean square, in units of f squared.
 
-    Guarantees: 0 for ∇f of a linear f; the gradient of the smoothed score minimises it as σ → 0.
+    Guarantees: 0 for ∇f of a linear f. With `noise` σ the expectation is least for the gradient of the score smoothed by the same Gaussian, which is SmoothGrad's limit.
     Cost: 1 + n_samples evaluations of the score.
     Differs from: Quantus removes every block on top of the ones before, and draws nothing; Captum's `normalize` is `scale`.
 
@@ -289,7 +291,7 @@ def infidelity(
             is_valid, perturbed = sets.labelled.is_valid, partial(sets.random_point, key, size=subset_size)
 
         def pair(k: jax.Array) -> tuple[jax.Array, jax.Array]:
-            point = perturbed(k)
+            point = upcast(cast_like(perturbed(k), call.arguments.leaves))  # what the score sees
             change = tuple(leaf - p for leaf, p in zip(call.x, point, strict=True))
             return total(tuple(i * r for i, r in zip(change, relevance, strict=True))), value - call.value(point)
 
@@ -337,7 +339,8 @@ def monotonicity(
         turn = jnp.zeros(n, jnp.int32).at[places].set(jnp.arange(n, dtype=jnp.int32))
         scores = evaluate(lambda k: call.value(sets.without(turn >= k, key, k)), n + 1, chunk)
         steps = jnp.arange(n) < jnp.sum(sets.is_present)
-        return sets.labelled.where_valid(jnp.mean((jnp.diff(scores) >= 0).astype(scores.dtype), where=steps))
+        share = jnp.mean((jnp.diff(scores) >= 0).astype(scores.dtype), where=steps)
+        return sets.labelled.where_valid(jnp.where(jnp.isnan(scores).any(), jnp.nan, share))
 
     return Measure(
         name, score, compute, argnums=argnums, allow_random=allow_random, stochastic=draws(baseline), key=key

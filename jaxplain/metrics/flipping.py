@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxplain import _compat
 from jaxplain._accumulate import evaluate
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._explainer import Call, chunk_of, positive_int, require_callable
@@ -28,7 +29,7 @@ class Curve(NamedTuple):
     """The score while features are removed (or inserted).
 
     Attributes:
-        share: of the groups that are removed (inserted), from 0.
+        share: of the groups that are removed (inserted), from 0; for `road` those that were asked for.
         score: with that share removed.
     """
 
@@ -38,7 +39,7 @@ class Curve(NamedTuple):
     @property
     def area(self) -> jax.Array:
         """The mean height of the curve: its area by trapezoids, over the share reached; units of the score."""
-        return jnp.trapezoid(self.score, self.share, axis=-1) / self.share[..., -1]
+        return jnp.trapezoid(self.score, self.share, axis=-1) / (self.share[..., -1] - self.share[..., 0])
 
 
 def pixel_flipping(
@@ -80,7 +81,7 @@ def pixel_flipping(
         `measure(attribution, x, *args)` → a number in units of the score; `measure.curve(attribution, x, *args)` → `Curve(share, score)`. A map over the places
         of an image with channels (a class activation map) counts for each channel in equal parts.
 
-    Guarantees: depends on the attribution by the order of its groups alone. Starts at f(x), and ends, at `until=1`, at the score of the baseline: differences of methods are
+    Guarantees: depends on the attribution by the order of its groups alone. Starts at f(x), and ends, at `until=1`, at the score with every group replaced: differences of methods are
     differences of the way between. NaN if the attribution is not finite.
     Cost: n_steps + 1 evaluations of the score (with `recompute` also n_steps explanations, one after the other).
     Errors: an attribution, groups or a baseline that do not fit x; a missing key.
@@ -122,7 +123,7 @@ def insertion(
     From the baseline, features are put back, the most relevant first. The paper's baseline is a blurred image, `baseline=metrics.blur(5.0)`; its
     counterpart *deletion* is `pixel_flipping`.
 
-    Arguments, returns, guarantees and costs are those of `pixel_flipping`.
+    Arguments, returns and costs are those of `pixel_flipping`. The curve starts at the score of the baseline and ends, at `until=1`, at f(x).
 
     References:
         Petsiuk, Das, Saenko, RISE: randomized input sampling for explanation of black-box models, BMVC 2018.
@@ -147,7 +148,8 @@ def region_perturbation(
 ) -> CurveMeasure:
     r"""Region perturbation, as area over the curve: $\text{AOPC} = \frac{1}{L+1} \sum_{k=0}^L \left[f(x) - f(x_{\setminus G_1 \cup \dots \cup G_k})\right]$. **High is good.**
 
-    The paper's regions are 9 × 9 pixels, `groups=jx.patches(9, 9)`, of which 100 are replaced by uniform noise, `baseline=metrics.uniform(0, 1)`.
+    The paper's regions are 9 × 9 pixels, `groups=jx.patches(9, 9)`, of which 100 of n are replaced, `until=100 / n`, by uniform noise, `baseline=metrics.uniform(0, 1)` (drawn
+    anew at every step here).
 
     Arguments, returns and costs are those of `pixel_flipping`, whose curve it reads; L is the number of steps.
     Guarantees: f(x) minus the mean of the curve's points.
@@ -170,7 +172,7 @@ def region_perturbation(
 def selectivity(
     score: Callable[..., Any],
     *,
-    window: tuple[int, ...] = (4, 4),
+    window: int | tuple[int, ...] = (4, 4),
     n_steps: int = 19,
     baseline: Any = 0.0,
     recompute: Callable[..., Any] | None = None,
@@ -178,7 +180,7 @@ def selectivity(
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> CurveMeasure:
-    r"""Selectivity: pixel flipping by windows that may lie anywhere: each step removes the window W of largest $\sum_{i \in W} R_i$ that touches nothing removed.
+    r"""Selectivity: pixel flipping by windows that may lie anywhere: each step removes the window W of largest $\sum_{i \in W} R_i$ that overlaps nothing removed.
 
     **Low is good.** It is the protocol of the tutorial on deep Taylor decomposition, with `recompute=explain`. For windows on a fixed grid, for other orders and for
     single pixels see `pixel_flipping`, which evaluates all steps at once.
@@ -186,7 +188,7 @@ def selectivity(
     Arguments:
         score: `f(x, *args) -> real scalar` for one example.
         window: its lengths over the leading axes of x, one array; axes that it does not name are spanned whole.
-        n_steps: windows removed. When no window is left that touches nothing removed, nothing more is.
+        n_steps: windows removed. When no window is left that overlaps nothing removed, nothing more is.
         baseline: as in `pixel_flipping`.
         recompute: an explainer; then the windows are chosen by its attribution of what is left of x, step by step. `None`: by the one attribution given.
         argnums, allow_random, key: as in `pixel_flipping`.
@@ -204,9 +206,12 @@ def selectivity(
     """
     name = "selectivity"
     positive_int(f"metrics.{name}", "n_steps", n_steps)
+    lengths = window if isinstance(window, tuple) else (window,)
+    for length in lengths:
+        positive_int(f"metrics.{name}", "window", length)
 
     def compute(call: Call, relevance: Leaves, key: Any) -> Curve:
-        if len(call.x) != 1 or len(window) > call.x[0].ndim or any(n > s for n, s in zip(window, call.x[0].shape)):  # noqa: B905
+        if len(call.x) != 1 or len(lengths) > call.x[0].ndim or any(n > s for n, s in zip(lengths, call.x[0].shape)):  # noqa: B905
             raise StructureError(
                 explain_error(
                     f"metrics.{name}: a window slides over one array, and fits into it.",
@@ -216,7 +221,7 @@ def selectivity(
             )
         (x,) = call.x
         fill = filler(call.arguments, baseline)
-        full = (*window, *x.shape[len(window) :])
+        full = (*lengths, *x.shape[len(lengths) :])
         ones = (1,) * x.ndim
         removal_key, explain_key = _two_keys(key)
 
@@ -236,8 +241,8 @@ def selectivity(
                 (relevance,) = _explain(recompute, call, point, _fold_in(explain_key, k))
             return (removed, relevance), jnp.where(is_finite, call.value(point), jnp.nan)
 
-        state = (jnp.zeros(x.shape, bool), relevance[0])
-        scores = lax.scan(step, state, jnp.arange(1, n_steps + 1))[1]
+        state = (_compat.varying_like(jnp.zeros(x.shape, bool), relevance[0]), relevance[0])
+        scores = lax.scan(jax.checkpoint(step), state, jnp.arange(1, n_steps + 1))[1]
         return Curve(jnp.linspace(0, 1, n_steps + 1), jnp.concatenate([call.value(call.x)[None], scores]))
 
     return _curve_measure(
@@ -311,7 +316,7 @@ def road(
         The paper's *accuracy* is the mean over examples of a score that is 1 if the class is still predicted:
         `lambda x, y: (jnp.argmax(model(x[None])[0]) == y) * 1.0`.
 
-    Guarantees: as `pixel_flipping`.
+    Guarantees: depends on the attribution by the order of its groups alone; NaN if it is not finite. Each share removes at least one group.
     Cost: one evaluation of the score, and of the imputation, for each share.
     Errors: those of `pixel_flipping`; shares outside (0, 1].
     Differs from: the number of pixels removed is rounded; the authors' code and Quantus cut it off.
@@ -394,9 +399,10 @@ def _path(
         is_present = labelled.is_present
         n_present = jnp.sum(is_present)  # n, unless labels are traced
         if n_steps is None and shares is None:
-            counts = jnp.minimum(np.round(points * n).astype(np.int32), n_present)
+            counts = jnp.minimum(np.round(points * n), jnp.round(until * n_present))
         else:
-            counts = jnp.round(points * n_present).astype(jnp.int32)
+            counts = jnp.round(points * n_present)
+        counts = jnp.where(points > 0, jnp.maximum(counts, 1), 0).astype(jnp.int32)  # a removal removes something
         fill = filler(call.arguments, baseline)
         removal_key, explain_key = _two_keys(key)
         share = (counts / n_present).astype(jnp.result_type(*call.x))
@@ -433,7 +439,8 @@ def _path(
             relevance = _explain(recompute, call, point, _fold_in(explain_key, k))
             return (is_removed, relevance), jnp.where(is_finite, call.value(point), jnp.nan)
 
-        scores = lax.scan(step, (jnp.zeros(n, bool), relevance), jnp.arange(len(counts) - 1))[1]
+        nothing = _compat.varying_like(jnp.zeros(n, bool), relevance[0])
+        scores = lax.scan(jax.checkpoint(step), (nothing, relevance), jnp.arange(len(counts) - 1))[1]
         scores = jnp.concatenate([call.value(call.x)[None], scores])
         return Curve(share, labelled.where_valid(scores))
 

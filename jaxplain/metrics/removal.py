@@ -88,7 +88,7 @@ def impute(*, noise: float = 0.01, axes: tuple[int, int] = (0, 1)) -> Removal:
         axes: the two axes of places; all other axes (channels) are imputed by themselves.
 
     Guarantees: pixels that are left are unchanged. The system is symmetric and positive definite, and solved by conjugate gradients to a relative residual of 1e-5
-    (float32) or 1e-8 (float64). Where nothing is left, the mean of x, which solves it too.
+    (float32) or 1e-8 (float64), in at most 10 (height + width) steps. Where nothing is left, the mean of the channel, which solves it too.
 
     References:
         Rong et al., A consistent and efficient evaluation strategy for attribution methods, ICML 2022.
@@ -164,6 +164,14 @@ def filler(arguments: Arguments, baseline: Any) -> Fill:
 
         return fill
     is_drawn = isinstance(baseline, References)
+    if is_drawn and baseline.n is not None:
+        raise SettingError(
+            explain_error(
+                f"{arguments.method}: one reference is drawn for each evaluation.",
+                got=f"jx.references(…, n={baseline.n})",
+                fix="baseline=jx.references(pool)",
+            )
+        )
     pool, size = baseline.leaves(arguments) if is_drawn else pool_of(arguments, baseline, None)
 
     def replace(masks: Masks, key: Any) -> Leaves:

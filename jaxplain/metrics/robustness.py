@@ -267,7 +267,7 @@ def max_sensitivity(
 
     Arguments:
         explain: an explainer of this library, or any function `(x, *args) -> map`; a map may have another shape than x.
-        neighbours: the x′, e.g. `jx.metrics.ball(0.02)`, the paper's; `jx.metrics.ascent(0.02)` looks for the largest value.
+        neighbours: the x′, e.g. `jx.metrics.ball(0.02)`; `jx.metrics.ascent(0.02)` looks for the largest value.
         normalize: divide by ‖R(x)‖₂, as Captum and Quantus do, so that methods with other units can be compared; `False` is the paper's.
         predict: `predict(x, *args) -> class`; then only neighbours of the same predicted class count.
         chunk_size: neighbours explained together; memory is that of so many explanations, whatever their number.
@@ -395,7 +395,7 @@ def relative_input_stability(
     Returns:
         `measure(x, *args, key=key)` → a number ≥ 0 without units, lower is better.
 
-    Guarantees: unchanged by factors on R, one for each entry. Input × gradient of a linear score has exactly 1. Cost: 1 + `neighbours.n` explanations.
+    Guarantees: where no entry of x and of R is 0, unchanged by factors on R, one for each entry, and 1 for input × gradient of a linear score. Cost: 1 + `neighbours.n` explanations.
     Differs from: Quantus puts `eps_min` into the denominator only where that is 0, and gives NaN as soon as one prediction changes.
 
     References:

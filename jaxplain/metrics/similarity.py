@@ -62,10 +62,13 @@ def ssim(a: Any, b: Any, *, window: int = 7) -> jax.Array:
         zero = jnp.zeros((), leaf.dtype)
         return lax.reduce_window(leaf, zero, lax.add, sizes, (1,) * leaf.ndim, "VALID") / window**2
 
-    m1, m2 = mean(first), mean(second)
+    # About the mean of each map, so that an offset does not take the digits of the variances.
+    offsets = jnp.mean(first), jnp.mean(second)
+    a, b = first - offsets[0], second - offsets[1]
     sample = window**2 / (window**2 - 1)
-    v1, v2 = (sample * (mean(leaf**2) - m**2) for leaf, m in ((first, m1), (second, m2)))
-    covariance = sample * (mean(first * second) - m1 * m2)
+    v1, v2 = (sample * jnp.maximum(mean(leaf**2) - mean(leaf) ** 2, 0) for leaf in (a, b))
+    covariance = sample * (mean(a * b) - mean(a) * mean(b))
+    m1, m2 = mean(a) + offsets[0], mean(b) + offsets[1]
     c1, c2 = (0.01 * spread) ** 2, (0.03 * spread) ** 2
     places = (2 * m1 * m2 + c1) * (2 * covariance + c2) / ((m1**2 + m2**2 + c1) * (v1 + v2 + c2))
     return jnp.where(is_constant, jnp.nan, jnp.mean(places))
@@ -148,9 +151,12 @@ def correlation(a: jax.Array, b: jax.Array, where: jax.Array | None = None) -> j
 
 def rank_correlation(a: jax.Array, b: jax.Array, where: jax.Array | None = None) -> jax.Array:
     """Spearman's coefficient of two vectors, of the entries `where`."""
-    if where is not None:  # ranked above all others, they move those by the same number
-        a, b = (jnp.where(where, v, jnp.inf) for v in (a, b))
-    return correlation(_ranks(a), _ranks(b), where)
+    counts = jnp.ones(a.shape, bool) if where is None else where
+    is_finite = jnp.all(jnp.isfinite(a) & jnp.isfinite(b), where=counts)
+    a, b = (
+        jnp.where(counts, v, jnp.inf) for v in (a, b)
+    )  # ranked above all others, they move those by the same number
+    return jnp.where(is_finite, correlation(_ranks(a), _ranks(b), counts), jnp.nan)
 
 
 def _ranks(a: jax.Array) -> jax.Array:
