@@ -20,7 +20,7 @@ from golden_quantus import (
     weights,
 )
 
-from jaxplain.metrics import robustness
+from jaxplain import metrics as robustness
 
 
 def neighbours():

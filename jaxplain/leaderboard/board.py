@@ -23,9 +23,10 @@ from jaxplain.metrics.controls import greedy, random_map
 from jaxplain.metrics.faithfulness import faithfulness_correlation, infidelity, sensitivity_n
 from jaxplain.metrics.flipping import insertion, pixel_flipping, road, selectivity
 from jaxplain.metrics.localisation import attribution_auc, energy_inside, pointing_game, relevance_rank_accuracy
+from jaxplain.metrics.neighbours import ball, translations
 from jaxplain.metrics.randomisation import parameter_randomisation, random_logit
 from jaxplain.metrics.removal import blur, channel_mean, impute, uniform
-from jaxplain.metrics.robustness import ball, continuity, max_sensitivity, translations
+from jaxplain.metrics.robustness import continuity, max_sensitivity
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,22 +50,17 @@ from jaxplain.metrics.localisation import (
     relevance_rank_accuracy,
     top_k_intersection,
 )
+from jaxplain.metrics.neighbours import ascent, ball, drawn, gaussian, given, translations
 from jaxplain.metrics.randomisation import parameter_randomisation, random_logit
 from jaxplain.metrics.removal import blur, channel_mean, impute, uniform
 from jaxplain.metrics.robustness import (
-    ascent,
     avg_sensitivity,
-    ball,
     continuity,
-    drawn,
-    gaussian,
-    given,
     local_lipschitz_estimate,
     max_sensitivity,
     relative_input_stability,
     relative_output_stability,
     relative_representation_stability,
-    translations,
 )
 from jaxplain.metrics.similarity import cosine, pearson, spearman, ssim
 
