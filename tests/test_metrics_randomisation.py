@@ -343,3 +343,20 @@ def test_errors(key):
         with pytest.raises(jx.JaxplainError, match=words) as error:
             make()
         assert text(error).startswith("metrics.")
+
+
+def test_layers_that_test_nothing_do_not_count(key):
+    settings = {"draw": _reversed, "key": key}
+    want = rd.parameter_randomisation(_gradient, **settings)(PARAMS, X, 1)
+    # A head that this explanation does not use.
+    more = {**PARAMS, "another_head": {"kernel": _array(7, 3, 3)}}
+    make = lambda params: _gradient({name: params[name] for name in PARAMS})
+    assert relative(rd.parameter_randomisation(make, **settings)(more, X, 1), want) < 1e-10
+    # A layer of constants, wherever it comes.
+    for order in ("cascading", "bottom_up", "independent"):
+        constant = {**PARAMS, "middle": jax.tree.map(jnp.ones_like, PARAMS["middle"])}
+        measure = rd.parameter_randomisation(_gradient, order=order, **settings)
+        curve = measure.curve(constant, X, 1)
+        where = measure.layers(constant, X, 1).index("middle")
+        assert np.isnan(curve).tolist() == [i == where for i in range(4)]
+        assert relative(measure(constant, X, 1), np.nanmean(curve)) < 1e-12

@@ -56,11 +56,11 @@ def parameter_randomisation(
             one layer at a time, from the last. "all": one step, everything.
         layers: path prefixes, **from the input to the output**, each of which is randomised as one: `["params/Conv_0", "params/Dense_0"]`; other weights stay.
             `None`: arrays of params that share a parent path (kernel and bias) are one layer, an array at the root is one by itself, and layers are put in the order
-            in which the traced explanation uses them on values that depend on x. Layers that it does not use come last, in the order of the pytree.
+            in which the traced explanation uses them on values that depend on x. Layers that it does not use (an auxiliary head) are left out; if it uses none, all count.
         similarity: s; see above.
         absolute: compare |R|, which is how maps are looked at; with signs, a last layer that is turned around counts as a change.
         draw: `draw(key, params)` → other weights of the same structure. `None` permutes the entries of each array: what has been learnt is
-            gone, while scales, and signs of what must be positive (variances of a batch norm), stay. **The paper's re-initialisation**: `draw=lambda key, params: model.init(key, x)`.
+            gone from the arrangement of the entries; their distribution stays, and so do signs of what must be positive (variances of a batch norm). **The paper's re-initialisation**: `draw=lambda key, params: model.init(key, x)`.
         chunk_size: steps explained together; each needs a copy of the weights.
         key: random key shared by all examples; otherwise `measure(params, x, *args, key=key)`.
 
@@ -71,7 +71,8 @@ def parameter_randomisation(
     Params are any pytree: Linen variables, an `nnx.State`, an Equinox model. Only its float arrays are randomised; integers, keys, Python numbers and functions stay.
 
     Guarantees: an explanation that does not depend on the weights has 1 at every step. One draw for all steps: the weights are drawn with `fold_in(key, 0)`, and the
-    explainer's own key is `fold_in(key, 2**32 - 1)` at every step. A step that changes no entry of any array (a layer of constants, permuted) is NaN, as it tests nothing.
+    explainer's own key is `fold_in(key, 2**32 - 1)` at every step. A step whose layer does not change (constants, permuted) tests nothing: it is NaN in the curve, and does
+    not count in the mean.
     Under `vmap` over examples, one key for all of them (`key=` here) tests them with the same random model.
     Cost: 1 + steps explanations in one compiled program; three copies of the weights, one more for each of `chunk_size`.
     Errors: `LayerError` for prefixes that fit nothing; `SettingError` if the explainer reads no weight, but closes over arrays of their shapes.
@@ -108,9 +109,11 @@ class ParameterRandomisation(ExplainerMeasure):
         chunk_size: int | None,
         key: jax.Array | None,
     ):
-        super().__init__(
-            "parameter_randomisation", lambda args, key: jnp.mean(self._curve(args, key)), stochastic=True, key=key
-        )
+        def mean(args: tuple, key: Any) -> jax.Array:
+            similarities, counts = self._steps(args, key)
+            return jnp.mean(similarities, where=counts)
+
+        super().__init__("parameter_randomisation", mean, stochastic=True, key=key)
         if not callable(make_explain) or isinstance(make_explain, Explainer):
             raise SettingError(
                 explain_error(
@@ -146,7 +149,8 @@ class ParameterRandomisation(ExplainerMeasure):
 
     def curve(self, params: Any, *args: Any, key: jax.Array | None = None) -> jax.Array:
         """The similarity after each step, in the order of `layers`."""
-        return self._curve((params, *args), self._checked(key))
+        similarities, counts = self._steps((params, *args), self._checked(key))
+        return jnp.where(counts, similarities, jnp.nan)
 
     def layers(self, params: Any, *args: Any) -> tuple[str, ...]:
         """What each step randomises, for the cascades in addition to the steps before; nothing is run."""
@@ -190,17 +194,18 @@ class ParameterRandomisation(ExplainerMeasure):
             groups: dict[str, list[int]] = {}
             for i, name in enumerate(weights.layer_names):
                 groups.setdefault(name, []).append(i)
-            last = len(used)
             rank = {i: position for position, i in enumerate(used)}
-            # `sorted` keeps the order of the pytree for those that are not used.
-            forward = sorted(groups, key=lambda name: min(rank.get(i, last) for i in groups[name]))
+            first = {name: min((rank[i] for i in arrays if i in rank), default=None) for name, arrays in groups.items()}
+            # An explanation that uses no weight is the failure that is looked for; a layer that one does not use tests nothing.
+            forward = sorted((name for name in first if first[name] is not None), key=first.get) or list(groups)
         else:
             groups = weights.groups(self._layers)
             forward = list(self._layers)
         steps = forward if self._order == "bottom_up" else forward[::-1]
         return {name: groups[name] for name in steps}
 
-    def _curve(self, args: tuple, key: Any) -> jax.Array:
+    def _steps(self, args: tuple, key: Any) -> tuple[jax.Array, jax.Array]:
+        """The similarity after each step, and whether the step changed anything."""
         if len(args) < 2:
             one_argument = explain_error(
                 f"{self.method}: the weights and the input are needed.", fix="measure(params, x, *args, key=key)"
@@ -227,10 +232,10 @@ class ParameterRandomisation(ExplainerMeasure):
             mixed = [
                 jnp.where(chosen[layer_of[i]], new, old) if i in layer_of else old for i, (old, new) in enumerate(pairs)
             ]
-            value = self._similarity(trained, explained(mixed))
-            return jnp.where(jnp.any(chosen & has_changed), value, jnp.nan)
+            return self._similarity(trained, explained(mixed))
 
-        return evaluate(step, len(table), self._chunk)
+        counts = jnp.any(has_changed, keepdims=True) if self._order == "all" else has_changed
+        return evaluate(step, len(table), self._chunk), counts
 
 
 def random_logit(
