@@ -195,9 +195,13 @@ class ParameterRandomisation(ExplainerMeasure):
             for i, name in enumerate(weights.layer_names):
                 groups.setdefault(name, []).append(i)
             rank = {i: position for position, i in enumerate(used)}
-            first = {name: min((rank[i] for i in arrays if i in rank), default=None) for name, arrays in groups.items()}
+            first = {
+                name: min(rank[i] for i in arrays if i in rank)
+                for name, arrays in groups.items()
+                if rank.keys() & arrays
+            }
             # An explanation that uses no weight is the failure that is looked for; a layer that one does not use tests nothing.
-            forward = sorted((name for name in first if first[name] is not None), key=first.get) or list(groups)
+            forward = sorted(first, key=lambda name: first[name]) or list(groups)
         else:
             groups = weights.groups(self._layers)
             forward = list(self._layers)
