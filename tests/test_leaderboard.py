@@ -51,9 +51,12 @@ def measured(monkeypatch):
     monkeypatch.setattr(report, "write", lambda *_: [])
     found = []
     values = _Bench.values
-    monkeypatch.setattr(
-        _Bench, "values", lambda self, cell: (found.append((cell.method.name, cell.metric.name)), values(self, cell))[1]
-    )
+
+    def recorded(self, metric, methods):
+        found.extend((method.name, metric.name) for method in methods)
+        return values(self, metric, methods)
+
+    monkeypatch.setattr(_Bench, "values", recorded)
     return found
 
 
@@ -71,10 +74,11 @@ def test_the_cost_is_printed_before(made):
     assert "0 of 2 cells" in dry and "0 of 6 cells" in printed
     for text in (dry, printed):
         assert re.search(r"faithfulness: correlation +0 +101 +12 × 2", text)
+        assert re.search(rf"digits +all of them +0 +0 +101 +0 +{12 * 101:,} ", text)  # once, not for each method
     assert re.search(r"randomisation: random class +2 +0 +3 × 2", printed)
     # 2 methods, 12 digits: correlation takes 101 evaluations, and each map 1 gradient; 3 digits: 2 explanations.
     n = 2 * (12 + 2 * 3)
-    assert f"in all {n} explanations, {n} gradients and {2 * 12 * 101:,} evaluations" in printed
+    assert f"in all {n} explanations, {n} gradients and {12 * 101:,} evaluations" in printed
     assert "compiling 6 programs" in printed  # 2 explanations, 2 measures of maps, and 2 of explainers
     assert str(folder / "leaderboard.md") in printed
 
@@ -93,7 +97,7 @@ def test_numbers_are_those_of_compare(made):
     for name in METRICS[:2]:
         (metric,) = (m for m in board.METRICS if m.name == name)
         cell = Cell(gradient, metric)
-        got = Store(folder / "cells").read(cell, decided_by(cell, examples))
+        got = Store(folder / "cells").read(cell, examples)
         np.testing.assert_allclose(got, want.values[name]["gradient"], rtol=1e-5, atol=1e-5)
         mean = f"{want.mean(name, 'gradient'):.2f}"[:-1].replace("-", "−")
         assert re.search(rf"\| gradient \|.*{mean}", (folder / "leaderboard.md").read_text())
@@ -132,28 +136,29 @@ def test_a_changed_setting_measures_its_cells_alone(copied, measured, monkeypatc
 
 
 def test_a_file_that_was_cut_off_is_measured_again(copied, measured, capsys):
-    path = next((copied / "cells").glob("sparseness__input*"))
-    before = path.read_bytes()
-    path.write_bytes(before[: len(before) // 2])
+    path = next((copied / "cells").rglob("sparseness__input*"))
+    before = np.load(path)["values"]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     again(copied, "--metrics", "sparseness")
     assert measured == [("input × gradient", "sparseness")]
     assert f"{path} cannot be read" in capsys.readouterr().out
-    assert path.read_bytes() == before and not list(path.parent.glob("*.tmp"))
+    np.testing.assert_allclose(np.load(path)["values"], before, rtol=1e-6)  # measured alone: another order of sums
+    assert not list(path.parent.glob("*.tmp"))
 
 
 def test_a_failure_says_where_and_keeps_what_was_finished(tmp_path, monkeypatch):
     values = _Bench.values
 
-    def fails(self, cell):
-        if cell.metric.name == "complexity":
+    def fails(self, metric, methods):
+        if metric.name == "complexity":
             raise ValueError("no")
-        return values(self, cell)
+        return values(self, metric, methods)
 
     monkeypatch.setattr(_Bench, "values", fails)
     with pytest.raises(ValueError, match="no") as error:
         again(tmp_path, "--metrics", "complexity", "sparseness")
-    assert "'gradient' by 'complexity'" in error.value.__notes__[0]
-    assert [path.name[:10] for path in (tmp_path / "cells").iterdir()] == ["sparseness"]
+    assert "'complexity' of gradient, input × gradient" in error.value.__notes__[0]
+    assert [path.name[:10] for path in (tmp_path / "cells").rglob("*.npz")] == ["sparseness"] * 2
 
 
 def test_what_decides_a_number_is_in_its_fingerprint():
@@ -186,7 +191,7 @@ def test_no_entry_of_the_tables_is_dead():
     names = [m.name for m in (*board.methods(board.digits("cnn_maxpool", 2)), *board.protocol_methods())]
     metrics = (*board.METRICS, *board.PROTOCOLS)
     assert len({m.name for m in metrics}) == len(metrics) == len(board.METRICS) + 2 * (2 * 3 * 2 * 5 + 3)
-    patterns = [*board._COSTS, *board.SLOPES, *board.UNSIGNED, *(p for e in board.EXCLUDED for p in e.methods)]
+    patterns = [*board._COSTS, *board.SHARES, *(p for e in board.EXCLUDED for p in e.methods)]
     for pattern in patterns:
         assert any(fnmatchcase(name, pattern) for name in names), pattern
     for pattern in (p for e in board.EXCLUDED for p in e.metrics):
@@ -257,6 +262,23 @@ def test_wins_are_counted_by_factor():
 )  # fmt: skip
 def test_numbers_have_the_digits_of_their_interval(mean, half, text):
     assert report._number(mean, half) == text
+
+
+def test_boards_of_several_networks_do_not_overwrite_each_other(copied, measured):
+    again(copied, "--network", "cnn_avgpool", "--metrics", "sparseness")
+    again(copied, "--digits", "3", "--metrics", "sparseness")
+    assert len(measured) == 4
+    again(copied, "--metrics", "sparseness")
+    assert len(measured) == 4
+
+
+def test_controls_are_drawn_anew_when_the_score_changes():
+    weights = jnp.arange(1.0, 5.0)
+    score = lambda x, scale: scale * x @ weights
+    x = jnp.array([1.0, 0.0, 2.0, 3.0])
+    plain, times_input = board.noise(score), board.noise(score, times_input=True)
+    assert jnp.array_equal(plain(x, 1.0), plain(x, 1.0)) and not jnp.array_equal(plain(x, 1.0), plain(x, 2.0))
+    assert jnp.array_equal(times_input(x, 1.0), x * plain(x, 1.0))
 
 
 def test_a_protocol_that_explains_again(tmp_path):

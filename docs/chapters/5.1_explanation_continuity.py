@@ -23,7 +23,7 @@ import jaxplain as jx
 from jaxplain import datasets, metrics, rules, zoo
 
 plt.rcParams["figure.dpi"] = 90
-n = int(os.environ.get("CHAPTER_SCENES", "100"))
+n = int(os.environ.get("CHAPTER_SCENES", "500")) // 5
 
 # %% [markdown]
 # ## Part 1: the maximum of two numbers
@@ -163,7 +163,7 @@ slopes = {
     f"{name}": partial(metrics.continuity, neighbours=who, normalize=True) for name, who in neighbourhoods.items()
 }
 slopes["raw, ball"] = partial(metrics.continuity, neighbours=neighbourhoods["ball"])
-table = metrics.compare(score, rows, slopes, progress=False)(x, y, key=key)
+table = metrics.compare(score, rows, slopes, progress=False, batch_size=min(n, 100))(x, y, key=key)
 print(f"medians over {n} digits of max ‖R(x) − R(x′)‖₁ / (‖x − x′‖₂ ‖R(x)‖₁)")
 print(f"{'':22}", *(f"{name:>13}" for name in slopes))
 medians = {}

@@ -24,7 +24,7 @@ from jaxplain import datasets, metrics, zoo
 
 plt.rcParams["figure.dpi"] = 90
 
-n = int(os.environ.get("CHAPTER_SCENES", "300"))
+n = int(os.environ.get("CHAPTER_SCENES", "600")) // 2
 digits = datasets.mnist()
 x, y = digits.x_test[:n], digits.y_test[:n]
 net = zoo.load("cnn_avgpool")  # average pooling, no biases: the network of the tutorial
@@ -75,7 +75,7 @@ def windows(explain):
     return lambda x, y: protocol(explain)(explain(x, y), x, y)
 
 
-recomputed = metrics.compare(score, methods, {"recomputed": windows}, progress=False)(x, y)
+recomputed = metrics.compare(score, methods, {"recomputed": windows}, progress=False, batch_size=min(n, 100))(x, y)
 means, difference, interval = areas(recomputed, "recomputed")
 print("area / f(x):", {name: round(m, 3) for name, m in zip(methods, means, strict=True)})
 print(f"deep − simple Taylor: {difference:+.3f}, 95 % interval [{interval[0]:+.3f}, {interval[1]:+.3f}]")
@@ -111,7 +111,7 @@ protocols = {
     for name in ("black", "imputed (ROAD)")
 }
 controlled = methods | {"random": metrics.random_map}
-table = metrics.compare(score, controlled, protocols, progress=False)(x, y, key=key)
+table = metrics.compare(score, controlled, protocols, progress=False, batch_size=min(n, 100))(x, y, key=key)
 
 # %%
 print(f"{'':34} {'sensit.':>8} {'simple':>8} {'deep':>8} {'random':>8}   deep − simple Taylor")
@@ -157,7 +157,7 @@ plt.show()
 estimates = {
     name: partial(metrics.faithfulness_estimate, groups=patches, baseline=b) for name, b in replacements.items()
 }
-agreement = metrics.compare(score, controlled, estimates, progress=False)(x, y, key=key)
+agreement = metrics.compare(score, controlled, estimates, progress=False, batch_size=min(n, 100))(x, y, key=key)
 print(f"{'correlation with the drop':34} {'sensit.':>8} {'simple':>8} {'deep':>8} {'random':>8}   deep − simple Taylor")
 for name in estimates:
     mean, (low, high) = agreement.difference(name, "deep Taylor", "simple Taylor")
@@ -190,7 +190,9 @@ some = [
     for order in ("most", "least")
 ]
 variants = {"positive part": positive_part, "on ink": on_ink}
-varied = metrics.compare(score, variants, {name: protocols[name] for name in some}, progress=False)(x, y, key=key)
+varied = metrics.compare(
+    score, variants, {name: protocols[name] for name in some}, progress=False, batch_size=min(n, 100)
+)(x, y, key=key)
 print(f"{'area / f(x)':28} {'simple':>8} {'its positive part':>18} {'deep':>8} {'deep, on ink':>13}")
 for name in some:
     row = (
@@ -226,7 +228,9 @@ print(f"share of deep Taylor's relevance on black pixels: {float(jnp.mean(halo(x
 few = min(n, 50)
 bounds = {"greedy": partial(metrics.greedy, groups=patches, baseline=0.0), "random": metrics.random_map}
 name = "black, most first"
-limits = metrics.compare(score, bounds, {name: protocols[name]}, progress=False)(x[:few], y[:few], key=key)
+limits = metrics.compare(score, bounds, {name: protocols[name]}, progress=False, batch_size=few)(
+    x[:few], y[:few], key=key
+)
 for label, value in (
     ("greedy", limits.mean(name, "greedy")),
     *((m, float(np.mean(table.values[name][m][:few]))) for m in controlled),

@@ -12,7 +12,7 @@ from tqdm import tqdm
 import jaxplain as jx
 from jaxplain.leaderboard import board, report
 from jaxplain.leaderboard.board import Examples, Method, Metric
-from jaxplain.leaderboard.cells import Cell, Cost, Store, compute, cost, decided_by, needs_map, seconds_each
+from jaxplain.leaderboard.cells import Cell, Cost, Store, compute, cost, needs_map, seconds_each
 
 QUICK = 10  # digits, scenes, …: enough to see that everything runs
 
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     store = Store(options.output / "cells")
     found: dict[Cell, np.ndarray | None] = {
-        cell: store.read(cell, decided_by(cell, sets[on])) for on, cells in plan.items() for cell in cells
+        cell: store.read(cell, sets[on]) for on, cells in plan.items() for cell in cells
     }
     missing = {on: [cell for cell in cells if found[cell] is None] for on, cells in plan.items()}
     _print_kept(store, found)
@@ -133,12 +133,15 @@ def _print_cost(missing: dict[str, list[Cell]], sets: dict[str, Examples], batch
         if at not in timed:
             timed[at] = seconds_each(sets[on], batch_size)
         forward, gradient = timed[at]
+        shared = sum(metric.evaluations for metric in {cell.metric for cell in cells} if metric.is_shared)
+        lines = [("all of them", 0, Cost(evaluations=shared))] if shared else []
         for method, n in Counter(cell.method for cell in cells).items():
-            one = cost([cell for cell in cells if cell.method == method], sets[on])
+            lines.append((method.name, n, cost([cell for cell in cells if cell.method == method], sets[on])))
+        for name, n, one in lines:
             total = one.times(len(sets[on].x))
             seconds = total.gradients * gradient + total.evaluations * forward
             all_of_it, all_seconds = all_of_it + total, all_seconds + seconds
-            print(f"{on:<18} {method.name:<23} {n:>5} {one.explanations:>8,} {one.gradients:>9,} {one.evaluations:>8,} {total.gradients:>11,} {total.evaluations:>12,} {_time(seconds):>8}")  # fmt: skip
+            print(f"{on:<18} {name:<23} {n or '':>5} {one.explanations:>8,} {one.gradients:>9,} {one.evaluations:>8,} {total.gradients:>11,} {total.evaluations:>12,} {_time(seconds):>8}")  # fmt: skip
         print(f"{on:<18} one evaluation takes {1e6 * forward:,.0f} µs here, one gradient {1e6 * gradient:,.0f} µs\n")
     print(f"in all {all_of_it.explanations:,} explanations, {all_of_it.gradients:,} gradients and {all_of_it.evaluations:,} evaluations: about {_time(all_seconds)}, and compiling {_programs(missing)} programs\n")  # fmt: skip
 

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 import jaxplain as jx
 from jaxplain import tour
 from jaxplain.metrics.axioms import completeness
 from jaxplain.metrics.complexity import complexity, sparseness
-from jaxplain.metrics.controls import greedy, random_map
+from jaxplain.metrics.controls import greedy
 from jaxplain.metrics.faithfulness import faithfulness_correlation, infidelity, sensitivity_n
 from jaxplain.metrics.flipping import insertion, pixel_flipping, road, selectivity
 from jaxplain.metrics.localisation import attribution_auc, energy_inside, pointing_game, relevance_rank_accuracy
@@ -78,10 +80,6 @@ class Examples:
             return lambda x, label: jax.nn.relu(logit(x, label))
         return jx.logit(apply, of="prob") if of == "probability" else logit
 
-    def bound(self, method: "Method") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """The method as a function score → explainer."""
-        return lambda score: method.make(score, self.background)
-
 
 def digits(network: str, n: int) -> Examples:
     """The first `n` of the 1,000 held-out digits."""
@@ -127,7 +125,7 @@ class Metric:
     evaluations: int = 0  # of the score
     explanations: int = 0  # beside that of the map
     of: str = "logit"  # the score
-    reads: Literal["map", "slope", "evidence"] = "map"
+    is_shared: bool = False  # its evaluations depend on the draws alone, and are made once for all methods
 
     @property
     def explained(self) -> str:
@@ -136,7 +134,7 @@ class Metric:
 
     @property
     def text(self) -> str:
-        return f"{self.spec!r} of {self.of}, made from {self.made_from}, reads {self.reads}"
+        return f"{self.spec!r} of {self.of}, made from {self.made_from}"
 
     def matches(self, patterns: Sequence[str]) -> bool:
         return any(fnmatchcase(self.name, p) or fnmatchcase(self.family, p) for p in patterns)
@@ -151,16 +149,16 @@ METRICS: tuple[Metric, ...] = (
     Metric("flipping, blur", "faithfulness", "digits", "score", "low", spec(pixel_flipping, groups=_PATCHES, baseline=_BLUR), 50),
     Metric("ROAD", "faithfulness", "digits", "score", "low", spec(road, shares=(0.1, 0.3, 0.5, 0.7, 0.9)), 5),
     Metric("insertion, blur", "faithfulness", "digits", "score", "high", spec(insertion, groups=_PATCHES, baseline=_BLUR), 50),
-    Metric("correlation", "faithfulness", "digits", "score", "high", spec(faithfulness_correlation, subset_size=10, groups=_PATCHES, baseline=0.0, n_samples=100), 101),
-    Metric("sensitivity-n", "faithfulness", "digits", "score", "high", spec(sensitivity_n, shares=(0.05, 0.2, 0.4, 0.6, 0.8), groups=_PATCHES, baseline=0.0, n_samples=40), 201),
-    Metric("infidelity", "faithfulness", "digits", "score", "low", spec(infidelity, subset_size=10, groups=_PATCHES, baseline=0.0, n_samples=100, scale=True), 101, reads="slope"),
+    Metric("correlation", "faithfulness", "digits", "score", "high", spec(faithfulness_correlation, subset_size=10, groups=_PATCHES, baseline=0.0, n_samples=100), 101, is_shared=True),
+    Metric("sensitivity-n", "faithfulness", "digits", "score", "high", spec(sensitivity_n, shares=(0.05, 0.2, 0.4, 0.6, 0.8), groups=_PATCHES, baseline=0.0, n_samples=40), 201, is_shared=True),
+    Metric("infidelity", "faithfulness", "digits", "score", "low", spec(infidelity, noise=0.05, n_samples=100, scale=True), 101, is_shared=True),
     Metric("sparseness", "complexity", "digits", "nothing", "high", spec(sparseness)),
     Metric("complexity", "complexity", "digits", "nothing", "low", spec(complexity)),
-    Metric("completeness", "axioms", "digits", "score", "low", spec(completeness, baseline=0.0), 2),
-    Metric("pointing game", "localisation", "scenes", "masks", "high", spec(pointing_game), reads="evidence"),
-    Metric("energy inside", "localisation", "scenes", "masks", "high", spec(energy_inside), reads="evidence"),
-    Metric("rank accuracy", "localisation", "scenes", "masks", "high", spec(relevance_rank_accuracy), reads="evidence"),
-    Metric("AUC", "localisation", "scenes", "masks", "high", spec(attribution_auc), reads="evidence"),
+    Metric("completeness", "axioms", "digits", "score", "low", spec(completeness, baseline=0.0), 2, is_shared=True),
+    Metric("pointing game", "localisation", "scenes", "masks", "high", spec(pointing_game)),
+    Metric("energy inside", "localisation", "scenes", "masks", "high", spec(energy_inside)),
+    Metric("rank accuracy", "localisation", "scenes", "masks", "high", spec(relevance_rank_accuracy)),
+    Metric("AUC", "localisation", "scenes", "masks", "high", spec(attribution_auc)),
     Metric("max sensitivity", "robustness", "some digits", "explain", "low", spec(max_sensitivity, neighbours=spec(ball, 0.02, n_samples=10)), explanations=11),
     Metric("continuity", "robustness", "some digits", "explain", "low", spec(continuity, neighbours=spec(translations, _PLACES), normalize=True), explanations=9),
     Metric("random weights", "randomisation", "some digits", "weights", "low", spec(parameter_randomisation, order="cascading", similarity="spearman"), explanations=6),
@@ -198,24 +196,22 @@ class Exclusion(NamedTuple):
     why: str
 
 
+# Maps in units of the score; the others are slopes, |slopes|, or tell only where.
+SHARES = ("input × gradient", "simple Taylor", "integrated*", "IG*", "expected*", "LRP*", "deep Taylor", "DeepLIFT*", "occlusion", "ablation", "Shapley*", "input × random")  # fmt: skip
+
 EXCLUDED: tuple[Exclusion, ...] = (
     Exclusion(("greedy",), ("correlation", "sensitivity-n", "infidelity", "complexity", "axioms", "localisation", "robustness", "randomisation"),
               "its numbers are turns, not amounts: it shows what removal alone can reach"),
-    Exclusion(("random",), ("robustness", "randomisation", "recomputed*"), "by construction: never changed, always the same map, or one as random as before"),
+    Exclusion(("greedy",), ("*blur*", "*ROAD*"), "it asks the score under black patches"),
     Exclusion(("IG, error*", "Shapley*"), ("robustness", "randomisation"), "too dear: hundreds of evaluations or gradients, explained up to 11 times"),
-    Exclusion(("random", "gradient", "saliency", "sensitivity", "excitation*", "Grad-CAM*", "HiResCAM", "guided*", "deconvolution", "*SmoothGrad", "VarGrad", "occlusion"),
+    Exclusion((*SHARES, "excitation*", "Grad-CAM*", "HiResCAM", "guided Grad-CAM"), ("infidelity",), "not a slope of f: infidelity compares R · noise with the change of f"),
+    Exclusion(("random", "input × random", "gradient", "saliency", "sensitivity", "excitation*", "Grad-CAM*", "HiResCAM", "guided*", "deconvolution", "*SmoothGrad", "VarGrad", "occlusion"),
               ("axioms",), "claims no sum"),
     Exclusion(("expected gradients", "DeepLIFT, 20*"), ("axioms",), "sums to the difference from its references, not from black"),
     Exclusion(("LRP*", "deep Taylor", "simple Taylor"), ("axioms",), "claims to share out f(x), or leaves a residual: not f(x) − f(black)"),
-    Exclusion(("ablation", "Shapley*"), ("axioms", "infidelity"), "each pixel has the value of its whole patch: sums over pixels count it 16 times"),
-    Exclusion(("greedy",), ("*blur*", "*ROAD*"), "it asks the score under black patches"),
-    Exclusion(("gradient",), ("localisation",), "its sign is no evidence, and |gradient| is saliency"),
+    Exclusion(("ablation", "Shapley*"), ("axioms",), "each pixel has the value of its whole patch: a sum over pixels counts it 16 times"),
+    Exclusion(("gradient", "SmoothGrad"), ("localisation",), "its sign is no evidence; saliency and squared SmoothGrad are measured"),
 )  # fmt: skip
-
-# What `infidelity` multiplies with a change of x: these maps. All others are in units of the score, and are divided by x first.
-SLOPES = ("gradient", "saliency", "sensitivity", "guided backprop", "deconvolution", "*SmoothGrad", "VarGrad")
-# Maps whose sign is no evidence for the class: where localisation is measured, |R|.
-UNSIGNED = ("SmoothGrad",)
 
 # What one explanation costs: gradients, and evaluations for an image of n 4 × 4 patches. All other methods of the tour take 1 gradient.
 _COSTS: dict[str, tuple[int, Callable[[int], int]]] = {
@@ -234,7 +230,7 @@ _COSTS: dict[str, tuple[int, Callable[[int], int]]] = {
     "guided Grad-CAM": (2, lambda _: 0),
     "*SmoothGrad": (50, lambda _: 0),
     "VarGrad": (50, lambda _: 0),
-    "random": (0, lambda _: 0),
+    "*random": (0, lambda _: 1),
     "greedy": (0, lambda n: n * n),
 }
 
@@ -258,7 +254,11 @@ def methods(examples: Examples) -> tuple[Method, ...]:
         return _method(name, make, texts[name])
 
     names = [row.name for row in tour.rows(examples.score("logit"), examples.background)]
-    controls = {"random": spec(random_map), "greedy": spec(greedy, groups=_PATCHES)}
+    controls = {
+        "random": spec(noise),
+        "input × random": spec(noise, times_input=True),
+        "greedy": spec(greedy, groups=_PATCHES),
+    }
     return (*map(of_tour, names), *(_listed(name, made) for name, made in controls.items()))
 
 
@@ -268,9 +268,23 @@ def protocol_methods() -> tuple[Method, ...]:
         "sensitivity": spec(jx.sensitivity),
         "Taylor (x·∇f)": spec(jx.input_x_gradient),  # simple Taylor with the root at 0, on a network without biases
         "deep Taylor": spec(jx.deep_taylor, low=0.0, high=1.0),
-        "random": spec(random_map),
+        "random": spec(noise),
     }
     return tuple(_listed(name, call) for name, call in made.items())
+
+
+def noise(score: Callable[..., Any], *, times_input: bool = False) -> Callable[..., Any]:
+    """The control that knows nothing of the score, drawn anew whenever the score changes: by x, the class, or the weights.
+
+    `times_input`: multiplied with x. What it reaches comes from the input alone; on digits, that black pixels have no relevance.
+    """
+
+    def explain(x: jax.Array, *args: Any) -> jax.Array:
+        bits = lax.bitcast_convert_type(score(x, *args).astype(jnp.float32), jnp.uint32)
+        drawn = jax.random.normal(jax.random.fold_in(jax.random.key(0), bits), x.shape, x.dtype)
+        return x * drawn if times_input else drawn
+
+    return explain
 
 
 def _listed(name: str, made: Spec) -> Method:
@@ -283,7 +297,7 @@ def _method(name: str, make: Callable[..., Any], text: str) -> Method:
 
 
 def _texts_of_tour() -> dict[str, str]:
-    """How the tour sets up each method: its expression in `tour.rows`, and those of the names that are in it."""
+    """How the tour sets up each method: its expression in `tour.rows`, after those of the names in it."""
     tree = ast.parse(Path(tour.__file__).read_text())
     nodes = [n for f in tree.body if isinstance(f, ast.FunctionDef) and f.name == "rows" for n in ast.walk(f)]
     assigned: dict[str, str] = {}

@@ -9,7 +9,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxplain as jx
-from jaxplain.leaderboard.board import SLOPES, UNSIGNED, Examples, Method, Metric
+from jaxplain.leaderboard.board import Examples, Method, Metric
 
 SEED = 0
 
@@ -40,13 +40,15 @@ class Store:
         self.unreadable: list[Path] = []
         self.outdated: list[Path] = []
 
-    def path(self, cell: Cell) -> Path:
-        name = f"{cell.metric.on}/{cell.metric.name}/{cell.method.name}"
+    def path(self, cell: Cell, examples: Examples) -> Path:
+        """In a folder for each network and set of examples, so that boards of several do not overwrite each other."""
+        name = f"{cell.metric.name}/{cell.method.name}"
         slug = "".join(c if c.isascii() and c.isalnum() else "_" for c in f"{cell.metric.name}__{cell.method.name}")
-        return self.folder / f"{slug}-{zlib.crc32(name.encode()):08x}.npz"
+        folder = self.folder / f"{examples.network.name}-{len(examples.x)}-{examples.digest[:8]}"
+        return folder / f"{slug}-{zlib.crc32(name.encode()):08x}.npz"
 
-    def read(self, cell: Cell, decided_by: str) -> np.ndarray | None:
-        path = self.path(cell)
+    def read(self, cell: Cell, examples: Examples) -> np.ndarray | None:
+        path = self.path(cell, examples)
         if not path.exists():
             return None
         try:
@@ -55,17 +57,17 @@ class Store:
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, OSError):
             self.unreadable.append(path)
             return None
-        if found != decided_by:
+        if found != decided_by(cell, examples):
             self.outdated.append(path)
             return None
         return values
 
-    def write(self, cell: Cell, decided_by: str, values: np.ndarray) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(cell)
+    def write(self, cell: Cell, examples: Examples, values: np.ndarray) -> None:
+        path = self.path(cell, examples)
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")  # a cell is there as a whole, or not at all
         with unfinished.open("wb") as file:
-            np.savez(file, values=values, decided_by=np.array(decided_by))
+            np.savez(file, values=values, decided_by=np.array(decided_by(cell, examples)))
         unfinished.replace(path)
 
 
@@ -79,14 +81,13 @@ def decided_by(cell: Cell, examples: Examples) -> str:
         "network": examples.network.name,
         "key": SEED,
         "code": _hash_of_code(),
-        "jax": f"{jax.__version__}, x64={jax.config.read('jax_enable_x64')}",
+        "jax": f"{jax.__version__}, {jax.default_backend()}, "
+        + ", ".join(f"{o}={getattr(jax.config, o)}" for o in _OPTIONS),
     }
-    if metric.reads == "slope":
-        words["slopes"] = _is_in(SLOPES, method)
-    if metric.reads == "evidence":
-        words["unsigned"] = _is_in(UNSIGNED, method)
     return "\n".join(f"{name}: {value}" for name, value in words.items())
 
+
+_OPTIONS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
 
 # What no number depends on, or is in the fingerprint by itself: the text of each method and metric, the weights.
 _NOT_HASHED = ("leaderboard/report", "leaderboard/__main__", "tour", "plot", "nnx", "experts", "prototypes")  # fmt: skip
@@ -112,10 +113,6 @@ def _hash_of_code() -> str:
     return found.hexdigest()[:16]
 
 
-def _is_in(patterns: Sequence[str], method: Method) -> bool:
-    return any(fnmatchcase(method.name, p) for p in patterns)
-
-
 class Cost(NamedTuple):
     """Of one example, or of many."""
 
@@ -137,12 +134,15 @@ def cost_of_maps(method: Method, examples: Examples) -> Cost:
 
 
 def cost(cells: Sequence[Cell], examples: Examples) -> Cost:
-    """Of the cells of one method on one set, for one example: its maps are computed once for each score that is explained."""
+    """Of the cells of one method on one set, for one example: its maps are computed once for each score that is explained.
+
+    Without the evaluations that all methods share.
+    """
     each = cost_of_maps(cells[0].method, examples)
     maps = {cell.metric.explained for cell in cells if needs_map(cell.metric)}
     total = each.times(len(maps))
     for _, metric in cells:
-        total += each.times(metric.explanations) + Cost(evaluations=metric.evaluations)
+        total += each.times(metric.explanations) + Cost(evaluations=0 if metric.is_shared else metric.evaluations)
     return total
 
 
@@ -169,86 +169,96 @@ def seconds_each(examples: Examples, batch_size: int) -> tuple[float, float]:
 def compute(
     cells: Sequence[Cell], examples: Examples, store: Store, *, batch_size: int, bar: tqdm
 ) -> dict[Cell, np.ndarray]:
-    """Measure cells of one set of examples, those of a method together, and store each as soon as it is finished."""
+    """Measure cells of one set of examples and store them as soon as they are finished: those of a measure of maps together, others one by one."""
     bench, found = _Bench(examples, batch_size), {}
-    for cell in cells:
-        bar.set_postfix_str(f"{cell.method.name}: {cell.metric.name}")
-        try:
-            found[cell] = bench.values(cell).astype(float)
-        except Exception as error:
-            error.add_note(
-                f"leaderboard: {cell.method.name!r} by {cell.metric.name!r}; what was finished before is kept"
+    for metric in dict.fromkeys(cell.metric for cell in cells):
+        methods = [cell.method for cell in cells if cell.metric == metric]
+        for together in [methods] if metric.made_from in ("score", "nothing", "masks") else [[m] for m in methods]:
+            bar.set_postfix_str(
+                f"{metric.name}: {together[0].name if len(together) == 1 else f'{len(together)} methods'}"
             )
-            raise
-        store.write(cell, decided_by(cell, examples), found[cell])
-        bar.update()
+            try:
+                columns = bench.values(metric, together)
+            except Exception as error:
+                names = ", ".join(m.name for m in together)
+                error.add_note(f"leaderboard: {metric.name!r} of {names}; what was finished before is kept")
+                raise
+            for method, values in zip(together, columns, strict=True):
+                cell = Cell(method, metric)
+                found[cell] = values.astype(float)
+                store.write(cell, examples, found[cell])
+            bar.update(len(together))
     return found
 
 
 class _Bench:
-    """One set of examples, and what its cells share: the measures, compiled once for all methods, and the maps of the method at hand.
+    """One set of examples, and what its cells share: the maps.
 
-    Draws are those of `metrics.compare`: example i and metric m have the same for every method, derived from the seed, i and the name of m alone.
+    Draws are those of `metrics.compare`: example i and metric m have the same for every method, derived from the seed, i and the name of m alone. So what a
+    metric of maps asks the score is asked once for all methods: the measure is vmapped over their maps.
     """
 
     def __init__(self, examples: Examples, batch_size: int):
         self.examples = examples
         self._batch_size = min(batch_size, len(examples.x))
-        self._measures: dict[str, Callable[..., np.ndarray]] = {}
         self._maps: dict[tuple[str, str], np.ndarray] = {}
 
-    def values(self, cell: Cell) -> np.ndarray:
-        """One number for each example, NaN where the metric has none."""
-        method, metric = cell
+    def values(self, metric: Metric, methods: Sequence[Method]) -> list[np.ndarray]:
+        """For each method one number per example, NaN where the metric has none."""
         x, y, masks = self.examples.x, self.examples.y, self.examples.masks
-        make = self.examples.bound(method)
-
-        def explain(params: Any = None) -> Callable[..., Any]:
-            return make(self.examples.score(metric.explained, params))
-
         score = self.examples.score(metric.of)
         match metric.made_from:
             case "weights":  # one draw of the weights for all examples: intervals are over examples alone
-                measure = metric.spec(explain, key=_key(metric.name))
-                return self._over_examples(lambda x, y: measure(self.examples.network.params, x, y), "")(x, y)
+                (method,) = methods
+                measure = metric.spec(partial(self._explain, method, metric), key=_key(metric.name))
+                params = self.examples.network.params
+                return [self._over_examples(lambda x, y: measure(params, x, y), "")(x, y)]
             case "explain":
-                return self._over_examples(metric.spec(explain()), metric.name)(x, y)
+                (method,) = methods
+                return [self._over_examples(metric.spec(self._explain(method, metric)), metric.name)(x, y)]
             case "recompute":
-                measure = metric.spec(score, recompute=explain())
-                return self._over_examples(measure, metric.name)(self._heat(cell, explain), x, y)
+                (method,) = methods
+                measure = metric.spec(score, recompute=self._explain(method, metric))
+                return [self._over_examples(measure, metric.name)(self._heat(method, metric), x, y)]
             case "score":
-                return self._shared(metric, score)(self._heat(cell, explain), x, y)
+                return self._over_methods(metric.spec(score), metric, methods, x, y)
             case "masks":
-                return self._shared(metric)(self._heat(cell, explain), masks)
+                return self._over_methods(metric.spec(), metric, methods, masks)
             case "nothing":
-                return self._shared(metric)(self._heat(cell, explain))
+                return self._over_methods(metric.spec(), metric, methods)
 
-    def _heat(self, cell: Cell, explain: Callable[[], Callable[..., Any]]) -> np.ndarray:
-        """The maps, as the metric reads them."""
-        method, metric = cell
-        x, at = self.examples.x, (method.name, metric.explained)
+    def _explain(self, method: Method, metric: Metric, params: Any = None) -> Callable[..., Any]:
+        return method.make(self.examples.score(metric.explained, params), self.examples.background)
+
+    def _heat(self, method: Method, metric: Metric) -> np.ndarray:
+        at = (method.name, metric.explained)
         if at not in self._maps:
-            if any(name != method.name for name, _ in self._maps):
-                self._maps.clear()
-            self._maps[at] = self._over_examples(explain(), "explanation")(x, self.examples.y)
-        heat = self._maps[at]
-        if metric.reads == "evidence" and _is_in(UNSIGNED, method):
-            return np.abs(heat)
-        if metric.reads == "slope" and not _is_in(SLOPES, method):
-            return heat.reshape(*heat.shape[:3], -1) / np.where(
-                x == 0, np.inf, x
-            )  # nothing is removed where x is black
-        return heat
+            explain = self._explain(method, metric)
+            self._maps[at] = self._over_examples(explain, "explanation")(self.examples.x, self.examples.y)
+        return self._maps[at]
 
-    def _shared(self, metric: Metric, *score: Callable[..., Any]) -> Callable[..., np.ndarray]:
-        if metric.name not in self._measures:
-            self._measures[metric.name] = self._over_examples(metric.spec(*score), metric.name)
-        return self._measures[metric.name]
+    def _over_methods(
+        self, measure: Callable[..., Any], metric: Metric, methods: Sequence[Method], *args: Any
+    ) -> list[np.ndarray]:
+        heats = np.stack([self._heat(method, metric) for method in methods], axis=1)
+        size = max(1, self._batch_size // len(methods))
+        return list(self._over_examples(_Stacked(measure), metric.name, size)(heats, *args).T)
 
-    def _over_examples(self, f: Callable[..., Any], name: str) -> Callable[..., np.ndarray]:
-        run = jx.batched(f, batch_size=self._batch_size, progress=False, on_nan="mark")
+    def _over_examples(self, f: Callable[..., Any], name: str, size: int | None = None) -> Callable[..., np.ndarray]:
+        run = jx.batched(f, batch_size=size or self._batch_size, progress=False, on_nan="mark")
         key = _key(name) if getattr(f, "needs_key", False) else None
         return lambda *args: np.asarray(run(*args, key=key))
+
+
+class _Stacked:
+    """A measure of the maps of many methods for one example."""
+
+    def __init__(self, measure: Any):
+        self.measure = measure
+        self.needs_key = self.stochastic = getattr(measure, "needs_key", False)
+
+    def __call__(self, maps: Any, *args: Any, **key: Any) -> Any:
+        return jax.vmap(lambda one: self.measure(one, *args, **key))(maps)
 
 
 def _key(name: str) -> jax.Array:

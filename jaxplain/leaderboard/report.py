@@ -10,13 +10,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from jaxplain import zoo
-from jaxplain.leaderboard.board import EXCLUDED, METRICS, PROTOCOLS, SLOPES, UNSIGNED, Examples, Metric
+from jaxplain.leaderboard.board import EXCLUDED, METRICS, PROTOCOLS, Examples, Metric
 from jaxplain.metrics.compare import Comparison
 from jaxplain.plot import _pyplot
 
 Values: TypeAlias = dict[str, dict[str, np.ndarray]]  # metric → method → a number for each example
 
-CONTROLS = ("random", "greedy")
+CONTROLS = ("random", "input × random", "greedy")
 ENOUGH = 0.9  # a mean over fewer examples than this share is of a selection, and is not compared
 _BEST, _OTHER, _PALE = "#b2182b", "0.35", "0.93"
 _COLORS = {"sensitivity": "#e08214", "Taylor (x·∇f)": "#2166ac", "deep Taylor": "#1b7837", "random": "0.6"}
@@ -354,10 +354,7 @@ def _settings(metrics: Sequence[Metric]) -> str:
     return _markdown(
         ["metric", "settings", "evaluations", "explanations"],
         ([m.name, f"`{m.spec!r}`", str(m.evaluations), str(m.explanations)] for m in metrics),
-    ) + (
-        f"\n\nCosts: {cost}. Localisation reads |R| of {', '.join(UNSIGNED)}, whose sign is no evidence. Infidelity takes a map for a slope: all but "
-        f"{', '.join(SLOPES)} are divided by x. Random weights: one draw for all examples, intervals are over examples alone."
-    )
+    ) + (f"\n\nCosts: {cost}. Random weights: one draw for all examples, intervals are over examples alone.")
 
 
 def _left_out(metrics: Sequence[Metric]) -> str:
