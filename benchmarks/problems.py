@@ -160,6 +160,7 @@ def separable(batch: int, side: int = 224, classes: int = 1000) -> Problem:
 PROBLEMS = {
     "mlp": lambda batch=256: zoo_network("mlp", batch),
     "cnn_maxpool": lambda batch=256: zoo_network("cnn_maxpool", batch),
+    "cnn_maxpool-100": lambda batch=100: zoo_network("cnn_maxpool", batch)._replace(name=f"cnn_maxpool-{batch}"),
     "cnn_maxpool-16": lambda batch=16: zoo_network("cnn_maxpool", batch)._replace(name=f"cnn_maxpool-{batch}"),
     "cnn_maxpool-1": lambda batch=1: zoo_network("cnn_maxpool", batch)._replace(name=f"cnn_maxpool-{batch}"),
     "vgg112": lambda batch=4: vgg(batch),

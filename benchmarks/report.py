@@ -20,6 +20,8 @@ def comparison_cells(row: dict) -> tuple[str, ...]:
     agreement = row["agreement"]
     if "over_expected" in agreement:
         how = f"{agreement['over_expected']:.2f} × Monte-Carlo error"
+    elif "means" in agreement:
+        how = "other draws: means {:.3g}, {:.3g}".format(*agreement["means"])
     else:
         how = f"{agreement['relative_l2']:.0e}, median example {agreement['median_example']:.0e}"
     return (

@@ -17,9 +17,13 @@ class Row(NamedTuple):
     theirs: Settings
     ours_tuning: dict[str, Any]  # what is smaller while the settings are compared
     theirs_tuning: dict[str, Any]
-    compare: Literal["equal", "noise"]  # the same numbers, or two estimates with independent draws
-    limit: float  # relative L2 ("equal"), or the ratio to the expected distance ("noise") that is still agreement
-    floor: Literal["floor", "forward"] = "floor"  # one gradient of the input, or one forward pass
+    compare: Literal[
+        "equal", "noise", "draws"
+    ]  # the same numbers; two estimates with independent draws; means of other draws
+    limit: float  # relative L2 ("equal"), ratio to the expected distance ("noise"), relative distance of the means ("draws")
+    floor: Literal["floor", "forward", "gradient"] = (
+        "floor"  # one gradient of the input, one forward pass, or our gradient
+    )
 
     @property
     def name(self) -> str:
@@ -157,4 +161,29 @@ _MAPS = (
         for method, passes, limit in (("score_cam", CHANNELS, 1e-4), ("ablation_cam", 1, 1e-4))
     ),
 )
-ROWS = _BY_GRADIENT + _MAPS
+
+# Measures of explanations: their floor is what they ask of the model. Quantus is given functions that return arrays at once
+# (`explain="torch"`), which is faster than its own. Other draws give other numbers, which are compared by their means here, and one
+# by one, with the same draws, in tests/test_golden_quantus_*.py.
+_MEASURES = tuple(
+    Row(
+        method,
+        "cnn_maxpool-100",
+        "quantus",
+        calls,
+        _each(ours, at_once=(None, 10, 25), **({"chunk_size": (1, 4)} if chunked else {})),
+        _each(theirs, batch_size=(None, 64), layout=LAYOUTS),
+        {},
+        {},
+        compare,
+        limit,
+        floor,
+    )
+    for method, calls, ours, chunked, theirs, compare, limit, floor in (
+        ("pixel_flipping", 50, {"steps": 49}, True, {}, "equal", 1e-4, "forward"),
+        ("road", 9, {}, False, {}, "equal", 0.02, "forward"),
+        ("max_sensitivity", 11, {}, True, {"explain": "torch"}, "draws", 0.1, "gradient"),
+        ("mprt", 6, {}, False, {"explain": "torch"}, "draws", 0.5, "gradient"),
+    )
+)
+ROWS = _BY_GRADIENT + _MAPS + _MEASURES

@@ -7,6 +7,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+import measures
 import numpy as np
 from flax import traverse_util
 from jax import lax
@@ -150,6 +151,10 @@ METHODS = {
     "grad_cam_plus_plus": _class_activation_map(jx.grad_cam_plus_plus),
     "score_cam": _class_activation_map(jx.score_cam),
     "ablation_cam": _class_activation_map(jx.ablation_cam),
+    "pixel_flipping": measures.pixel_flipping,
+    "road": measures.road,
+    "max_sensitivity": measures.max_sensitivity,
+    "mprt": measures.mprt,
 }
 
 

@@ -18,7 +18,7 @@ def batched(
     batch_size: int = 128,
     in_axes: int | None | Sequence[int | None] = 0,
     progress: bool = True,
-    on_nan: Literal["raise", "mark"] = "raise",
+    on_nan: Literal["raise", "mark", "keep"] = "raise",
     devices: Sequence[jax.Device] | None = None,
 ) -> Callable[..., Any]:
     """Explain a whole data set: `batched(explain)(xs, labels, key=key)` → stacked NumPy arrays.
@@ -32,7 +32,7 @@ def batched(
         in_axes: for each argument 0 (one entry per example) or `None` (the same for all, e.g. weights), as in `jax.vmap`.
         progress: show a progress bar.
         on_nan: "raise" an error that lists the examples whose attribution holds NaN, or "mark" them: all of that example's
-            attribution becomes NaN, and the run goes on.
+            attribution becomes NaN, and the run goes on; or "keep" what there is, NaN and numbers.
         devices: split every chunk over these devices; results are the same as on one.
 
     Returns:
@@ -52,8 +52,10 @@ def batched(
     """
     require_callable("batched", explain)
     positive_int("batched", "batch_size", batch_size)
-    if on_nan not in ("raise", "mark"):
-        raise SettingError(explain_error("batched: unknown `on_nan`.", got=repr(on_nan), need="'raise', 'mark'"))
+    if on_nan not in ("raise", "mark", "keep"):
+        raise SettingError(
+            explain_error("batched: unknown `on_nan`.", got=repr(on_nan), need="'raise', 'mark', 'keep'")
+        )
     if devices is not None and batch_size % len(devices):
         raise SettingError(
             explain_error(
@@ -172,12 +174,14 @@ def _place(chunk: list, shared: list, indices: np.ndarray, devices: Sequence[jax
 def _collect(ready: Any, rows: np.ndarray, on_nan: str, explain: Any, mapped: list, bar: Any, start: int) -> Any:
     """A finished chunk on the host, without its filling, with NaN raised or marked."""
     host = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(rows)], ready)
+    bar.update(len(rows))
+    if on_nan == "keep":
+        return host
     attribution = host[0] if isinstance(explain, with_info) else host
     bad = np.zeros(len(rows), bool)
     for leaf in jax.tree.leaves(attribution):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             bad |= np.isnan(leaf.astype(np.float32)).reshape(len(rows), -1).any(axis=1)
-    bar.update(len(rows))
     if not bad.any():
         return host
     if on_nan == "raise":

@@ -117,6 +117,8 @@ def test_one_nan_pixel_marks_the_whole_example():
     f = lambda x: jnp.sum(jnp.sqrt(x))
     maps = jx.batched(jx.gradient(f), on_nan="mark", **quiet)(jnp.array([[1.0, -1.0], [1.0, 4.0]]))
     assert np.isnan(maps[0]).all() and np.isfinite(maps[1]).all()
+    kept = jx.batched(jx.gradient(f), on_nan="keep", **quiet)(jnp.array([[1.0, -1.0], [1.0, 4.0]]))
+    assert np.isnan(kept).tolist() == [[False, True], [False, False]]
 
 
 def test_progress_bar(capsys):

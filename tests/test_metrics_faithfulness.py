@@ -1,6 +1,7 @@
 """Faithfulness metrics: loops in NumPy over the documented draws, closed forms; and `compare`."""
 
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -251,6 +252,41 @@ def test_compare_measures_each_pair_with_shared_draws():
         relative(alone(xs, ys, key=KEY).values["correlation"]["smooth"], table.values["correlation"]["smooth"]) < 1e-9
     )
     assert len(calls) == 2  # to explain, and by the metric of a method
+
+
+def test_compare_asks_the_score_once_where_the_draws_decide_what_it_is_asked():
+    asked = []
+
+    def score(x):
+        jax.debug.callback(lambda x: asked.append(x), x)
+        return x @ jnp.arange(1.0, 4.0)
+
+    methods = {f"random {i}": partial(M.random_map, key=jax.random.key(i)) for i in range(3)}
+    metrics = {"correlation": partial(M.faithfulness_correlation, subset_size=1, n_samples=5)}
+    xs = jnp.array([[1.0, 2, 3], [3, 2, 2]])
+    table = M.compare(score, methods, metrics, progress=False)(xs, key=KEY)
+    jax.effects_barrier()
+    per_chunk = M.compare.__kwdefaults__["batch_size"] // 3  # filled up with repeats
+    assert len(asked) == per_chunk * (1 + 5)
+    assert np.isfinite([table.values["correlation"][name] for name in methods]).all()
+
+
+def test_compare_with_maps_of_several_shapes_missing_values_and_shared_arguments():
+    weights, xs = jnp.array([1.0, -2, 3]), jnp.array([[1.0, 2, 3], [3, 2, 2], [1, 1, 4]])
+    score = lambda x, w: jnp.sum(w * x**2)
+    methods = {
+        "gradient": jx.gradient,
+        "one number": lambda score: lambda x, w: jnp.sum(jax.grad(score)(x, w)),
+        "sometimes": lambda score: lambda x, w: jnp.where(x[0] > 2, jnp.nan, jax.grad(score)(x, w)),
+    }
+    metrics = {"sum": lambda attribution: jnp.sum(attribution), "estimate of x": lambda attribution, x, w: w @ x}
+    table = M.compare(score, methods, metrics, in_axes=(0, None), progress=False)(xs, weights)
+    want = (2 * weights * xs).sum(1)
+    for name in ("gradient", "one number"):
+        np.testing.assert_allclose(table.values["sum"][name], want)
+        np.testing.assert_allclose(table.values["estimate of x"][name], xs @ weights)
+    np.testing.assert_allclose(table.values["sum"]["sometimes"], np.where(xs[:, 0] > 2, np.nan, want))
+    assert list(table.values["sum"]) == list(methods)
 
 
 def test_a_comparison_reports_intervals_differences_and_missing_values():

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import jaxplain as jx
 from jaxplain.leaderboard.board import Examples, Method, Metric
+from jaxplain.metrics.compare import OverMethods
 
 SEED = 0
 
@@ -242,23 +243,13 @@ class _Bench:
     ) -> list[np.ndarray]:
         heats = np.stack([self._heat(method, metric) for method in methods], axis=1)
         size = max(1, self._batch_size // len(methods))
-        return list(self._over_examples(_Stacked(measure), metric.name, size)(heats, *args).T)
+        return list(self._over_examples(OverMethods(measure), metric.name, size)(heats, *args).T)
 
     def _over_examples(self, f: Callable[..., Any], name: str, size: int | None = None) -> Callable[..., np.ndarray]:
-        run = jx.batched(f, batch_size=size or self._batch_size, progress=False, on_nan="mark")
+        on_nan: Literal["mark", "keep"] = "mark" if name == "explanation" else "keep"
+        run = jx.batched(f, batch_size=size or self._batch_size, progress=False, on_nan=on_nan)
         key = _key(name) if getattr(f, "needs_key", False) else None
         return lambda *args: np.asarray(run(*args, key=key))
-
-
-class _Stacked:
-    """A measure of the maps of many methods for one example."""
-
-    def __init__(self, measure: Any):
-        self.measure = measure
-        self.needs_key = self.stochastic = getattr(measure, "needs_key", False)
-
-    def __call__(self, maps: Any, *args: Any, **key: Any) -> Any:
-        return jax.vmap(lambda one: self.measure(one, *args, **key))(maps)
 
 
 def _key(name: str) -> jax.Array:

@@ -1,10 +1,11 @@
 """Methods × metrics over many examples: each map is computed once, every number has an interval."""
 
+import functools
 import inspect
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -72,6 +73,7 @@ def compare(
     metrics: Mapping[str, Callable[..., Any]],
     *,
     batch_size: int = 100,
+    in_axes: int | Sequence[int | None] = 0,
     progress: bool = True,
 ) -> Callable[..., Comparison]:
     r"""Measure methods by metrics on many examples: `compare(score, methods, metrics)(xs, *args, key=key)` → `Comparison`.
@@ -84,7 +86,8 @@ def compare(
             `score`: `functools.partial(metrics.pixel_flipping, groups=jx.patches(4, 4))`, `lambda score: …`;
             `explain`: `functools.partial(metrics.max_sensitivity, …)`; `method`: `functools.partial(metrics.input_invariance, score=…)`;
             `attribution`: a finished measure, `metrics.sparseness()`, `metrics.pointing_game()` (with `masks`), `metrics.pixel_flipping(score)`.
-        batch_size: examples per compiled chunk; see `batched`.
+        batch_size: explanations per compiled chunk; see `batched`. Measures of maps take all methods together, and fewer examples.
+        in_axes: for each of (x, *args) 0 or None, as in `batched`: weights as an argument are the same for all examples.
         progress: show a progress bar.
 
     Returns:
@@ -93,7 +96,8 @@ def compare(
 
     Guarantees: each method's maps are computed once. Example i and metric m have the same draws for every method, derived from `key`, i and the name of m
     alone: adding a method or a metric changes no other number, and differences are paired.
-    Cost: Σ over methods of (one explanation + Σ of the metrics' costs), for each example.
+    Cost: Σ over methods of (one explanation + Σ of the metrics' costs), for each example; less what depends on the draws alone, which is evaluated once for all
+    methods (`sensitivity_n`, `faithfulness_correlation`, `infidelity`, `completeness`). Memory: the maps of all methods, on the host.
     Errors: a metric whose first argument has another name; masks that are needed and missing; those of methods and metrics.
     Differs from: Quantus' `evaluate` has neither intervals nor paired differences, and goes on after an exception.
 
@@ -111,27 +115,35 @@ def compare(
     """
     require_callable("metrics.compare", score)
     kinds = {name: _kind(name, metric) for name, metric in metrics.items()}
-
-    def over_examples(measure: Callable[..., Any]) -> Callable[..., Any]:
-        run = batched(measure, batch_size=batch_size, progress=progress, on_nan="mark")
-        needs_key = getattr(measure, "needs_key", False)
-        return lambda *args, key: run(*args, key=key if needs_key else None)
-
-    # Those of a map are compiled once for all methods.
-    measures = {
-        name: over_examples(metrics[name](score) if kind == "score" else metrics[name])
+    of_maps = {
+        name: OverMethods(metrics[name](score) if kind == "score" else metrics[name])
         for name, kind in kinds.items()
         if kind not in ("explain", "method")
     }
 
+    def over_examples(
+        f: Callable[..., Any], axes: Any, size: int, on_nan: Literal["mark", "keep"]
+    ) -> Callable[..., Any]:
+        run = batched(f, batch_size=size, in_axes=axes, progress=progress, on_nan=on_nan)
+        needs_key = getattr(f, "needs_key", False)
+        return lambda *args, key: run(*args, key=key if needs_key else None)
+
     explains = {name: method(score) for name, method in methods.items()}
-    explainers = {name: over_examples(explain) for name, explain in explains.items()}
+    explainers = {name: over_examples(explain, in_axes, batch_size, "mark") for name, explain in explains.items()}
     again = {
-        (name, method): over_examples(metrics[name](explains[method] if kind == "explain" else methods[method]))
+        (name, method): over_examples(
+            metrics[name](explains[method] if kind == "explain" else methods[method]), in_axes, batch_size, "keep"
+        )
         for name, kind in kinds.items()
-        if name not in measures
+        if name not in of_maps
         for method in methods
     }
+    axes_after_map = 0 if isinstance(in_axes, int) else (0, *in_axes)
+
+    @functools.cache  # compiled once for the life of `run`
+    def measure_of(name: str, n_methods: int) -> Callable[..., Any]:
+        axes = axes_after_map if kinds[name] in ("score", "attribution, x") else 0
+        return over_examples(of_maps[name], axes, max(1, batch_size // n_methods), "keep")
 
     def run(xs: Any, *args: Any, masks: Any = None, key: jax.Array | None = None) -> Comparison:
         if masks is None and "attribution, mask" in kinds.values():
@@ -142,30 +154,64 @@ def compare(
                     fix="compare(score, methods, metrics)(xs, labels, masks=masks)",
                 )
             )
-        values: dict[str, dict[str, np.ndarray]] = {name: {} for name in metrics}
-        for method_name in methods:
-            maps = explainers[method_name](xs, *args, key=_named(key, "explanation"))
-            inputs = {"attribution": (maps,), "attribution, mask": (maps, masks)}
-            inputs |= dict.fromkeys(("score", "attribution, x"), (maps, xs, *args))
-            for name, kind in kinds.items():
-                measure = measures.get(name) or again[name, method_name]
-                result = np.asarray(measure(*inputs.get(kind, (xs, *args)), key=_named(key, name)), float)
-                _require_numbers(name, result)
-                values[name][method_name] = result
+        maps = {
+            method: explain(xs, *args, key=_named(key, "explanation")) if of_maps else None
+            for method, explain in explainers.items()
+        }
+        beside = {"attribution": (), "attribution, mask": (masks,), "score": (xs, *args), "attribution, x": (xs, *args)}
+        values: dict[str, dict[str, np.ndarray]] = {}
+        for name, kind in kinds.items():
+            found: dict[str, np.ndarray] = {}
+            if name in of_maps:
+                for together in alike(maps):
+                    stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *(maps[m] for m in together))
+                    columns = measure_of(name, len(together))(stacked, *beside[kind], key=_named(key, name))
+                    found |= zip(together, np.moveaxis(_number_each(name, columns, 2), 1, 0), strict=True)
+            else:
+                for method in methods:
+                    numbers = again[name, method](xs, *args, key=_named(key, name))
+                    found[method] = _number_each(name, numbers, 1)
+            values[name] = {method: found[method] for method in methods}
         return Comparison(values)
 
     return run
 
 
-def _require_numbers(name: str, result: np.ndarray) -> None:
-    if result.ndim != 1:
+class OverMethods:
+    """A measure of a map, of the maps of many methods at once, stacked along their first axis.
+
+    With the same draws for all of them. Where what the score is asked depends on the draws alone, as in `sensitivity_n`, it is asked once: under `vmap` only
+    the maps have an axis of methods.
+    """
+
+    def __init__(self, measure: Callable[..., Any]):
+        self.measure = measure
+        self.needs_key = self.stochastic = getattr(measure, "needs_key", False)
+
+    def __call__(self, maps: Any, *args: Any, **key: Any) -> Any:
+        return jax.vmap(lambda one: self.measure(one, *args, **key))(maps)
+
+
+def alike(maps: Mapping[str, Any]) -> list[list[str]]:
+    """The names of maps that can be stacked: of the same structure, shapes and dtypes."""
+    groups: dict[Any, list[str]] = {}
+    for name, tree in maps.items():
+        leaves, structure = jax.tree.flatten(tree)
+        groups.setdefault((structure, tuple((a.shape, a.dtype) for a in leaves)), []).append(name)
+    return list(groups.values())
+
+
+def _number_each(name: str, result: Any, ndim: int) -> np.ndarray:
+    found = np.asarray(result, float)
+    if found.ndim != ndim:
         raise SettingError(
             explain_error(
                 f"metrics.compare: the metric {name!r} must return one number for each example.",
-                got=f"an array {list(result.shape[1:])} for each",
+                got=f"an array {list(found.shape[ndim:])} for each",
                 fix="a mean, or a number of its curve: lambda attribution: measure(attribution).mean()",
             )
         )
+    return found
 
 
 def _named(key: jax.Array | None, name: str) -> jax.Array | None:
