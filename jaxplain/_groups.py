@@ -29,6 +29,15 @@ class Groups(NamedTuple):
             for shape, labels in zip(self.shapes, self.labels, strict=True)
         )
 
+    def members(self, is_chosen: jax.Array) -> Masks:
+        """The features of all groups that are chosen."""
+        return tuple(
+            jnp.zeros(shape, bool)
+            if labels is None
+            else jnp.broadcast_to(is_chosen.at[labels].get(mode="fill", fill_value=False), shape)
+            for shape, labels in zip(self.shapes, self.labels, strict=True)
+        )
+
     def everything(self) -> Masks:
         """All features that have a group. Unknown to the compiler, which would evaluate the score there while compiling: see `beside`."""
         known = lax.optimization_barrier(jnp.array(True))
@@ -62,6 +71,11 @@ class Groups(NamedTuple):
             if labels is not None:
                 present = present.at[labels].set(True, mode="drop")
         return present
+
+    def turns(self, ranked: jax.Array) -> jax.Array:
+        """For each group how many go before it: the lowest first, ties by their numbers, groups that no feature has last."""
+        places = jnp.argsort(jnp.where(self.is_present, ranked, jnp.inf), stable=True)
+        return jnp.zeros(self.n, jnp.int32).at[places].set(jnp.arange(self.n, dtype=jnp.int32))
 
     def where_valid(self, value: jax.Array) -> jax.Array:
         """`value`, or NaN if there are labels that do not exist."""

@@ -80,7 +80,7 @@ def test_the_cost_is_printed_before(made):
     n = 2 * (12 + 2 * 3)
     assert f"in all {n} explanations, {n} gradients and {12 * 101:,} evaluations" in printed
     assert "compiling 6 programs" in printed  # 2 explanations, 2 measures of maps, and 2 of explainers
-    assert str(folder / "leaderboard.md") in printed
+    assert str(folder / "methods.md") in printed
 
 
 def test_numbers_are_those_of_compare(made):
@@ -100,12 +100,12 @@ def test_numbers_are_those_of_compare(made):
         got = Store(folder / "cells").read(cell, examples)
         np.testing.assert_allclose(got, want.values[name]["gradient"], rtol=1e-5, atol=1e-5)
         mean = f"{want.mean(name, 'gradient'):.2f}"[:-1].replace("-", "−")
-        assert re.search(rf"\| gradient \|.*{mean}", (folder / "leaderboard.md").read_text())
+        assert re.search(rf"\| gradient \|.*{mean}", (folder / "methods.md").read_text())
 
 
 def test_the_table_says_what_was_measured(made):
     folder, _, _ = made
-    text = (folder / "leaderboard.md").read_text()
+    text = (folder / "methods.md").read_text()
     for words in (
         "12 held-out digits, network `mlp`",
         "3 held-out digits",

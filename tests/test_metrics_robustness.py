@@ -355,6 +355,7 @@ def test_errors(key):
         (lambda: jx.metrics.max_sensitivity(gradient, neighbours=0.1), "neighbours=jx.metrics.ball"),
         (lambda: jx.metrics.max_sensitivity(jx.with_info(gradient), neighbours=near), "takes an explainer"),
         (lambda: jx.metrics.max_sensitivity(gradient, neighbours=near, predict=3), "`predict` must be a function"),
+        (lambda: jx.metrics.max_sensitivity(gradient, neighbours=near, predict=F, key=key)(X), "the predicted class"),
         (
             lambda: jx.metrics.relative_output_stability(gradient, output=None, neighbours=near),
             "`output` must be a function",

@@ -40,7 +40,7 @@ def write(folder: Path, values: Values, sets: Mapping[str, Examples]) -> list[Pa
         for family, members in _families(metrics):
             picture = save(f"{family}.png", panels(found, members))
             parts += [f"## {family.capitalize()}", table(found, members), picture]
-        paths.append(folder / "leaderboard.md")
+        paths.append(folder / "methods.md")
         paths[-1].write_text(
             "\n\n".join((*parts, "## What was measured", _settings(metrics), _left_out(metrics))) + "\n"
         )

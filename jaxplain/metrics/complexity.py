@@ -150,8 +150,7 @@ def effective_complexity(
     def compute(call: Call, relevance: Leaves, key: Any) -> Kept:
         sets = Sets(call, relevance, groups, n_groups, baseline)
         n = sets.labelled.n
-        places = jnp.argsort(jnp.where(sets.is_present, -jnp.abs(sets.relevance), jnp.inf), stable=True)
-        turn = jnp.zeros(n, jnp.int32).at[places].set(jnp.arange(n, dtype=jnp.int32))
+        turn = sets.labelled.turns(-jnp.abs(sets.relevance))
         value = call.value(call.x)
         scores = evaluate(
             lambda i: call.value(sets.without(turn >= i // repeats, key, i % repeats)), n * repeats, chunk

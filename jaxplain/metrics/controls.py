@@ -88,9 +88,7 @@ def greedy(
             draw = None if key is None else jax.random.fold_in(key, k)  # the same for all that are compared
 
             def without(group: jax.Array) -> jax.Array:
-                gone = (is_removed | (jnp.arange(n) == group)).astype(jnp.float32)
-                masks = tuple(leaf > 0 for leaf in labelled.spread(gone, alone=0))
-                return call.value(fill(masks, draw))
+                return call.value(fill(labelled.members(is_removed | (jnp.arange(n) == group)), draw))
 
             # The least score of those that are left; one that is NaN comes last.
             chosen = jnp.lexsort((evaluate(without, n, chunk), is_removed))[0]

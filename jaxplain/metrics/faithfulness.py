@@ -15,7 +15,7 @@ import numpy as np
 from jaxplain._accumulate import evaluate
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, chunk_of, positive_int
-from jaxplain._groups import Groups, Masks, groups_of
+from jaxplain._groups import Groups, groups_of
 from jaxplain._tree import Leaves, cast_like, total, upcast
 from jaxplain.metrics._measure import CurveMeasure, Measure
 from jaxplain.metrics.removal import draws, filler
@@ -335,8 +335,7 @@ def monotonicity(
     def compute(call: Call, relevance: Leaves, key: Any) -> jax.Array:
         sets = Sets(call, relevance, groups, n_groups, baseline)
         n = sets.labelled.n
-        places = jnp.argsort(jnp.where(sets.is_present, sets.relevance, jnp.inf), stable=True)
-        turn = jnp.zeros(n, jnp.int32).at[places].set(jnp.arange(n, dtype=jnp.int32))
+        turn = sets.labelled.turns(sets.relevance)
         scores = evaluate(lambda k: call.value(sets.without(turn >= k, key, k)), n + 1, chunk)
         steps = jnp.arange(n) < jnp.sum(sets.is_present)
         share = jnp.mean((jnp.diff(scores) >= 0).astype(scores.dtype), where=steps)
@@ -374,9 +373,7 @@ class Sets:
 
     def without(self, is_removed: jax.Array, key: Any, k: jax.Array) -> Leaves:
         """x without these groups; k is the number of the draw."""
-        leaves = self.labelled.spread(is_removed.astype(jnp.float32), alone=0)
-        masks: Masks = tuple(leaf > 0 for leaf in leaves)
-        return self._fill(masks, None if key is None else jax.random.fold_in(key, k))
+        return self._fill(self.labelled.members(is_removed), None if key is None else jax.random.fold_in(key, k))
 
     def single(self, key: Any, k: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.Array]:
         """R and Δ of one group."""

@@ -19,7 +19,7 @@ from jaxplain import _compat
 from jaxplain._accumulate import evaluate
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._explainer import Call, chunk_of, positive_int, require_callable
-from jaxplain._groups import Masks, groups_of, patches
+from jaxplain._groups import groups_of, patches
 from jaxplain._tree import Leaves, cast_like
 from jaxplain.metrics._measure import Compute, CurveMeasure, relevance_of
 from jaxplain.metrics.removal import draws, filler, impute
@@ -396,8 +396,7 @@ def _path(
         labelled = groups_of(call.arguments, groups, n_groups)
         n = labelled.n
         points = np.linspace(0, until, (n_steps or max(round(until * n), 1)) + 1) if shares is None else shares
-        is_present = labelled.is_present
-        n_present = jnp.sum(is_present)  # n, unless labels are traced
+        n_present = jnp.sum(labelled.is_present)  # n, unless labels are traced
         if n_steps is None and shares is None:
             counts = jnp.minimum(np.round(points * n), jnp.round(until * n_present))
         else:
@@ -412,14 +411,10 @@ def _path(
             ranked = labelled.totals(relevance)
             if mean:
                 ranked = ranked / labelled.totals(tuple(map(jnp.ones_like, call.x)))
-            places = jnp.argsort(jnp.where(is_present, sign * ranked, jnp.inf), stable=True)
-            return jnp.zeros(n, jnp.int32).at[places].set(jnp.arange(n, dtype=jnp.int32))
+            return labelled.turns(sign * ranked)
 
         def score(is_removed: jax.Array, k: jax.Array) -> jax.Array:
-            return call.value(fill(masks(is_removed), _fold_in(removal_key, k)))
-
-        def masks(is_removed: jax.Array) -> Masks:
-            return tuple(leaf > 0 for leaf in labelled.spread(is_removed.astype(jnp.float32), alone=0))
+            return call.value(fill(labelled.members(is_removed), _fold_in(removal_key, k)))
 
         if recompute is None:
             turn = turns(relevance)
@@ -435,7 +430,7 @@ def _path(
             is_finite = jnp.array([jnp.isfinite(leaf).all() for leaf in relevance]).all()
             turn = jnp.argsort(jnp.argsort(turns(relevance) + n * is_removed))  # what is removed goes last
             is_removed = is_removed | (turn < jnp.diff(counts)[k])
-            point = fill(masks(is_removed), _fold_in(removal_key, k + 1))
+            point = fill(labelled.members(is_removed), _fold_in(removal_key, k + 1))
             relevance = _explain(recompute, call, point, _fold_in(explain_key, k))
             return (is_removed, relevance), jnp.where(is_finite, call.value(point), jnp.nan)
 

@@ -311,7 +311,7 @@ def _measure(
             call_args = arguments.fill(leaves)
             relevance = float_map(method, "the explanation", explain(*call_args, **keyword))
             others = () if beside is None else float_map(method, f"`{beside[0]}`", beside[1](*call_args))
-            return relevance, others, None if predict is None else predict(*call_args)
+            return relevance, others, None if predict is None else _require_class(method, predict(*call_args))
 
         keyword = explainer_key(explain, key)
         program = Program(method, look, arguments.leaves, keyword)
@@ -346,6 +346,21 @@ def _measure(
 
     stochastic = neighbours.stochastic or getattr(explain, "needs_key", False)
     return ExplainerMeasure(name, compute, stochastic=stochastic, key=key)
+
+
+def _require_class(method: str, found: Any) -> Any:
+    """Logits would never be equal at two inputs, so that no neighbour would count."""
+    for leaf in jax.tree.leaves(found):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise SettingError(
+                explain_error(
+                    f"{method}: `predict` must return the predicted class.",
+                    got=f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}",
+                    need="an integer",
+                    fix="predict=lambda x, *args: jnp.argmax(model(x[None])[0])",
+                )
+            )
+    return found
 
 
 def _require_neighbours(method: str, neighbours: Any) -> None:
