@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
@@ -101,8 +102,9 @@ def main() -> None:
     wanted = tuple(parser.parse_args().pages)
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # Each program runs once: compile fast rather than run fast.
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+    # Each program runs once: compile fast rather than run fast, as in tests/conftest.py.
+    emitters = " --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0" + emitters)
     warnings.simplefilter("error")
     failures = 0
     for path in sorted(DOCS.glob("*.md")):
