@@ -141,6 +141,9 @@ class Explainer:
         self.argnums = argnums
         self.stochastic = stochastic
         self.needs_key = stochastic and key is None
+        self.repeats_groups = (
+            False  # every feature carries the value of its whole group: sums over features count it many times
+        )
         self._evaluate = evaluate
         self._key = key if stochastic else None
         self.__name__ = self.__qualname__ = method

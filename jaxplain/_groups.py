@@ -72,6 +72,11 @@ class Groups(NamedTuple):
                 present = present.at[labels].set(True, mode="drop")
         return present
 
+    def shares(self, values: jax.Array) -> jax.Array:
+        """The values of groups divided by how many features they have."""
+        sizes = self.totals(tuple(jnp.ones(shape, values.dtype) for shape in self.shapes))
+        return values / jnp.maximum(sizes, 1)
+
     def turns(self, ranked: jax.Array) -> jax.Array:
         """For each group how many go before it: the lowest first, ties by their numbers, groups that no feature has last."""
         places = jnp.argsort(jnp.where(self.is_present, ranked, jnp.inf), stable=True)

@@ -31,7 +31,7 @@ def batched(
         batch_size: examples per compiled chunk (Python integer), a multiple of the number of `devices`.
         in_axes: for each argument 0 (one entry per example) or `None` (the same for all, e.g. weights), as in `jax.vmap`.
         progress: show a progress bar.
-        on_nan: "raise" an error that lists the examples whose attribution holds NaN, or "mark" them: all of that example's
+        on_nan: "raise" an error that lists the examples whose attribution holds NaN or infinity, or "mark" them: all of that example's
             attribution becomes NaN, and the run goes on; or "keep" what there is, NaN and numbers.
         devices: split every chunk over these devices; results are the same as on one.
 
@@ -148,7 +148,11 @@ def _leading_axis(mapped: list) -> int:
             explain_error(
                 "batched: mapped arguments need the same leading axis.",
                 got=f"leading axes {sorted(map(list, lengths))}",
-                fix="arguments that are the same for all examples: in_axes=(0, None, …)",
+                fix=(
+                    "one entry of each argument per example: explain(xs, labels), not explain(x, label)",
+                    "numbers in a list are each a leaf of its own: jnp.asarray(labels)",
+                    "arguments that are the same for all examples: in_axes=(0, None, …)",
+                ),
             )
         )
     return lengths.pop()[0]
@@ -181,7 +185,7 @@ def _collect(ready: Any, rows: np.ndarray, on_nan: str, explain: Any, mapped: li
     bad = np.zeros(len(rows), bool)
     for leaf in jax.tree.leaves(attribution):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
-            bad |= np.isnan(leaf.astype(np.float32)).reshape(len(rows), -1).any(axis=1)
+            bad |= (~np.isfinite(leaf)).reshape(len(rows), -1).any(axis=1)
     if not bad.any():
         return host
     if on_nan == "raise":
@@ -201,8 +205,11 @@ def _nan_message(rows: np.ndarray, mapped: list, start: int) -> str:
     scalars = [arg for arg in mapped[1:] if jnp.ndim(arg) == 1]
     labels = f"; their scalar arguments: {[np.asarray(a)[rows[:10]].tolist() for a in scalars]}" if scalars else ""
     return explain_error(
-        f"batched: the attribution holds NaN for {len(rows)} example(s) of a chunk.",
+        f"batched: the attribution holds NaN or infinity for {len(rows)} example(s) of a chunk.",
         where=f"example(s) {shown}{labels}",
-        why="a label out of range gives NaN, as do infinities, 0/0 and roots that do not exist",
-        fix=("check these examples' labels and inputs", 'carry on with on_nan="mark"'),
+        why="a label out of range gives NaN, as do 0/0 and roots that do not exist; a slope may be infinite",
+        fix=(
+            "check these examples' labels and inputs",
+            'carry on with on_nan="mark", or "keep" to leave the numbers as they are',
+        ),
     )

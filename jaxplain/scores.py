@@ -56,10 +56,12 @@ def logit(
             raise ScoreError(
                 explain_error(
                     "logit: the classifier must return one row of class scores for each example.",
-                    got=f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__,
-                    need="shape (1, classes) for the batch of one that logit passes",
+                    got=(f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__)
+                    + f" for x of shape {', '.join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(x))}",
+                    need="x is one example; logit adds the batch axis, and needs shape (1, classes)",
                     fix=(
-                        "select it: jx.logit(lambda x: model(x)[0])",
+                        "x is a batch: jax.vmap(explain)(xs, labels), or one of it, explain(xs[0], labels[0])",
+                        "several outputs: jx.logit(lambda x: model(x)[0])",
                         "another kind of output: write the score yourself, score = lambda x: model(x[None])[…]",
                     ),
                 )

@@ -13,9 +13,6 @@ from tqdm import tqdm
 
 import jaxplain as jx
 
-# Each pixel carries the value of its whole patch.
-PER_GROUP = ("ablation", "Shapley sampling")
-
 
 class Row(NamedTuple):
     """One line of the tour: a method as a user would set it up for digits."""
@@ -52,8 +49,8 @@ def rows(score: Callable[..., jax.Array], background: np.ndarray) -> list[Row]:
         Row("DeepLIFT, 20 references", jx.deeplift(score, baseline=jx.references(background[:20]))),
         *(maps if has_maps else ()),
         Row("occlusion", jx.occlusion(score, window=(4, 4), strides=2)),
-        Row("ablation", jx.ablation(score, groups=patches)),
-        Row("Shapley sampling", jx.shapley_sampling(score, groups=patches, n_samples=10)),
+        Row("ablation", jx.ablation(score, groups=patches, share=True)),
+        Row("Shapley sampling", jx.shapley_sampling(score, groups=patches, share=True, n_samples=10)),
         Row("guided backprop", jx.guided_backprop(score)),
         Row("deconvolution", jx.deconvnet(score)),
         Row("SmoothGrad", jx.smoothgrad(gradient)),
@@ -113,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
         bar.set_postfix_str(row.name)
         attribution, info, seconds = _explain(row.explain, images, labels, keys)
         maps[row.name] = attribution[:10]
-        table.append((row.name, *_figures(row.name, info, attribution), 1000 * seconds / len(images)))
+        table.append((row.name, *_figures(info, attribution), 1000 * seconds / len(images)))
     examples, seconds = prototypes(network)
     table.append(("prototype of a class", 256.0, None, 1000 * seconds))
     _print(table, len(images))
@@ -150,12 +147,10 @@ def _timed(run: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, flo
     return out, time.perf_counter() - start
 
 
-def _figures(name: str, info: jx.Info, attribution: np.ndarray) -> tuple[float, float | None]:
+def _figures(info: jx.Info, attribution: np.ndarray) -> tuple[float, float | None]:
     """Gradients per example, and the median completeness gap relative to max(|Δf|, Σ|attribution|)."""
     gradients = float(np.mean(np.asarray(info.n_gradients)))
-    if info.gap is None:
-        return gradients, None
-    if info.layer is not None or name in PER_GROUP:  # the sum over pixels is not what the gap is of
+    if info.gap is None or info.layer is not None:  # the gap of a layer is not that of the sum over pixels
         return gradients, None
     delta = np.asarray(info.value) - (0 if info.baseline_value is None else np.asarray(info.baseline_value))
     size = np.maximum(np.abs(delta), np.abs(attribution).sum(axis=(1, 2, 3)))

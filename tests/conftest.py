@@ -1,13 +1,16 @@
 """Strict by default: warnings are errors (pyproject), float64 everywhere, four host devices, no network, no display."""
 
+import gc
 import os
 from importlib.metadata import version
 
 # Thousands of small programs are compiled once and run once: compile fast rather than run fast. Without the emitters, which
 # build each fusion with MLIR, compiling takes less than half as long; what is fused is the same. Only jaxlib 0.10 has a way back.
+# Splitting such small programs over threads costs a fifth to two fifths more.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    " --xla_cpu_parallel_codegen_split_count=1"
     + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,6 +24,13 @@ jax.config.update("jax_enable_x64", True)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "matrix(names, whole, covering): rows of the product, see registry.py")
+
+
+def pytest_collection_finish() -> None:
+    """Tracing makes garbage collection go through everything that was imported, again and again: a third of its time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

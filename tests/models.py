@@ -4,6 +4,7 @@ Each case is a small network with seeded weights in four frameworks' ways of wri
 what the methods explain; `x` and the labels are a batch of three examples.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ MODELS: dict[str, Callable[[], Case]] = {}
 
 
 def model(build: Callable[[], Case]) -> Callable[[], Case]:
-    MODELS[build.__name__] = build
+    MODELS[build.__name__] = functools.cache(build)  # built once for all tests: nothing in a case changes
     return build
 
 

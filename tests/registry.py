@@ -133,7 +133,9 @@ METHODS: dict[str, Method] = {
     ),
     "ablation": Method(lambda f, x: jx.ablation(f, baseline=_two(x), chunk_size=5)),
     "shapley_sampling": Method(
-        lambda f, x: jx.shapley_sampling(f, groups=_four_groups(x), baseline=0.1, n_samples=3, chunk_size=4),
+        lambda f, x: jx.shapley_sampling(
+            f, groups=_four_groups(x), share=True, baseline=0.1, n_samples=3, chunk_size=4
+        ),
         stochastic=True,
     ),
     "lrp_attention": Method(lambda f, x: jx.lrp(f, rules=jx.composites.attention(EPSILON), start=1.0)),
@@ -182,9 +184,8 @@ def stack(parts: list) -> Any:
 
 @transform
 def plain(s: Setup) -> Any:
-    """No transform at all, and Python labels. One example, since it runs equation by equation; the others are filled in."""
-    first = _closed(s)(_row(s.xs, 0), int(s.labels[0]), s.keys[0])
-    return jax.tree.map(lambda leaf, rest: jnp.concatenate([leaf[None], rest[1:]]), first, jit(s))
+    """No transform at all, and Python labels. One example, since it runs equation by equation."""
+    return jax.tree.map(lambda leaf: leaf[None], _closed(s)(_row(s.xs, 0), int(s.labels[0]), s.keys[0]))
 
 
 def jit(s: Setup) -> Any:

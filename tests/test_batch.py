@@ -117,6 +117,8 @@ def test_one_nan_pixel_marks_the_whole_example():
     f = lambda x: jnp.sum(jnp.sqrt(x))
     maps = jx.batched(jx.gradient(f), on_nan="mark", **quiet)(jnp.array([[1.0, -1.0], [1.0, 4.0]]))
     assert np.isnan(maps[0]).all() and np.isfinite(maps[1]).all()
+    with pytest.raises(jx.NonFiniteError, match=r"example\(s\) 0"):
+        jx.batched(jx.gradient(f), **quiet)(jnp.array([[0.0, 1.0], [1.0, 4.0]]))  # an infinite slope
     kept = jx.batched(jx.gradient(f), on_nan="keep", **quiet)(jnp.array([[1.0, -1.0], [1.0, 4.0]]))
     assert np.isnan(kept).tolist() == [[False, True], [False, False]]
 
@@ -135,6 +137,8 @@ def test_errors(key):
         jx.batched(lambda x, y: x, **quiet)(XS, YS, key=key)
     with pytest.raises(jx.StructureError, match="same leading axis"):
         jx.batched(jx.gradient(SCORE), **quiet)(XS, YS[:5])
+    with pytest.raises(jx.StructureError, match=r"jnp.asarray\(labels\)"):
+        jx.batched(jx.gradient(SCORE), **quiet)(XS, YS.tolist())
     with pytest.raises(jx.SettingError, match="in_axes"):
         jx.batched(jx.gradient(SCORE), in_axes=(0, 1), **quiet)(XS, YS)
     with pytest.raises(jx.SettingError, match="multiple of the number of devices"):

@@ -1,6 +1,7 @@
 """Faithfulness metrics: loops in NumPy over the documented draws, closed forms; and `compare`."""
 
 import functools
+import zlib
 from functools import partial
 
 import jax
@@ -289,6 +290,33 @@ def test_compare_with_maps_of_several_shapes_missing_values_and_shared_arguments
     assert list(table.values["sum"]) == list(methods)
 
 
+def test_compare_with_other_weights():
+    xs, weights = jax.random.normal(jax.random.key(8), (4, N)), {"w": W, "v": 1 + jnp.arange(N) / N}
+    make_score = lambda p: lambda x, c: jnp.tanh(x @ p["w"]) + c * jnp.sum(jnp.tanh(x * p["v"]))
+    methods = {"gradient": jx.gradient, "smooth": lambda s: jx.smoothgrad(jx.gradient(s), n_samples=2)}
+    metrics = {"weights": partial(M.parameter_randomisation, order="all")}
+    run = M.compare(make_score(weights), methods, metrics, make_score=make_score, in_axes=(0, None), progress=False)
+    table = run(xs, 0.5, params=weights, key=KEY)
+    key = jax.random.fold_in(KEY, zlib.crc32(b"weights"))
+    for name, method in methods.items():
+        measure = M.parameter_randomisation(lambda p, method=method: method(make_score(p)), order="all")
+        want = jax.jit(jax.vmap(lambda x, measure=measure: measure(weights, x, 0.5, key=key)))(
+            xs
+        )  # one draw of weights
+        np.testing.assert_allclose(table.values["weights"][name], want, rtol=1e-6)
+    other = run(xs, 0.5, params={"w": 3 * W, "v": weights["v"]}, key=KEY)
+    assert not np.allclose(other.values["weights"]["gradient"], table.values["weights"]["gradient"])
+
+
+def test_compare_refuses_maps_that_repeat_the_value_of_a_group():
+    ablation = partial(jx.ablation, groups=jnp.arange(N) // 2)
+    with pytest.raises(jx.SettingError) as error:
+        M.compare(NET, {"ablation": ablation}, {"sum": M.completeness})
+    assert "share=True" in text(error) and "'ablation'" in text(error)
+    measured = M.compare(NET, {"shares": partial(ablation, share=True)}, {"sum": lambda attribution: attribution.sum()})
+    assert np.isfinite(measured(X[None]).mean("sum", "shares"))
+
+
 def test_a_comparison_reports_intervals_differences_and_missing_values():
     a, b = np.array([1.0, 2, 3, 4, np.nan]), np.array([1.5, 2.4, 3.6, 4.5, 9])
     table = M.Comparison({"m": {"a": a, "b": b}, "empty": {"a": np.full(5, np.nan)}})
@@ -319,8 +347,24 @@ def test_compare_refuses_what_it_cannot_tell():
     with pytest.raises(jx.SettingError) as error:
         M.compare(NET, {"g": jx.gradient}, {"map": lambda attribution: attribution}, progress=False)(X[None])
     assert "one number" in text(error) and "[8]" in text(error)
-    with pytest.raises(jx.MissingKeyError):
-        M.compare(NET, {"r": M.random_map}, {"e": M.faithfulness_estimate}, progress=False)(X[None])
+    gradient, estimate = {"g": jx.gradient}, {"e": M.faithfulness_estimate}
+    for run, words in (
+        (lambda: M.compare(NET, {"r": M.random_map}, estimate)(X[None]), "method 'r': random draws"),
+        (lambda: M.compare(NET, {"r": M.random_map}, estimate)(X[None], key=3), "random key"),
+        (lambda: M.compare(NET, {"g": jx.gradient(NET)}, estimate), "'g' must be a function score → explainer"),
+        (lambda: M.compare(NET, gradient, [M.sparseness()]), "must be a dict"),
+        (lambda: M.compare(NET, gradient, {"s": "sparseness"}), "the metric 's' must be a function"),
+        (lambda: M.compare(NET, gradient, {"s": M.sparseness}), "jx.metrics.sparseness()"),
+        (lambda: M.compare(NET, gradient, estimate)(iter([X[None]])), "arrays with a leading axis"),
+        (lambda: M.compare(NET, gradient, {"p": M.pointing_game()})(X[None], masks=jnp.ones((2, N), bool)), "a mask for each"),
+        (lambda: M.compare(NET, gradient, {"w": M.parameter_randomisation}), "make_score=lambda params"),
+        (lambda: M.compare(NET, gradient, {"w": M.parameter_randomisation}, make_score=lambda p: NET)(X[None], key=KEY), "needs `params`"),
+        (lambda: M.Comparison({"m": {"a": np.ones(2)}}).mean("m", "b"), "methods: 'a'"),
+        (lambda: M.Comparison({"m": {"a": np.ones(2)}}).mean("a", "m"), "metrics: 'm'"),
+    ):  # fmt: skip
+        with pytest.raises(jx.JaxplainError) as error:
+            run()
+        assert words in text(error), text(error)
 
 
 def test_traced_segmentations_may_have_fewer_groups_than_the_bound():

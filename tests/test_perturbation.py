@@ -175,6 +175,28 @@ def test_every_order_by_hand(key):
     assert relative(got, want[labels]) < 1e-12
 
 
+def test_shares_of_a_group_sum_to_its_value(key):
+    groups, f = jnp.arange(len(W)) // 3, lambda x: jnp.sum(jnp.tanh(x * W)) + x[0] * x[-1]
+    x = jnp.linspace(-1, 2, len(W))
+    sizes = jnp.bincount(groups)[groups]
+    for method, settings in ((jx.ablation, {}), (jx.shapley_sampling, {"n_samples": 3})):
+        whole, info = run(jx.with_info(method(f, groups=groups, **settings)), x, key=key)
+        shared, same = run(jx.with_info(method(f, groups=groups, share=True, **settings)), x, key=key)
+        assert relative(shared * sizes, whole) < 1e-12 and np.isclose(same.gap, info.gap)
+        if method is jx.shapley_sampling:
+            assert np.isclose(jnp.sum(shared), f(x) - f(0 * x), rtol=1e-12)
+            assert relative(same.standard_error * sizes, info.standard_error) < 1e-9
+
+
+def test_shares_of_traced_labels_and_of_several_leaves():
+    f = lambda x: jnp.sum(x["a"]) + 2 * jnp.sum(x["b"])
+    x = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    explain = lambda labels, x: jx.ablation(f, groups=labels, n_groups=4, share=True)(x)
+    got = jax.jit(explain)({"a": jnp.array([0, 0, 1]), "b": jnp.array([1, 3])}, x)
+    np.testing.assert_allclose(got["a"], [1, 1, 1.5])
+    np.testing.assert_allclose(got["b"], [1.5, 2])
+
+
 def test_the_axioms(key):
     f = lambda x: jnp.sin(x[0] * x[1] * x[2]) + x[0] ** 2 + x[3]  # 4 and 5 are dummies; 1 and 2 are symmetric
     x, b = X.at[2].set(X[1]), B.at[2].set(B[1])

@@ -205,11 +205,10 @@ EXCLUDED: tuple[Exclusion, ...] = (
     Exclusion(("greedy",), ("*blur*", "*ROAD*"), "it asks the score under black patches"),
     Exclusion(("IG, error*", "Shapley*"), ("robustness", "randomisation"), "too dear: hundreds of evaluations or gradients, explained up to 11 times"),
     Exclusion((*SHARES, "excitation*", "Grad-CAM*", "HiResCAM", "guided Grad-CAM"), ("infidelity",), "not a slope of f: infidelity compares R · noise with the change of f"),
-    Exclusion(("random", "input × random", "gradient", "saliency", "sensitivity", "excitation*", "Grad-CAM*", "HiResCAM", "guided*", "deconvolution", "*SmoothGrad", "VarGrad", "occlusion"),
+    Exclusion(("random", "input × random", "gradient", "saliency", "sensitivity", "excitation*", "Grad-CAM*", "HiResCAM", "guided*", "deconvolution", "*SmoothGrad", "VarGrad", "occlusion", "ablation"),
               ("axioms",), "claims no sum"),
     Exclusion(("expected gradients", "DeepLIFT, 20*"), ("axioms",), "sums to the difference from its references, not from black"),
     Exclusion(("LRP*", "deep Taylor", "simple Taylor"), ("axioms",), "claims to share out f(x), or leaves a residual: not f(x) − f(black)"),
-    Exclusion(("ablation", "Shapley*"), ("axioms",), "each pixel has the value of its whole patch: a sum over pixels counts it 16 times"),
     Exclusion(("gradient", "SmoothGrad"), ("localisation",), "its sign is no evidence; saliency and squared SmoothGrad are measured"),
 )  # fmt: skip
 

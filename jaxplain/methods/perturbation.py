@@ -113,6 +113,7 @@ def ablation(
     *,
     groups: Any = None,
     n_groups: int | None = None,
+    share: bool = False,
     baseline: Any = 0.0,
     chunk_size: int | None = None,
     argnums: int | Sequence[int] = 0,
@@ -129,11 +130,12 @@ def ablation(
             all of it makes every feature a group. Labels need not be contiguous.
         n_groups: needed if `groups` is traced (a segmentation of its own for each example: build the explainer inside `vmap`); labels are then 0 … n_groups − 1, and
             features with any other label become NaN.
+        share: divide the value of a group equally among its features. Sums over features are then sums over groups, which is how metrics read a map.
         baseline, chunk_size, argnums, allow_random, key: as in `occlusion`.
 
     Returns:
         `explain(x, *args)`, with the structure, shapes and dtypes of x; units of f. **Every feature carries the value of its whole group**, so sums are over
-        groups, not over features. Metrics sum over features: where groups differ in size, divide by it first.
+        groups, not over features; with `share` an equal part of it.
 
     Guarantees: linear in f; a group that f does not depend on gets 0, to rounding. If f is additive over groups, the values sum to f(x) − f(b) and are the Shapley values;
     `Info.gap`, Σ over groups − (f(x) − f(b)), is the interaction between groups that ablation misses or counts twice.
@@ -159,13 +161,13 @@ def ablation(
         game = _Game(call, baseline, key)
         value = call.value(call.x)
         losses = value - game.values(labelled.masks, labelled.n, chunk)
-        leaves = labelled.spread(losses, alone=0)
+        leaves = labelled.spread(labelled.shares(losses) if share else losses, alone=0)
         if not with_info:
             return leaves, None
         start = game.values(lambda _: labelled.everything(), 1, chunk)[0]
         return leaves, _info(value, start, losses, 1 + (labelled.n + 1) * game.n_baselines)
 
-    return make_explainer(
+    explain = make_explainer(
         method,
         f,
         compute,
@@ -175,6 +177,8 @@ def ablation(
         key=key,
         differentiated=False,
     )
+    explain.repeats_groups = groups is not None and not share
+    return explain
 
 
 def shapley_sampling(
@@ -182,6 +186,7 @@ def shapley_sampling(
     *,
     groups: Any = None,
     n_groups: int | None = None,
+    share: bool = False,
     baseline: Any = 0.0,
     n_samples: int = 25,
     antithetic: bool = True,
@@ -199,6 +204,7 @@ def shapley_sampling(
         f: the score, `f(x, *args) -> real scalar` for one example. It need not be differentiable: token ids, which cannot be replaced themselves, are
             explained by `lambda keep, ids: score(jnp.where(keep > 0, ids, PAD))` at `keep = jnp.ones(len(ids))`.
         groups, n_groups: the players of the game, as in `ablation`.
+        share: as in `ablation`: divide the value of a group among its features, so that sums over features are complete, too.
         baseline, chunk_size, argnums, allow_random: as in `occlusion`. With several baselines v is the mean over all of them.
         n_samples: random orders drawn (Python integer).
         antithetic: go through each order backwards, too, and average the two: twice the evaluations for less than half the variance, where gains in an order and its
@@ -206,7 +212,8 @@ def shapley_sampling(
         key: random key shared by all examples; otherwise `explain(x, *args, key=key)`.
 
     Returns:
-        `explain(x, *args, key=key)`, with the structure, shapes and dtypes of x; units of f. **Every feature carries the value of its whole group**.
+        `explain(x, *args, key=key)`, with the structure, shapes and dtypes of x; units of f. **Every feature carries the value of its whole group**; with `share`
+        an equal part of it.
 
     Guarantees: unbiased; complete for each order, whatever `n_samples`: Σ over groups = f(x) − f(b) to rounding (`Info.gap`), because the gains telescope. A group that
     f does not depend on gets 0, to rounding. Exact if f is additive over groups, and with `antithetic` also if groups interact in pairs only. `Info.standard_error` is the
@@ -240,6 +247,9 @@ def shapley_sampling(
         inside = n_orders * (n - 1)  # evaluations of one sample, which has f(b) and f(x) at its ends
         samples_at_once = max(1, min(n_samples, chunk // max(inside, 1)))
 
+        def spread(values: jax.Array) -> Leaves:
+            return labelled.spread(labelled.shares(values) if share else values, alone=0)
+
         def sample(k: jax.Array) -> jax.Array:
             turn = _turns(order_key, k, n)
             turns = jnp.stack([turn, n - 1 - turn][:n_orders])
@@ -256,7 +266,7 @@ def shapley_sampling(
 
         if not with_info:
             mean = accumulate(sample, n_samples, samples_at_once) / n_samples
-            return labelled.spread(mean, alone=0), None
+            return spread(mean), None
         # As in SmoothGrad: deviations from one sample keep the sums of squares accurate.
         shift = sample(jnp.int32(0))
         (scale,) = spread_scale((shift,))
@@ -269,12 +279,14 @@ def shapley_sampling(
         mean = shift + scale * first / n_samples
         (error,) = standard_error((first,), (second,), n_samples)
         info = _info(value, start, mean, 1 + game.n_baselines * (1 + (n_samples + 1) * inside))
-        error_leaves = labelled.spread(scale * error, alone=0)
-        return labelled.spread(mean, alone=0), info._replace(standard_error=call.arguments.attribution(error_leaves))
+        error_leaves = spread(scale * error)
+        return spread(mean), info._replace(standard_error=call.arguments.attribution(error_leaves))
 
-    return make_explainer(
+    explain = make_explainer(
         method, f, compute, argnums=argnums, allow_random=allow_random, stochastic=True, key=key, differentiated=False
     )
+    explain.repeats_groups = groups is not None and not share
+    return explain
 
 
 def _turns(key: jax.Array, k: jax.Array, n: int) -> jax.Array:

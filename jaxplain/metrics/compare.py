@@ -3,16 +3,17 @@
 import functools
 import inspect
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from jaxplain._errors import SettingError, explain_error
-from jaxplain._explainer import require_callable
+from jaxplain._errors import MissingKeyError, SettingError, StructureError, explain_error
+from jaxplain._explainer import Explainer, one_key, require_callable
 from jaxplain.batch import batched
 
 
@@ -28,15 +29,15 @@ class Comparison:
 
     def mean(self, metric: str, method: str) -> float:
         """The mean over the examples that have a value."""
-        return _mean(self.values[metric][method])
+        return _mean(self._of(metric, method))
 
     def n(self, metric: str, method: str) -> int:
         """How many examples have a value. Where it is below the number of examples, the mean is of a selection."""
-        return int(np.sum(np.isfinite(self.values[metric][method])))
+        return int(np.sum(np.isfinite(self._of(metric, method))))
 
     def interval(self, metric: str, method: str, *, level: float = 0.95) -> tuple[float, float]:
         """Student's confidence interval of the mean over examples."""
-        return _interval(self.values[metric][method], level)
+        return _interval(self._of(metric, method), level)
 
     def difference(self, metric: str, a: str, b: str, *, level: float = 0.95) -> tuple[float, tuple[float, float]]:
         """The mean of (a − b) over the examples that both have a value for, and its interval.
@@ -44,7 +45,7 @@ class Comparison:
         The same examples and the same draws were used for both, so it is far narrower than the intervals of the two means are.
         """
         with np.errstate(invalid="ignore"):  # ∞ − ∞
-            pairs = self.values[metric][a] - self.values[metric][b]
+            pairs = self._of(metric, a) - self._of(metric, b)
         return _mean(pairs), _interval(pairs, level)
 
     def table(self, *, digits: int = 3) -> str:
@@ -54,6 +55,13 @@ class Comparison:
         rows = [["method", *metrics], ["---"] * (1 + len(metrics))]
         rows += [[method, *(self._cell(metric, method, digits) for metric in metrics)] for method in methods]
         return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+    def _of(self, metric: str, method: str) -> np.ndarray:
+        for kind, name, known in (("metric", metric, self.values), ("method", method, self.values.get(metric, {}))):
+            if name not in known:
+                need = ", ".join(map(repr, known))
+                raise SettingError(explain_error(f"metrics.Comparison: no {kind} {name!r}.", need=f"{kind}s: {need}"))
+        return self.values[metric][method]
 
     def _cell(self, metric: str, method: str, digits: int) -> str:
         if method not in self.values[metric]:
@@ -72,6 +80,7 @@ def compare(
     methods: Mapping[str, Callable[..., Any]],
     metrics: Mapping[str, Callable[..., Any]],
     *,
+    make_score: Callable[[Any], Callable[..., Any]] | None = None,
     batch_size: int = 100,
     in_axes: int | Sequence[int | None] = 0,
     progress: bool = True,
@@ -84,21 +93,25 @@ def compare(
             controls, `metrics.random_map` and `metrics.greedy`.
         metrics: name → a metric, told apart by the **name of its first argument**:
             `score`: `functools.partial(metrics.pixel_flipping, groups=jx.patches(4, 4))`, `lambda score: …`;
-            `explain`: `functools.partial(metrics.max_sensitivity, …)`; `method`: `functools.partial(metrics.input_invariance, score=…)`;
+            `explain`: `functools.partial(metrics.max_sensitivity, …)`; `make_explain`: `metrics.parameter_randomisation`; `method`: `functools.partial(metrics.input_invariance, score=…)`;
             `attribution`: a finished measure, `metrics.sparseness()`, `metrics.pointing_game()` (with `masks`), `metrics.pixel_flipping(score)`.
+        make_score: `make_score(params) -> score`, for metrics that put in other weights: `lambda params: jx.logit(functools.partial(net.apply, params))`.
         batch_size: explanations per compiled chunk; see `batched`. Measures of maps take all methods together, and fewer examples.
         in_axes: for each of (x, *args) 0 or None, as in `batched`: weights as an argument are the same for all examples.
         progress: show a progress bar.
 
     Returns:
-        `run(xs, *args, masks=None, key=None)`: arguments with a leading axis of examples; `masks` for metrics of a map and a mask; `key` where a method or a
-        metric draws. It returns a `Comparison`: values per example, means, intervals, paired differences, a table.
+        `run(xs, *args, masks=None, params=None, key=None)`: arguments with a leading axis of examples; `masks` for metrics of a map and a mask; `params` for those of weights;
+        `key` where a method or a metric draws. It returns a `Comparison`: values per example, means, intervals, paired differences, a table. Weights that `score` closes over
+        are those of the first call, as under `jax.jit`: after training build `run` again, or make them an argument.
 
     Guarantees: each method's maps are computed once. Example i and metric m have the same draws for every method, derived from `key`, i and the name of m
-    alone: adding a method or a metric changes no other number, and differences are paired.
+    alone: adding a method or a metric changes no other number, and differences are paired. Random weights are drawn once for all examples, so that intervals are over
+    examples alone. An explainer's own draws are shared, too: that `random_map` has a max sensitivity of 0 says that it does not look at x.
     Cost: Σ over methods of (one explanation + Σ of the metrics' costs), for each example; less what depends on the draws alone, which is evaluated once for all
     methods (`sensitivity_n`, `faithfulness_correlation`, `infidelity`, `completeness`). Memory: the maps of all methods, on the host.
-    Errors: a metric whose first argument has another name; masks that are needed and missing; those of methods and metrics.
+    Errors: a metric whose first argument has another name; masks, params or a key that are needed and missing; maps that repeat the value of a group at each of its
+    features; those of methods and metrics. An example for which a metric has no value (NaN) is left out of its mean, and the table shows how many have one.
     Differs from: Quantus' `evaluate` has neither intervals nor paired differences, and goes on after an exception.
 
     Example:
@@ -113,68 +126,91 @@ def compare(
         >>> print(f"{table.mean('estimate', 'input × gradient'):.3f}")
         1.000
     """
-    require_callable("metrics.compare", score)
+    _require_functions(score, methods, metrics)
     kinds = {name: _kind(name, metric) for name, metric in metrics.items()}
+    if "make_explain" in kinds.values():
+        _require_maker(make_score, [name for name, kind in kinds.items() if kind == "make_explain"])
     of_maps = {
         name: OverMethods(metrics[name](score) if kind == "score" else metrics[name])
         for name, kind in kinds.items()
-        if kind not in ("explain", "method")
+        if kind not in _AGAIN
     }
-
-    def over_examples(
-        f: Callable[..., Any], axes: Any, size: int, on_nan: Literal["mark", "keep"]
-    ) -> Callable[..., Any]:
-        run = batched(f, batch_size=size, in_axes=axes, progress=progress, on_nan=on_nan)
-        needs_key = getattr(f, "needs_key", False)
-        return lambda *args, key: run(*args, key=key if needs_key else None)
-
     explains = {name: method(score) for name, method in methods.items()}
+    if of_maps:
+        _require_values_of_features(explains)
+
+    def axes(n_args: int) -> tuple[int | None, ...]:
+        return (in_axes,) * n_args if isinstance(in_axes, int) else tuple(in_axes)
+
+    def over_examples(f: Callable[..., Any], axes: Any, size: int, on_nan: Literal["mark", "keep"]) -> _OverExamples:
+        return _OverExamples(f, batched(f, batch_size=size, in_axes=axes, progress=progress, on_nan=on_nan))
+
+    # Everything is compiled once for the life of `run`.
     explainers = {name: over_examples(explain, in_axes, batch_size, "mark") for name, explain in explains.items()}
-    again = {
-        (name, method): over_examples(
-            metrics[name](explains[method] if kind == "explain" else methods[method]), in_axes, batch_size, "keep"
+
+    @functools.cache
+    def of_all(name: str, n_methods: int, n_args: int) -> _OverExamples:
+        beside = axes(n_args) if kinds[name] in ("score", "attribution, x") else (0,) * n_args
+        return over_examples(of_maps[name], (0, *beside), max(1, batch_size // n_methods), "keep")
+
+    @functools.cache
+    def of_one(name: str, method: str, n_args: int) -> _OverExamples:
+        if kinds[name] == "make_explain":
+            measure = metrics[name](lambda params: methods[method](make_score(params)))  # type: ignore[misc]
+
+            def with_weights(params: Any, key: jax.Array, *args: Any) -> Any:
+                return measure(params, *args, key=key)
+
+            return over_examples(with_weights, (None, None, *axes(n_args)), batch_size, "keep")
+        return over_examples(
+            metrics[name](explains[method] if kinds[name] == "explain" else methods[method]),
+            in_axes,
+            batch_size,
+            "keep",
         )
-        for name, kind in kinds.items()
-        if name not in of_maps
-        for method in methods
-    }
-    axes_after_map = 0 if isinstance(in_axes, int) else (0, *in_axes)
 
-    @functools.cache  # compiled once for the life of `run`
-    def measure_of(name: str, n_methods: int) -> Callable[..., Any]:
-        axes = axes_after_map if kinds[name] in ("score", "attribution, x") else 0
-        return over_examples(of_maps[name], axes, max(1, batch_size // n_methods), "keep")
-
-    def run(xs: Any, *args: Any, masks: Any = None, key: jax.Array | None = None) -> Comparison:
-        if masks is None and "attribution, mask" in kinds.values():
-            raise SettingError(
-                explain_error(
-                    "metrics.compare: a metric compares maps with masks.",
-                    got=", ".join(name for name, kind in kinds.items() if kind == "attribution, mask"),
-                    fix="compare(score, methods, metrics)(xs, labels, masks=masks)",
-                )
-            )
-        maps = {
-            method: explain(xs, *args, key=_named(key, "explanation")) if of_maps else None
-            for method, explain in explainers.items()
-        }
+    def run(xs: Any, *args: Any, masks: Any = None, params: Any = None, key: jax.Array | None = None) -> Comparison:
         beside = {"attribution": (), "attribution, mask": (masks,), "score": (xs, *args), "attribution, x": (xs, *args)}
+        _require_data(xs, masks, params, kinds)
+        n_args = 1 + len(args)
+        again = {(n, m): of_one(n, m, n_args) for n, kind in kinds.items() if kind in _AGAIN for m in methods}
+        drawing = [f"method {name!r}" for name, explain in explainers.items() if of_maps and explain.needs_key]
+        drawing += [f"metric {name!r}" for name, measure in of_maps.items() if measure.needs_key]
+        drawing += [
+            f"metric {n!r} of {m!r}" for (n, m), f in again.items() if f.needs_key or kinds[n] == "make_explain"
+        ]
+        key = _key(key, drawing)
+
+        maps = {m: explain(xs, *args, key=_named(key, "explanation")) for m, explain in explainers.items() if of_maps}
         values: dict[str, dict[str, np.ndarray]] = {}
         for name, kind in kinds.items():
             found: dict[str, np.ndarray] = {}
-            if name in of_maps:
-                for together in alike(maps):
-                    stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *(maps[m] for m in together))
-                    columns = measure_of(name, len(together))(stacked, *beside[kind], key=_named(key, name))
-                    found |= zip(together, np.moveaxis(_number_each(name, columns, 2), 1, 0), strict=True)
-            else:
-                for method in methods:
-                    numbers = again[name, method](xs, *args, key=_named(key, name))
-                    found[method] = _number_each(name, numbers, 1)
+            of_name = _named(key, name)
+            for together in alike(maps) if name in of_maps else []:
+                stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *(maps[m] for m in together))
+                columns = of_all(name, len(together), len(beside[kind]))(stacked, *beside[kind], key=of_name)
+                found |= zip(together, np.moveaxis(_number_each(name, columns, 2), 1, 0), strict=True)
+            for method in methods if kind in _AGAIN else []:
+                first = (params, of_name) if kind == "make_explain" else ()
+                found[method] = _number_each(name, again[name, method](*first, xs, *args, key=of_name), 1)
             values[name] = {method: found[method] for method in methods}
         return Comparison(values)
 
     return run
+
+
+_AGAIN = ("explain", "method", "make_explain")  # kinds of metrics that explain again, and read no map
+
+
+class _OverExamples:
+    """A function of one example over all of them, with a key if it draws."""
+
+    def __init__(self, f: Callable[..., Any], run: Callable[..., Any]):
+        self.needs_key = getattr(f, "needs_key", False)
+        self._run = run
+
+    def __call__(self, *args: Any, key: jax.Array | None) -> Any:
+        return self._run(*args, key=key if self.needs_key else None)
 
 
 class OverMethods:
@@ -201,6 +237,94 @@ def alike(maps: Mapping[str, Any]) -> list[list[str]]:
     return list(groups.values())
 
 
+def _require_functions(score: Any, methods: Any, metrics: Any) -> None:
+    require_callable("metrics.compare", score)
+    for kind, found in (("methods", methods), ("metrics", metrics)):
+        if not isinstance(found, Mapping):
+            raise SettingError(
+                explain_error(
+                    f"metrics.compare: `{kind}` must be a dict, name → function.",
+                    got=type(found).__name__,
+                    fix='methods={"gradient": jx.gradient}, metrics={"sparseness": jx.metrics.sparseness()}',
+                )
+            )
+    for name, method in methods.items():
+        if not callable(method) or isinstance(method, Explainer):
+            raise SettingError(
+                explain_error(
+                    f"metrics.compare: the method {name!r} must be a function score → explainer.",
+                    got=repr(method) if isinstance(method, Explainer) else type(method).__name__,
+                    why="all methods get the same score",
+                    fix=("the method itself: jx.gradient", "with settings: lambda score: jx.lrp(score, rules=…)"),
+                )
+            )
+
+
+def _require_maker(make_score: Any, names: list[str]) -> None:
+    if not callable(make_score):
+        raise SettingError(
+            explain_error(
+                f"metrics.compare: {', '.join(names)} puts other weights into the score.",
+                got=f"make_score={make_score!r}",
+                why="weights that a score closes over cannot be replaced",
+                fix="compare(…, make_score=lambda params: jx.logit(functools.partial(apply, params)))(xs, labels, params=params)",
+            )
+        )
+
+
+def _require_values_of_features(explains: Mapping[str, Any]) -> None:
+    """Metrics sum a map over features: the value of a group of 16 would count 16 times."""
+    for name, explain in explains.items():
+        if getattr(explain, "repeats_groups", False):
+            raise SettingError(
+                explain_error(
+                    f"metrics.compare: in the maps of {name!r} every feature carries the value of its whole group.",
+                    why="metrics sum over features, and would count a group as often as it has features",
+                    fix=f"functools.partial(jx.{explain.method}, groups=…, share=True)",
+                )
+            )
+
+
+def _require_data(xs: Any, masks: Any, params: Any, kinds: Mapping[str, str]) -> None:
+    n = set() if isinstance(xs, Iterator) else {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(xs)}
+    if not n or () in n:
+        raise StructureError(
+            explain_error(
+                "metrics.compare: needs arrays with a leading axis of examples.",
+                got="an iterator" if isinstance(xs, Iterator) else "numbers without an axis",
+                fix="compare(score, methods, metrics)(xs, labels)",
+            )
+        )
+    for kind, setting, given, fix in (
+        ("attribution, mask", "masks", masks, "compare(score, methods, metrics)(xs, labels, masks=masks)"),
+        ("make_explain", "params", params, "compare(…, make_score=…)(xs, labels, params=params)"),
+    ):
+        names = [name for name, found in kinds.items() if found == kind]
+        if names and given is None:
+            raise SettingError(explain_error(f"metrics.compare: {', '.join(names)} needs `{setting}`.", fix=fix))
+    if masks is not None and (lengths := {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(masks)}) != n:
+        raise StructureError(
+            explain_error(
+                "metrics.compare: there must be a mask for each example.",
+                got=f"masks of leading axes {sorted(map(list, lengths))}, xs of {sorted(map(list, n))}",
+            )
+        )
+
+
+def _key(key: Any, drawing: Sequence[str]) -> Any:
+    if not drawing:
+        return key
+    if key is None:
+        raise MissingKeyError(
+            explain_error(
+                "metrics.compare: a random key is missing.",
+                got=f"{'; '.join(drawing)}: random draws, and no key",
+                fix="compare(score, methods, metrics)(xs, labels, key=jax.random.key(0))",
+            )
+        )
+    return one_key("metrics.compare", key)
+
+
 def _number_each(name: str, result: Any, ndim: int) -> np.ndarray:
     found = np.asarray(result, float)
     if found.ndim != ndim:
@@ -221,20 +345,31 @@ def _named(key: jax.Array | None, name: str) -> jax.Array | None:
 
 def _kind(name: str, metric: Callable[..., Any]) -> str:
     """What a metric is made from, or what a finished measure reads, by the names of its first arguments."""
-    require_callable("metrics.compare", metric)
+    if not callable(metric):
+        raise SettingError(
+            explain_error(
+                f"metrics.compare: the metric {name!r} must be a function.",
+                got=repr(metric),
+                fix=(
+                    "jx.metrics.sparseness()",
+                    "functools.partial(jx.metrics.pixel_flipping, groups=jx.patches(4, 4))",
+                ),
+            )
+        )
     names = list(inspect.signature(metric).parameters)
     if names[:1] == ["attribution"]:
         kind = ", ".join(n for n in names[:2] if n in ("attribution", "x", "mask"))
     else:
         kind = names[0] if names else ""
-    if kind not in ("score", "explain", "method", "attribution", "attribution, x", "attribution, mask"):
+    if kind not in ("score", *_AGAIN, "attribution", "attribution, x", "attribution, mask"):
         raise SettingError(
             explain_error(
                 f"metrics.compare: cannot tell what the metric {name!r} takes.",
-                got=f"arguments {', '.join(names)}",
-                need="score, explain, method or attribution as the first one",
+                got=f"arguments {', '.join(names)}" if names else "no arguments",
+                need="score, explain, make_explain, method or attribution as the first one",
                 why="a metric is told apart by the name of its first argument",
                 fix=(
+                    "what has to be called first: jx.metrics.sparseness()",
                     "functools.partial(jx.metrics.pixel_flipping, groups=jx.patches(4, 4))",
                     "lambda score: jx.metrics.faithfulness_estimate(score, baseline=0.5)",
                     "lambda explain: jx.metrics.max_sensitivity(explain, …)",
