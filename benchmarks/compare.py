@@ -91,7 +91,7 @@ def _agreement(row: Row, ours: Worker, peer: Worker, job: dict, folder: pathlib.
     a, b = _result(ours, "ours", folder), _result(peer, "peer", folder)
     if row.compare == "draws":
         means = a.mean(), b.mean()
-        off = float(abs(means[0] - means[1]) / abs(means[1]))
+        off = float(abs(means[0] - means[1]) / max(1, abs(means[1])))  # a correlation may be 0
         return {"means": [float(m) for m in means], "limit": row.limit, "agrees": off <= row.limit}
     distance = float(np.linalg.norm(a - b) / np.linalg.norm(b))
     # Half of the examples are nearer than this: one tie or kink that falls otherwise moves one example, not all.

@@ -20,7 +20,7 @@ class Row(NamedTuple):
     compare: Literal[
         "equal", "noise", "draws"
     ]  # the same numbers; two estimates with independent draws; means of other draws
-    limit: float  # relative L2 ("equal"), ratio to the expected distance ("noise"), relative distance of the means ("draws")
+    limit: float  # relative L2 ("equal"), ratio to the expected distance ("noise"), distance of the means ("draws"; relative above 1)
     floor: Literal["floor", "forward", "gradient"] = (
         "floor"  # one gradient of the input, one forward pass, or our gradient
     )
@@ -183,7 +183,7 @@ _MEASURES = tuple(
         ("pixel_flipping", 50, {"steps": 49}, True, {}, "equal", 1e-4, "forward"),
         ("road", 9, {}, False, {}, "equal", 0.02, "forward"),
         ("max_sensitivity", 11, {}, True, {"explain": "torch"}, "draws", 0.1, "gradient"),
-        ("mprt", 6, {}, False, {"explain": "torch"}, "draws", 0.5, "gradient"),
+        ("mprt", 6, {}, False, {"explain": "torch"}, "draws", 0.1, "gradient"),
     )
 )
 ROWS = _BY_GRADIENT + _MAPS + _MEASURES

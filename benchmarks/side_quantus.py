@@ -107,7 +107,8 @@ def prepare(job: dict) -> tuple[Callable[[], Any], dict]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that some step changed nothing: pixels that were black
             metric = kind(**(GIVEN | usual | settings))
-            return metric(net, x, y, softmax=False, channel_first=True, batch_size=batch_size, **call)
+            result = metric(net, x, y, softmax=False, channel_first=True, batch_size=batch_size, **call)
+            return to_numpy(result)[:, 1:] if job["method"] == "mprt" else result  # its first step is no step: 1
 
     calls = {"forward_passes": 0, "explanations": 0}
     with _counting(calls):
@@ -129,7 +130,7 @@ def prepare(job: dict) -> tuple[Callable[[], Any], dict]:
 
 
 def to_numpy(result: Any) -> np.ndarray:
-    """Example first, then steps or (MPRT: the original network, then one more layer each) networks; ROAD has no examples, only percentages."""
+    """Example first, then steps or (MPRT: one more layer each) networks; ROAD has no examples, only percentages."""
     if isinstance(result, dict):
         array = np.asarray(list(result.values()))
         return array.T if array.ndim == 2 else array

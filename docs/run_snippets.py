@@ -104,7 +104,9 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Each program runs once: compile fast rather than run fast, as in tests/conftest.py.
     emitters = " --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0" + emitters)
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1" + emitters
+    )
     warnings.simplefilter("error")
     failures = 0
     for path in sorted(DOCS.glob("*.md")):
