@@ -14,7 +14,7 @@ import jaxplain as jx
 from jaxplain.leaderboard import board, report
 from jaxplain.leaderboard.__main__ import main
 from jaxplain.leaderboard.cells import Cell, Store, _Bench, decided_by
-from jaxplain.metrics.compare import Comparison
+from jaxplain.metrics.comparison import Comparison
 
 METRICS = ("correlation", "sparseness", "random class")
 METHODS = ("gradient", "input × gradient")

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxplain import zoo
 from jaxplain.leaderboard.board import EXCLUDED, METRICS, PROTOCOLS, Examples, Metric
-from jaxplain.metrics.compare import Comparison
+from jaxplain.metrics.comparison import Comparison
 from jaxplain.plot import _pyplot
 
 Values: TypeAlias = dict[str, dict[str, np.ndarray]]  # metric → method → a number for each example

@@ -21,7 +21,8 @@ Example:
 """
 
 from jaxplain.metrics.axioms import completeness, input_invariance, non_sensitivity
-from jaxplain.metrics.compare import Comparison, compare
+from jaxplain.metrics.compare import compare
+from jaxplain.metrics.comparison import Comparison
 from jaxplain.metrics.complexity import complexity, effective_complexity, sparseness, sufficiency
 from jaxplain.metrics.controls import greedy, random_map
 from jaxplain.metrics.faithfulness import (

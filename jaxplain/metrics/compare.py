@@ -4,75 +4,16 @@ import functools
 import inspect
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 
 from jaxplain._errors import MissingKeyError, SettingError, StructureError, explain_error
 from jaxplain._explainer import Explainer, one_key, require_callable
 from jaxplain.batch import batched
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What `compare` measured: for each metric and method one number per example. `print` it for a table in Markdown.
-
-    Attributes:
-        values: metric → method → array of one number per example, NaN (or infinite) where the metric has none.
-    """
-
-    values: dict[str, dict[str, np.ndarray]]
-
-    def mean(self, metric: str, method: str) -> float:
-        """The mean over the examples that have a value."""
-        return _mean(self._of(metric, method))
-
-    def n(self, metric: str, method: str) -> int:
-        """How many examples have a value. Where it is below the number of examples, the mean is of a selection."""
-        return int(np.sum(np.isfinite(self._of(metric, method))))
-
-    def interval(self, metric: str, method: str, *, level: float = 0.95) -> tuple[float, float]:
-        """Student's confidence interval of the mean over examples."""
-        return _interval(self._of(metric, method), level)
-
-    def difference(self, metric: str, a: str, b: str, *, level: float = 0.95) -> tuple[float, tuple[float, float]]:
-        """The mean of (a − b) over the examples that both have a value for, and its interval.
-
-        The same examples and the same draws were used for both, so it is far narrower than the intervals of the two means are.
-        """
-        with np.errstate(invalid="ignore"):  # ∞ − ∞
-            pairs = self._of(metric, a) - self._of(metric, b)
-        return _mean(pairs), _interval(pairs, level)
-
-    def table(self, *, digits: int = 3) -> str:
-        """Means ± half the interval in Markdown, one row for each method; (n) where examples have no value."""
-        metrics = list(self.values)
-        methods = list(dict.fromkeys(m for row in self.values.values() for m in row))
-        rows = [["method", *metrics], ["---"] * (1 + len(metrics))]
-        rows += [[method, *(self._cell(metric, method, digits) for metric in metrics)] for method in methods]
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-    def _of(self, metric: str, method: str) -> np.ndarray:
-        for kind, name, known in (("metric", metric, self.values), ("method", method, self.values.get(metric, {}))):
-            if name not in known:
-                need = ", ".join(map(repr, known))
-                raise SettingError(explain_error(f"metrics.Comparison: no {kind} {name!r}.", need=f"{kind}s: {need}"))
-        return self.values[metric][method]
-
-    def _cell(self, metric: str, method: str, digits: int) -> str:
-        if method not in self.values[metric]:
-            return ""
-        low, high = self.interval(metric, method)
-        n, total = self.n(metric, method), len(self.values[metric][method])
-        note = "" if n == total else f" ({n})"
-        return f"{self.mean(metric, method):.{digits}g} ± {(high - low) / 2:.2g}{note}"
-
-    def __str__(self) -> str:
-        return self.table()
+from jaxplain.metrics.comparison import Comparison
 
 
 def compare(
@@ -377,16 +318,3 @@ def _kind(name: str, metric: Callable[..., Any]) -> str:
             )
         )
     return kind
-
-
-def _mean(values: np.ndarray) -> float:
-    values = values[np.isfinite(values)]
-    return float(np.mean(values)) if len(values) else float("nan")
-
-
-def _interval(values: np.ndarray, level: float) -> tuple[float, float]:
-    values = values[np.isfinite(values)]
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    half = scipy.stats.t.ppf(0.5 + level / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return float(np.mean(values) - half), float(np.mean(values) + half)
