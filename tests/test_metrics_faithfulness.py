@@ -308,11 +308,38 @@ def test_compare_with_other_weights():
     assert not np.allclose(other.values["weights"]["gradient"], table.values["weights"]["gradient"])
 
 
+def test_compare_with_weights_that_hold_functions_and_metrics_with_keys_of_their_own():
+    xs, weights = jax.random.normal(jax.random.key(8), (4, N)), {"w": W, "act": jnp.tanh, "power": 2}
+    make_score = lambda p: lambda x: jnp.sum(p["act"](x * p["w"]) ** p["power"])
+    metrics = {
+        "own key": partial(M.parameter_randomisation, order="all", key=KEY),
+        "own": lambda make_explain: lambda params, x: jnp.sum(make_explain(params)(x)),
+    }
+    run = M.compare(make_score(weights), {"gradient": jx.gradient}, metrics, make_score=make_score, progress=False)
+    table = run(xs, params=weights)  # nothing asks for a key
+    measure = M.parameter_randomisation(lambda p: jx.gradient(make_score(p)), order="all", key=KEY)
+    want = jax.jit(jax.vmap(lambda x: measure(weights, x)))(xs)
+    np.testing.assert_allclose(table.values["own key"]["gradient"], want, rtol=1e-6)
+    maps = jax.vmap(jx.gradient(make_score(weights)))(xs)
+    np.testing.assert_allclose(table.values["own"]["gradient"], maps.sum(1), rtol=1e-6)
+
+
+def test_compare_with_the_input_shared_and_the_arguments_mapped():
+    x, ws, masks = jnp.arange(1.0, 7.0), jnp.ones((5, 6)), jnp.ones((5, 6), bool)
+    score = lambda x, w: jnp.sum(w * x**2)
+    inside = lambda attribution, mask: jnp.sum(attribution * mask)
+    run = M.compare(score, {"g": jx.gradient}, {"inside": inside}, in_axes=(None, 0), progress=False)
+    np.testing.assert_allclose(run(x, ws, masks=masks).values["inside"]["g"], 42.0)
+
+
 def test_compare_refuses_maps_that_repeat_the_value_of_a_group():
     ablation = partial(jx.ablation, groups=jnp.arange(N) // 2)
     with pytest.raises(jx.SettingError) as error:
         M.compare(NET, {"ablation": ablation}, {"sum": M.completeness})
     assert "share=True" in text(error) and "'ablation'" in text(error)
+    noisy = lambda score: jx.smoothgrad(ablation(score), n_samples=2)
+    with pytest.raises(jx.SettingError, match="share=True"):
+        M.compare(NET, {"noisy": noisy}, {"sum": M.completeness})
     measured = M.compare(NET, {"shares": partial(ablation, share=True)}, {"sum": lambda attribution: attribution.sum()})
     assert np.isfinite(measured(X[None]).mean("sum", "shares"))
 
@@ -351,6 +378,8 @@ def test_compare_refuses_what_it_cannot_tell():
     for run, words in (
         (lambda: M.compare(NET, {"r": M.random_map}, estimate)(X[None]), "method 'r': random draws"),
         (lambda: M.compare(NET, {"r": M.random_map}, estimate)(X[None], key=3), "random key"),
+        (lambda: M.compare(NET, gradient, estimate)(X[None], key=3), "`key` must be one random key"),
+        (lambda: M.compare(NET, gradient, {"d": lambda attribution: {"a": attribution[0]}})(X[None]), "'d' must return one number"),
         (lambda: M.compare(NET, {"g": jx.gradient(NET)}, estimate), "'g' must be a function score → explainer"),
         (lambda: M.compare(NET, gradient, [M.sparseness()]), "must be a dict"),
         (lambda: M.compare(NET, gradient, {"s": "sparseness"}), "the metric 's' must be a function"),

@@ -133,7 +133,7 @@ def _print_cost(missing: dict[str, list[Cell]], sets: dict[str, Examples], batch
         if at not in timed:
             timed[at] = seconds_each(sets[on], batch_size)
         forward, gradient = timed[at]
-        shared = sum(metric.evaluations for metric in {cell.metric for cell in cells} if metric.is_shared)
+        shared = sum(metric.evaluations for metric in {cell.metric for cell in cells} if metric.asks_once)
         lines = [("all of them", 0, Cost(evaluations=shared))] if shared else []
         for method, n in Counter(cell.method for cell in cells).items():
             lines.append((method.name, n, cost([cell for cell in cells if cell.method == method], sets[on])))
@@ -153,8 +153,7 @@ def _programs(missing: dict[str, list[Cell]]) -> int:
         for method, metric in cells:
             if needs_map(metric):
                 found.add((on, method.name, metric.explained))
-            is_shared = metric.made_from in ("score", "nothing", "masks")
-            found.add((on, "" if is_shared else method.name, metric.name))
+            found.add((on, "" if metric.reads_maps_alone else method.name, metric.name))
     return len(found)
 
 

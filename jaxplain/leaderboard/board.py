@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 import jaxplain as jx
 from jaxplain import tour
+from jaxplain.leaderboard.controls import noise
 from jaxplain.metrics.axioms import completeness
 from jaxplain.metrics.complexity import complexity, sparseness
 from jaxplain.metrics.controls import greedy
@@ -125,12 +124,17 @@ class Metric:
     evaluations: int = 0  # of the score
     explanations: int = 0  # beside that of the map
     of: str = "logit"  # the score
-    is_shared: bool = False  # its evaluations depend on the draws alone, and are made once for all methods
+    asks_once: bool = False  # what it asks the score depends on the draws alone, and is asked once for all methods
 
     @property
     def explained(self) -> str:
         """The score that is explained. A probability is explained by its logit, as classifiers are."""
         return "logit" if self.of == "probability" else self.of
+
+    @property
+    def reads_maps_alone(self) -> bool:
+        """Then it can be made for all methods at once."""
+        return self.made_from in ("score", "nothing", "masks")
 
     @property
     def text(self) -> str:
@@ -149,12 +153,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("flipping, blur", "faithfulness", "digits", "score", "low", spec(pixel_flipping, groups=_PATCHES, baseline=_BLUR), 50),
     Metric("ROAD", "faithfulness", "digits", "score", "low", spec(road, shares=(0.1, 0.3, 0.5, 0.7, 0.9)), 5),
     Metric("insertion, blur", "faithfulness", "digits", "score", "high", spec(insertion, groups=_PATCHES, baseline=_BLUR), 50),
-    Metric("correlation", "faithfulness", "digits", "score", "high", spec(faithfulness_correlation, subset_size=10, groups=_PATCHES, baseline=0.0, n_samples=100), 101, is_shared=True),
-    Metric("sensitivity-n", "faithfulness", "digits", "score", "high", spec(sensitivity_n, shares=(0.05, 0.2, 0.4, 0.6, 0.8), groups=_PATCHES, baseline=0.0, n_samples=40), 201, is_shared=True),
-    Metric("infidelity", "faithfulness", "digits", "score", "low", spec(infidelity, noise=0.05, n_samples=100, scale=True), 101, is_shared=True),
+    Metric("correlation", "faithfulness", "digits", "score", "high", spec(faithfulness_correlation, subset_size=10, groups=_PATCHES, baseline=0.0, n_samples=100), 101, asks_once=True),
+    Metric("sensitivity-n", "faithfulness", "digits", "score", "high", spec(sensitivity_n, shares=(0.05, 0.2, 0.4, 0.6, 0.8), groups=_PATCHES, baseline=0.0, n_samples=40), 201, asks_once=True),
+    Metric("infidelity", "faithfulness", "digits", "score", "low", spec(infidelity, noise=0.05, n_samples=100, scale=True), 101, asks_once=True),
     Metric("sparseness", "complexity", "digits", "nothing", "high", spec(sparseness)),
     Metric("complexity", "complexity", "digits", "nothing", "low", spec(complexity)),
-    Metric("completeness", "axioms", "digits", "score", "low", spec(completeness, baseline=0.0), 2, is_shared=True),
+    Metric("completeness", "axioms", "digits", "score", "low", spec(completeness, baseline=0.0), 2, asks_once=True),
     Metric("pointing game", "localisation", "scenes", "masks", "high", spec(pointing_game)),
     Metric("energy inside", "localisation", "scenes", "masks", "high", spec(energy_inside)),
     Metric("rank accuracy", "localisation", "scenes", "masks", "high", spec(relevance_rank_accuracy)),
@@ -197,14 +201,14 @@ class Exclusion(NamedTuple):
 
 
 # Maps in units of the score; the others are slopes, |slopes|, or tell only where.
-SHARES = ("input × gradient", "simple Taylor", "integrated*", "IG*", "expected*", "LRP*", "deep Taylor", "DeepLIFT*", "occlusion", "ablation", "Shapley*", "input × random")  # fmt: skip
+IN_UNITS_OF_F = ("input × gradient", "simple Taylor", "integrated*", "IG*", "expected*", "LRP*", "deep Taylor", "DeepLIFT*", "occlusion", "ablation", "Shapley*", "input × random")  # fmt: skip
 
 EXCLUDED: tuple[Exclusion, ...] = (
     Exclusion(("greedy",), ("correlation", "sensitivity-n", "infidelity", "complexity", "axioms", "localisation", "robustness", "randomisation"),
               "its numbers are turns, not amounts: it shows what removal alone can reach"),
     Exclusion(("greedy",), ("*blur*", "*ROAD*"), "it asks the score under black patches"),
     Exclusion(("IG, error*", "Shapley*"), ("robustness", "randomisation"), "too dear: hundreds of evaluations or gradients, explained up to 11 times"),
-    Exclusion((*SHARES, "excitation*", "Grad-CAM*", "HiResCAM", "guided Grad-CAM"), ("infidelity",), "not a slope of f: infidelity compares R · noise with the change of f"),
+    Exclusion((*IN_UNITS_OF_F, "excitation*", "Grad-CAM*", "HiResCAM", "guided Grad-CAM"), ("infidelity",), "not a slope of f: infidelity compares R · noise with the change of f"),
     Exclusion(("random", "input × random", "gradient", "saliency", "sensitivity", "excitation*", "Grad-CAM*", "HiResCAM", "guided*", "deconvolution", "*SmoothGrad", "VarGrad", "occlusion", "ablation"),
               ("axioms",), "claims no sum"),
     Exclusion(("expected gradients", "DeepLIFT, 20*"), ("axioms",), "sums to the difference from its references, not from black"),
@@ -270,20 +274,6 @@ def protocol_methods() -> tuple[Method, ...]:
         "random": spec(noise),
     }
     return tuple(_listed(name, call) for name, call in made.items())
-
-
-def noise(score: Callable[..., Any], *, times_input: bool = False) -> Callable[..., Any]:
-    """The control that knows nothing of the score, drawn anew whenever the score changes: by x, the class, or the weights.
-
-    `times_input`: multiplied with x. What it reaches comes from the input alone; on digits, that black pixels have no relevance.
-    """
-
-    def explain(x: jax.Array, *args: Any) -> jax.Array:
-        bits = lax.bitcast_convert_type(score(x, *args).astype(jnp.float32), jnp.uint32)
-        drawn = jax.random.normal(jax.random.fold_in(jax.random.key(0), bits), x.shape, x.dtype)
-        return x * drawn if times_input else drawn
-
-    return explain
 
 
 def _listed(name: str, made: Spec) -> Method:

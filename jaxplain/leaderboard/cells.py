@@ -143,7 +143,7 @@ def cost(cells: Sequence[Cell], examples: Examples) -> Cost:
     maps = {cell.metric.explained for cell in cells if needs_map(cell.metric)}
     total = each.times(len(maps))
     for _, metric in cells:
-        total += each.times(metric.explanations) + Cost(evaluations=0 if metric.is_shared else metric.evaluations)
+        total += each.times(metric.explanations) + Cost(evaluations=0 if metric.asks_once else metric.evaluations)
     return total
 
 
@@ -174,7 +174,7 @@ def compute(
     bench, found = _Bench(examples, batch_size), {}
     for metric in dict.fromkeys(cell.metric for cell in cells):
         methods = [cell.method for cell in cells if cell.metric == metric]
-        for together in [methods] if metric.made_from in ("score", "nothing", "masks") else [[m] for m in methods]:
+        for together in [methods] if metric.reads_maps_alone else [[m] for m in methods]:
             bar.set_postfix_str(
                 f"{metric.name}: {together[0].name if len(together) == 1 else f'{len(together)} methods'}"
             )
@@ -235,7 +235,9 @@ class _Bench:
         at = (method.name, metric.explained)
         if at not in self._maps:
             explain = self._explain(method, metric)
-            self._maps[at] = self._over_examples(explain, "explanation")(self.examples.x, self.examples.y)
+            self._maps[at] = self._over_examples(explain, "explanation", on_nan="mark")(
+                self.examples.x, self.examples.y
+            )
         return self._maps[at]
 
     def _over_methods(
@@ -245,8 +247,9 @@ class _Bench:
         size = max(1, self._batch_size // len(methods))
         return list(self._over_examples(OverMethods(measure), metric.name, size)(heats, *args).T)
 
-    def _over_examples(self, f: Callable[..., Any], name: str, size: int | None = None) -> Callable[..., np.ndarray]:
-        on_nan: Literal["mark", "keep"] = "mark" if name == "explanation" else "keep"
+    def _over_examples(
+        self, f: Callable[..., Any], name: str, size: int | None = None, on_nan: Literal["mark", "keep"] = "keep"
+    ) -> Callable[..., np.ndarray]:
         run = jx.batched(f, batch_size=size or self._batch_size, progress=False, on_nan=on_nan)
         key = _key(name) if getattr(f, "needs_key", False) else None
         return lambda *args: np.asarray(run(*args, key=key))

@@ -235,4 +235,5 @@ def _noisy(
             converged=None if failed is None else failed == 0,
         )
 
-    return Explainer(method, evaluate, argnums=argnums, stochastic=True, key=key)
+    repeats_groups = getattr(explain, "repeats_groups", False)
+    return Explainer(method, evaluate, argnums=argnums, stochastic=True, key=key, repeats_groups=repeats_groups)

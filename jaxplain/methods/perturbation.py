@@ -161,13 +161,13 @@ def ablation(
         game = _Game(call, baseline, key)
         value = call.value(call.x)
         losses = value - game.values(labelled.masks, labelled.n, chunk)
-        leaves = labelled.spread(labelled.shares(losses) if share else losses, alone=0)
+        leaves = labelled.spread(labelled.per_feature(losses) if share else losses, alone=0)
         if not with_info:
             return leaves, None
         start = game.values(lambda _: labelled.everything(), 1, chunk)[0]
         return leaves, _info(value, start, losses, 1 + (labelled.n + 1) * game.n_baselines)
 
-    explain = make_explainer(
+    return make_explainer(
         method,
         f,
         compute,
@@ -176,9 +176,8 @@ def ablation(
         stochastic=_draws(baseline),
         key=key,
         differentiated=False,
+        repeats_groups=groups is not None and not share,
     )
-    explain.repeats_groups = groups is not None and not share
-    return explain
 
 
 def shapley_sampling(
@@ -248,7 +247,7 @@ def shapley_sampling(
         samples_at_once = max(1, min(n_samples, chunk // max(inside, 1)))
 
         def spread(values: jax.Array) -> Leaves:
-            return labelled.spread(labelled.shares(values) if share else values, alone=0)
+            return labelled.spread(labelled.per_feature(values) if share else values, alone=0)
 
         def sample(k: jax.Array) -> jax.Array:
             turn = _turns(order_key, k, n)
@@ -282,11 +281,17 @@ def shapley_sampling(
         error_leaves = spread(scale * error)
         return spread(mean), info._replace(standard_error=call.arguments.attribution(error_leaves))
 
-    explain = make_explainer(
-        method, f, compute, argnums=argnums, allow_random=allow_random, stochastic=True, key=key, differentiated=False
+    return make_explainer(
+        method,
+        f,
+        compute,
+        argnums=argnums,
+        allow_random=allow_random,
+        stochastic=True,
+        key=key,
+        differentiated=False,
+        repeats_groups=groups is not None and not share,
     )
-    explain.repeats_groups = groups is not None and not share
-    return explain
 
 
 def _turns(key: jax.Array, k: jax.Array, n: int) -> jax.Array:

@@ -4,6 +4,7 @@ import functools
 import inspect
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -37,7 +38,8 @@ def compare(
             `explain`: `functools.partial(metrics.max_sensitivity, …)`; `make_explain`: `metrics.parameter_randomisation`; `method`: `functools.partial(metrics.input_invariance, score=…)`;
             `attribution`: a finished measure, `metrics.sparseness()`, `metrics.pointing_game()` (with `masks`), `metrics.pixel_flipping(score)`.
         make_score: `make_score(params) -> score`, for metrics that put in other weights: `lambda params: jx.logit(functools.partial(net.apply, params))`.
-        batch_size: explanations per compiled chunk; see `batched`. Measures of maps take all methods together, and fewer examples.
+        batch_size: explanations per compiled chunk; see `batched`. Measures of maps take all methods together, and fewer examples, at least
+            one.
         in_axes: for each of (x, *args) 0 or None, as in `batched`: weights as an argument are the same for all examples.
         progress: show a progress bar.
 
@@ -47,12 +49,12 @@ def compare(
         are those of the first call, as under `jax.jit`: after training build `run` again, or make them an argument.
 
     Guarantees: each method's maps are computed once. Example i and metric m have the same draws for every method, derived from `key`, i and the name of m
-    alone: adding a method or a metric changes no other number, and differences are paired. Random weights are drawn once for all examples, so that intervals are over
+    alone: adding a method or a metric changes no other number but for rounding, and differences are paired. Random weights are drawn once for all examples, so that intervals are over
     examples alone. An explainer's own draws are shared, too: that `random_map` has a max sensitivity of 0 says that it does not look at x.
     Cost: Σ over methods of (one explanation + Σ of the metrics' costs), for each example; less what depends on the draws alone, which is evaluated once for all
     methods (`sensitivity_n`, `faithfulness_correlation`, `infidelity`, `completeness`). Memory: the maps of all methods, on the host.
     Errors: a metric whose first argument has another name; masks, params or a key that are needed and missing; maps that repeat the value of a group at each of its
-    features; those of methods and metrics. An example for which a metric has no value (NaN) is left out of its mean, and the table shows how many have one.
+    features (seen of this library's explainers, not through a function of yours); those of methods and metrics. An example for which a metric has no value (NaN) is left out of its mean, and the table shows how many have one.
     Differs from: Quantus' `evaluate` has neither intervals nor paired differences, and goes on after an exception.
 
     Example:
@@ -83,8 +85,8 @@ def compare(
     def axes(n_args: int) -> tuple[int | None, ...]:
         return (in_axes,) * n_args if isinstance(in_axes, int) else tuple(in_axes)
 
-    def over_examples(f: Callable[..., Any], axes: Any, size: int, on_nan: Literal["mark", "keep"]) -> _OverExamples:
-        return _OverExamples(f, batched(f, batch_size=size, in_axes=axes, progress=progress, on_nan=on_nan))
+    def over_examples(f: Callable[..., Any], mapped: Any, size: int, on_nan: Literal["mark", "keep"]) -> _OverExamples:
+        return _OverExamples(f, batched(f, batch_size=size, in_axes=mapped, progress=progress, on_nan=on_nan))
 
     # Everything is compiled once for the life of `run`.
     explainers = {name: over_examples(explain, in_axes, batch_size, "mark") for name, explain in explains.items()}
@@ -95,31 +97,39 @@ def compare(
         return over_examples(of_maps[name], (0, *beside), max(1, batch_size // n_methods), "keep")
 
     @functools.cache
-    def of_one(name: str, method: str, n_args: int) -> _OverExamples:
-        if kinds[name] == "make_explain":
-            measure = metrics[name](lambda params: methods[method](make_score(params)))  # type: ignore[misc]
+    def of_one(name: str, method: str) -> _OverExamples:
+        made = metrics[name](explains[method] if kinds[name] == "explain" else methods[method])
+        return over_examples(made, in_axes, batch_size, "keep")
 
-            def with_weights(params: Any, key: jax.Array, *args: Any) -> Any:
-                return measure(params, *args, key=key)
+    @functools.cache
+    def of_weights(name: str, method: str, n_args: int, fixed: _Fixed) -> _OverExamples:
+        measure = metrics[name](lambda params: methods[method](make_score(params)))  # type: ignore[misc]
+        needs_key = getattr(measure, "needs_key", False)
 
-            return over_examples(with_weights, (None, None, *axes(n_args)), batch_size, "keep")
-        return over_examples(
-            metrics[name](explains[method] if kinds[name] == "explain" else methods[method]),
-            in_axes,
-            batch_size,
-            "keep",
-        )
+        def with_weights(arrays: Any, key: Any, *args: Any) -> Any:
+            params = fixed.filled(arrays)
+            return measure(params, *args, key=key) if needs_key else measure(params, *args)
+
+        run = over_examples(with_weights, (None, None, *axes(n_args)), batch_size, "keep")
+        run.draws_once = needs_key
+        return run
 
     def run(xs: Any, *args: Any, masks: Any = None, params: Any = None, key: jax.Array | None = None) -> Comparison:
         beside = {"attribution": (), "attribution, mask": (masks,), "score": (xs, *args), "attribution, x": (xs, *args)}
-        _require_data(xs, masks, params, kinds)
         n_args = 1 + len(args)
-        again = {(n, m): of_one(n, m, n_args) for n, kind in kinds.items() if kind in _AGAIN for m in methods}
+        _require_data(
+            [a for a, axis in zip((xs, *args), axes(n_args), strict=False) if axis == 0], masks, params, kinds
+        )
+        arrays, fixed = _apart(params)
+        again = {
+            (n, m): of_weights(n, m, n_args, fixed) if kind == "make_explain" else of_one(n, m)
+            for n, kind in kinds.items()
+            if kind in _AGAIN
+            for m in methods
+        }
         drawing = [f"method {name!r}" for name, explain in explainers.items() if of_maps and explain.needs_key]
         drawing += [f"metric {name!r}" for name, measure in of_maps.items() if measure.needs_key]
-        drawing += [
-            f"metric {n!r} of {m!r}" for (n, m), f in again.items() if f.needs_key or kinds[n] == "make_explain"
-        ]
+        drawing += [f"metric {n!r} of {m!r}" for (n, m), f in again.items() if f.needs_key or f.draws_once]
         key = _key(key, drawing)
 
         maps = {m: explain(xs, *args, key=_named(key, "explanation")) for m, explain in explainers.items() if of_maps}
@@ -127,12 +137,12 @@ def compare(
         for name, kind in kinds.items():
             found: dict[str, np.ndarray] = {}
             of_name = _named(key, name)
-            for together in alike(maps) if name in of_maps else []:
+            for together in _alike(maps) if name in of_maps else []:
                 stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *(maps[m] for m in together))
                 columns = of_all(name, len(together), len(beside[kind]))(stacked, *beside[kind], key=of_name)
                 found |= zip(together, np.moveaxis(_number_each(name, columns, 2), 1, 0), strict=True)
             for method in methods if kind in _AGAIN else []:
-                first = (params, of_name) if kind == "make_explain" else ()
+                first = (arrays, of_name) if kind == "make_explain" else ()
                 found[method] = _number_each(name, again[name, method](*first, xs, *args, key=of_name), 1)
             values[name] = {method: found[method] for method in methods}
         return Comparison(values)
@@ -148,10 +158,30 @@ class _OverExamples:
 
     def __init__(self, f: Callable[..., Any], run: Callable[..., Any]):
         self.needs_key = getattr(f, "needs_key", False)
+        self.draws_once = False  # for all examples: its key is an argument
         self._run = run
 
     def __call__(self, *args: Any, key: jax.Array | None) -> Any:
         return self._run(*args, key=key if self.needs_key else None)
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """What is no array in weights: the structure, functions, Python numbers. Programs are compiled for it."""
+
+    tree: Any
+    leaves: tuple[Any, ...]  # None where there is an array
+
+    def filled(self, arrays: Sequence[Any]) -> Any:
+        left = iter(arrays)
+        return jax.tree.unflatten(self.tree, [next(left) if leaf is None else leaf for leaf in self.leaves])
+
+
+def _apart(params: Any) -> tuple[list[Any], _Fixed]:
+    leaves, tree = jax.tree.flatten(params)
+    is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
+    fixed = tuple(None if array else leaf for leaf, array in zip(leaves, is_array, strict=True))
+    return [leaf for leaf, array in zip(leaves, is_array, strict=True) if array], _Fixed(tree, fixed)
 
 
 class OverMethods:
@@ -169,7 +199,7 @@ class OverMethods:
         return jax.vmap(lambda one: self.measure(one, *args, **key))(maps)
 
 
-def alike(maps: Mapping[str, Any]) -> list[list[str]]:
+def _alike(maps: Mapping[str, Any]) -> list[list[str]]:
     """The names of maps that can be stacked: of the same structure, shapes and dtypes."""
     groups: dict[Any, list[str]] = {}
     for name, tree in maps.items():
@@ -226,14 +256,18 @@ def _require_values_of_features(explains: Mapping[str, Any]) -> None:
             )
 
 
-def _require_data(xs: Any, masks: Any, params: Any, kinds: Mapping[str, str]) -> None:
-    n = set() if isinstance(xs, Iterator) else {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(xs)}
+def _require_data(mapped: Sequence[Any], masks: Any, params: Any, kinds: Mapping[str, str]) -> None:
+    is_stream = any(isinstance(a, Iterator) for a in mapped)
+    n = set() if is_stream else {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(mapped)}
     if not n or () in n:
         raise StructureError(
             explain_error(
                 "metrics.compare: needs arrays with a leading axis of examples.",
-                got="an iterator" if isinstance(xs, Iterator) else "numbers without an axis",
-                fix="compare(score, methods, metrics)(xs, labels)",
+                got="an iterator" if is_stream else "numbers without an axis",
+                fix=(
+                    "compare(score, methods, metrics)(xs, labels)",
+                    "what is the same for all examples: in_axes=(0, None)",
+                ),
             )
         )
     for kind, setting, given, fix in (
@@ -247,32 +281,35 @@ def _require_data(xs: Any, masks: Any, params: Any, kinds: Mapping[str, str]) ->
         raise StructureError(
             explain_error(
                 "metrics.compare: there must be a mask for each example.",
-                got=f"masks of leading axes {sorted(map(list, lengths))}, xs of {sorted(map(list, n))}",
+                got=f"masks of leading axes {sorted(map(list, lengths))}, examples of {sorted(map(list, n))}",
             )
         )
 
 
 def _key(key: Any, drawing: Sequence[str]) -> Any:
-    if not drawing:
-        return key
-    if key is None:
+    if key is None and not drawing:
+        return None
+    try:
+        return one_key("metrics.compare", key)
+    except MissingKeyError:
         raise MissingKeyError(
             explain_error(
-                "metrics.compare: a random key is missing.",
-                got=f"{'; '.join(drawing)}: random draws, and no key",
+                "metrics.compare: a random key is missing."
+                if key is None
+                else "metrics.compare: `key` must be one random key.",
+                got="; ".join(f"{name}: random draws" for name in drawing) if key is None else repr(key),
                 fix="compare(score, methods, metrics)(xs, labels, key=jax.random.key(0))",
             )
-        )
-    return one_key("metrics.compare", key)
+        ) from None
 
 
 def _number_each(name: str, result: Any, ndim: int) -> np.ndarray:
-    found = np.asarray(result, float)
-    if found.ndim != ndim:
+    found = np.asarray(result, float) if isinstance(result, np.ndarray) else None
+    if found is None or found.ndim != ndim:
         raise SettingError(
             explain_error(
                 f"metrics.compare: the metric {name!r} must return one number for each example.",
-                got=f"an array {list(found.shape[ndim:])} for each",
+                got=f"a {type(result).__name__}" if found is None else f"an array {list(found.shape[ndim:])} for each",
                 fix="a mean, or a number of its curve: lambda attribution: measure(attribution).mean()",
             )
         )

@@ -1,0 +1,22 @@
+"""Controls of the leaderboard."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def noise(score: Callable[..., Any], *, times_input: bool = False) -> Callable[..., Any]:
+    """The control that knows nothing of the score, drawn anew whenever the score changes: by x, the class, or the weights.
+
+    `times_input`: multiplied with x. What it reaches comes from the input alone; on digits, that black pixels have no relevance.
+    """
+
+    def explain(x: jax.Array, *args: Any) -> jax.Array:
+        bits = lax.bitcast_convert_type(score(x, *args).astype(jnp.float32), jnp.uint32)
+        drawn = jax.random.normal(jax.random.fold_in(jax.random.key(0), bits), x.shape, x.dtype)
+        return x * drawn if times_input else drawn
+
+    return explain
