@@ -139,8 +139,9 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the same pictures everywhere
     if args.check:
         os.environ.setdefault("CHAPTER_SCENES", "50")  # in place of a thousand
-        if version("jaxlib").startswith("0.10."):  # compiling takes most of the time: see tests/conftest.py
-            os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+        # Compiling takes most of the time: see tests/conftest.py.
+        emitters = " --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1" + emitters)
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, where ipywidgets is not installed
     orphans = (
         [] if args.names else sorted(p.name for p in CHAPTERS.glob("*.ipynb") if not p.with_suffix(".py").exists())

@@ -8,7 +8,6 @@ from flax import linen
 from helpers import relative
 from jax.ad_checkpoint import checkpoint_name
 from models import MODELS
-from test_matrix import _case
 
 import jaxplain as jx
 from jaxplain.graph import cut
@@ -32,7 +31,7 @@ def _cuts(inside, graph, loops=()):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_cut_of_every_model_is_exact(model):
-    case = _case(model)
+    case = MODELS[model]()
     x = jax.tree.map(lambda leaf: leaf[0], case.xs)
     inside = staged("test", lambda x, y: case.score(case.weights, x, y), (x, 1), 0, False)
     (want,) = cut.decode(inside.graph, [], [], inside.arrays)
