@@ -197,7 +197,18 @@ def groups_of(arguments: Arguments, groups: Any, n_groups: int | None) -> Groups
 
 def _labels(method: str, where: str, shape: tuple[int, ...], labels: Any) -> Any:
     """The labels of one leaf, in numpy if they are known."""
-    labels = labels if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
+    try:
+        labels = labels if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
+    except ValueError as error:
+        raise StructureError(
+            explain_error(
+                f"{method}: `groups` must hold one label for each feature.",
+                where=where,
+                got=repr(labels),
+                why="it is no list of the features of each group",
+                fix="[[0, 1], [2]] is groups=jnp.array([0, 0, 1])",
+            )
+        ) from error
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise SettingError(
             explain_error(

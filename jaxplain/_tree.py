@@ -233,7 +233,10 @@ class Arguments:
                 "stack them like a batch of x: jx.references(x_train[:100]); from a function: one reference like x",
             )
         elif name == "inner attribution":
-            fixes = ("smooth first, reduce channels after: saliency without channel_axis inside, then .max(axis=-1)",)
+            fixes = (
+                f"an explainer, not the score: jx.{self.method}(jx.gradient(score))",
+                "smooth first, reduce channels after: saliency without channel_axis inside, then .max(axis=-1)",
+            )
         return StructureError(
             explain_error(
                 f"{self.method}: `{name}` does not match the explained argument.",

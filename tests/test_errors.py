@@ -143,7 +143,7 @@ REFUSED = {
     "inner shape": (
         lambda: jx.smoothgrad(lambda x: x[:2])(X, key=jax.random.key(0)),
         jx.StructureError,
-        ["inner attribution", "(2,)"],
+        ["inner attribution", "(2,)", "jx.smoothgrad(jx.gradient(score))"],
     ),
     "root name": (lambda: jx.taylor(f, root="search"), jx.SettingError, ["jx.line_search", "jx.scaled_input"]),
     "root shape": (lambda: jx.taylor(f, root=jnp.ones(2))(X), jx.StructureError, ["`root`"]),

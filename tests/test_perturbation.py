@@ -410,6 +410,7 @@ def test_labels_of_each_example_may_be_traced(key):
 
 PAIR = lambda a, b: a.sum() * b.sum()
 REFUSED = {
+    "a list of the features of each group": (lambda: ablation(NET, groups=[[0, 1], [2]])(X), ["one label for each feature", "jnp.array([0, 0, 1])"]),
     "window larger than x": (lambda: occlusion(of_image, window=(3, 8))(IMAGE), ["larger than x", "axis 1", "8 on an axis of 6"]),
     "window of more axes": (lambda: occlusion(of_image, window=(1, 3, 3, 2))(IMAGE), ["more axes", "without a batch axis"]),
     "window of a float": (lambda: occlusion(NET, window=2.0)(X), ["`window`", "2.0", "compiled program"]),
