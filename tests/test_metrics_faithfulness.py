@@ -357,10 +357,10 @@ def test_a_comparison_reports_intervals_differences_and_missing_values():
     )
     assert high - low < 0.4 < table.interval("m", "a")[1] - table.interval("m", "a")[0]
     assert str(table).splitlines() == [
-        "| method | m | empty |",
-        "| --- | --- | --- |",
-        "| a | 2.5 ± 2.1 (4) | nan ± nan (0) |",
-        "| b | 4.2 ± 3.6 |  |",
+        "| method | m             | empty         |",
+        "| ------ | ------------- | ------------- |",
+        "| a      | 2.5 ± 2.1 (4) | nan ± nan (0) |",
+        "| b      | 4.2 ± 3.6     |               |",
     ]
 
 

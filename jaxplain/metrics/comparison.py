@@ -43,9 +43,12 @@ class Comparison:
         """Means ± half the interval in Markdown, one row for each method; (n) where examples have no value."""
         metrics = list(self.values)
         methods = list(dict.fromkeys(m for row in self.values.values() for m in row))
-        rows = [["method", *metrics], ["---"] * (1 + len(metrics))]
+        rows = [["method", *metrics]]
         rows += [[method, *(self._cell(metric, method, digits) for metric in metrics)] for method in methods]
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rows.insert(1, ["-" * width for width in widths])
+        padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+        return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
     def _of(self, metric: str, method: str) -> np.ndarray:
         for kind, name, known in (("metric", metric, self.values), ("method", method, self.values.get(metric, {}))):
