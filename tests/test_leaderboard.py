@@ -158,7 +158,17 @@ def test_a_failure_says_where_and_keeps_what_was_finished(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="no") as error:
         again(tmp_path, "--metrics", "complexity", "sparseness")
     assert "'complexity' of gradient, input × gradient" in error.value.__notes__[0]
-    assert [path.name[:10] for path in (tmp_path / "cells").rglob("*.npz")] == ["sparseness"] * 2
+    kept = sorted(path.name[:10] for path in (tmp_path / "cells").rglob("*.npz"))
+    assert kept == ["maps_of_lo"] * 2 + ["sparseness"] * 2
+
+
+def test_maps_are_kept_too(copied, monkeypatch):
+    for path in (copied / "cells").rglob("sparseness*"):
+        path.unlink()
+    monkeypatch.setattr(report, "write", lambda *_: [])
+    monkeypatch.setattr(_Bench, "_explain", lambda *_: pytest.fail("explained again"))
+    again(copied, "--metrics", "sparseness")
+    assert len(list((copied / "cells").rglob("sparseness*"))) == 2
 
 
 def test_what_decides_a_number_is_in_its_fingerprint():

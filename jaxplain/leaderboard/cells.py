@@ -26,14 +26,39 @@ SEED = 0
 
 
 class Cell(NamedTuple):
+    """A number for each example."""
+
     method: Method
     metric: Metric
 
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.metric.name, self.method.name
+
+    @property
+    def texts(self) -> dict[str, str]:
+        return {"method": self.method.text, "metric": self.metric.text}
+
+
+class Maps(NamedTuple):
+    """A map for each example; `of` is the score that is explained."""
+
+    method: Method
+    of: str
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return f"maps of {self.of}", self.method.name
+
+    @property
+    def texts(self) -> dict[str, str]:
+        return {"method": self.method.text, "explained": self.of}
+
 
 class Store:
-    """One .npz for each cell: a number for every example, and what decided them.
+    """One .npz for each cell, and for the maps of each method, and what decided them.
 
-    A cell counts if its fingerprint is the one that is asked for. One that was cut off, or is no cell, is as good as none, and is listed in `unreadable`.
+    It counts if its fingerprint is the one that is asked for. A file that was cut off, or is another, is as good as none, and is listed in `unreadable`.
     """
 
     def __init__(self, folder: Path):
@@ -41,15 +66,14 @@ class Store:
         self.unreadable: list[Path] = []
         self.outdated: list[Path] = []
 
-    def path(self, cell: Cell, examples: Examples) -> Path:
+    def path(self, what: Cell | Maps, examples: Examples) -> Path:
         """In a folder for each network and set of examples, so that boards of several do not overwrite each other."""
-        name = f"{cell.metric.name}/{cell.method.name}"
-        slug = "".join(c if c.isascii() and c.isalnum() else "_" for c in f"{cell.metric.name}__{cell.method.name}")
+        slug = "".join(c if c.isascii() and c.isalnum() else "_" for c in "__".join(what.names))
         folder = self.folder / f"{examples.network.name}-{len(examples.x)}-{examples.digest[:8]}"
-        return folder / f"{slug}-{zlib.crc32(name.encode()):08x}.npz"
+        return folder / f"{slug}-{zlib.crc32('/'.join(what.names).encode()):08x}.npz"
 
-    def read(self, cell: Cell, examples: Examples) -> np.ndarray | None:
-        path = self.path(cell, examples)
+    def read(self, what: Cell | Maps, examples: Examples) -> np.ndarray | None:
+        path = self.path(what, examples)
         if not path.exists():
             return None
         try:
@@ -58,26 +82,23 @@ class Store:
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, OSError):
             self.unreadable.append(path)
             return None
-        if found != decided_by(cell, examples):
+        if found != decided_by(what, examples):
             self.outdated.append(path)
             return None
         return values
 
-    def write(self, cell: Cell, examples: Examples, values: np.ndarray) -> None:
-        path = self.path(cell, examples)
+    def write(self, what: Cell | Maps, examples: Examples, values: np.ndarray) -> None:
+        path = self.path(what, examples)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")  # a cell is there as a whole, or not at all
+        unfinished = path.with_suffix(f".{os.getpid()}.tmp")  # a file is there as a whole, or not at all
         with unfinished.open("wb") as file:
-            np.savez(file, values=values, decided_by=np.array(decided_by(cell, examples)))
+            np.savez(file, values=values, decided_by=np.array(decided_by(what, examples)))
         unfinished.replace(path)
 
 
-def decided_by(cell: Cell, examples: Examples) -> str:
-    """All that decides the numbers of a cell, written out; what is long by its hash."""
-    method, metric = cell
-    words = {
-        "method": method.text,
-        "metric": metric.text,
+def decided_by(what: Cell | Maps, examples: Examples) -> str:
+    """All that decides the numbers, written out; what is long by its hash."""
+    words = what.texts | {
         "examples": examples.digest,
         "network": examples.network.name,
         "key": SEED,
@@ -171,7 +192,7 @@ def compute(
     cells: Sequence[Cell], examples: Examples, store: Store, *, batch_size: int, bar: tqdm
 ) -> dict[Cell, np.ndarray]:
     """Measure cells of one set of examples and store them as soon as they are finished: those of a measure of maps together, others one by one."""
-    bench, found = _Bench(examples, batch_size), {}
+    bench, found = _Bench(examples, store, batch_size), {}
     for metric in dict.fromkeys(cell.metric for cell in cells):
         methods = [cell.method for cell in cells if cell.metric == metric]
         for together in [methods] if metric.reads_maps_alone else [[m] for m in methods]:
@@ -199,10 +220,10 @@ class _Bench:
     metric of maps asks the score is asked once for all methods: the measure is vmapped over their maps.
     """
 
-    def __init__(self, examples: Examples, batch_size: int):
-        self.examples = examples
+    def __init__(self, examples: Examples, store: Store, batch_size: int):
+        self.examples, self._store = examples, store
         self._batch_size = min(batch_size, len(examples.x))
-        self._maps: dict[tuple[str, str], np.ndarray] = {}
+        self._maps: dict[Maps, np.ndarray] = {}
 
     def values(self, metric: Metric, methods: Sequence[Method]) -> list[np.ndarray]:
         """For each method one number per example, NaN where the metric has none."""
@@ -232,13 +253,15 @@ class _Bench:
         return method.make(self.examples.score(metric.explained, params), self.examples.background)
 
     def _heat(self, method: Method, metric: Metric) -> np.ndarray:
-        at = (method.name, metric.explained)
-        if at not in self._maps:
-            explain = self._explain(method, metric)
-            self._maps[at] = self._over_examples(explain, "explanation", on_nan="mark")(
-                self.examples.x, self.examples.y
-            )
-        return self._maps[at]
+        maps = Maps(method, metric.explained)
+        if maps not in self._maps:
+            heat = self._store.read(maps, self.examples)
+            if heat is None:
+                explain = self._over_examples(self._explain(method, metric), "explanation", on_nan="mark")
+                heat = explain(self.examples.x, self.examples.y)
+                self._store.write(maps, self.examples, heat)
+            self._maps[maps] = heat
+        return self._maps[maps]
 
     def _over_methods(
         self, measure: Callable[..., Any], metric: Metric, methods: Sequence[Method], *args: Any
