@@ -162,6 +162,12 @@ def test_a_failure_says_where_and_keeps_what_was_finished(tmp_path, monkeypatch)
     assert kept == ["maps_of_lo"] * 2 + ["sparseness"] * 2
 
 
+def test_maps_of_several_shapes(tmp_path):
+    chosen = ("--methods", "gradient", "Grad-CAM", "--metrics", "sparseness", "--network", "cnn_avgpool")
+    main(["--digits", "2", "--output", str(tmp_path), *chosen])
+    assert len(list((tmp_path / "cells").rglob("sparseness*"))) == 2
+
+
 def test_maps_are_kept_too(copied, monkeypatch):
     for path in (copied / "cells").rglob("sparseness*"):
         path.unlink()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import jaxplain as jx
 from jaxplain.leaderboard.board import Examples, Method, Metric
-from jaxplain.metrics.compare import OverMethods
+from jaxplain.metrics.compare import OverMethods, alike
 
 SEED = 0
 
@@ -266,9 +266,13 @@ class _Bench:
     def _over_methods(
         self, measure: Callable[..., Any], metric: Metric, methods: Sequence[Method], *args: Any
     ) -> list[np.ndarray]:
-        heats = np.stack([self._heat(method, metric) for method in methods], axis=1)
-        size = max(1, self._batch_size // len(methods))
-        return list(self._over_examples(OverMethods(measure), metric.name, size)(heats, *args).T)
+        heats = {method.name: self._heat(method, metric) for method in methods}
+        found: dict[str, np.ndarray] = {}
+        for together in alike(heats):  # class activation maps have no channels
+            size = max(1, self._batch_size // len(together))
+            run = self._over_examples(OverMethods(measure), metric.name, size)
+            found |= zip(together, run(np.stack([heats[name] for name in together], axis=1), *args).T, strict=True)
+        return [found[method.name] for method in methods]
 
     def _over_examples(
         self, f: Callable[..., Any], name: str, size: int | None = None, on_nan: Literal["mark", "keep"] = "keep"
