@@ -384,6 +384,7 @@ def test_compare_refuses_what_it_cannot_tell():
         (lambda: M.compare(NET, gradient, [M.sparseness()]), "must be a dict"),
         (lambda: M.compare(NET, gradient, {"s": "sparseness"}), "the metric 's' must be a function"),
         (lambda: M.compare(NET, gradient, {"s": M.sparseness}), "jx.metrics.sparseness()"),
+        (lambda: M.compare(NET, gradient, estimate, in_axes=None)(X), "arrays with a leading axis"),
         (lambda: M.compare(NET, gradient, estimate)(iter([X[None]])), "arrays with a leading axis"),
         (lambda: M.compare(NET, gradient, {"p": M.pointing_game()})(X[None], masks=jnp.ones((2, N), bool)), "a mask for each"),
         (lambda: M.compare(NET, gradient, {"w": M.parameter_randomisation}), "make_score=lambda params"),

@@ -24,7 +24,7 @@ def compare(
     *,
     make_score: Callable[[Any], Callable[..., Any]] | None = None,
     batch_size: int = 100,
-    in_axes: int | Sequence[int | None] = 0,
+    in_axes: int | None | Sequence[int | None] = 0,
     progress: bool = True,
 ) -> Callable[..., Comparison]:
     r"""Measure methods by metrics on many examples: `compare(score, methods, metrics)(xs, *args, key=key)` → `Comparison`.
@@ -83,10 +83,13 @@ def compare(
         _require_values_of_features(explains)
 
     def axes(n_args: int) -> tuple[int | None, ...]:
-        return (in_axes,) * n_args if isinstance(in_axes, int) else tuple(in_axes)
+        return (in_axes,) * n_args if in_axes is None or isinstance(in_axes, int) else tuple(in_axes)
 
-    def over_examples(f: Callable[..., Any], mapped: Any, size: int, on_nan: Literal["mark", "keep"]) -> _OverExamples:
-        return _OverExamples(f, batched(f, batch_size=size, in_axes=mapped, progress=progress, on_nan=on_nan))
+    def over_examples(
+        f: Callable[..., Any], mapped: Any, size: int, on_nan: Literal["mark", "keep"], draws_once: bool = False
+    ) -> _OverExamples:
+        run = batched(f, batch_size=size, in_axes=mapped, progress=progress, on_nan=on_nan)
+        return _OverExamples(f, run, draws_once)
 
     # Everything is compiled once for the life of `run`.
     explainers = {name: over_examples(explain, in_axes, batch_size, "mark") for name, explain in explains.items()}
@@ -110,9 +113,7 @@ def compare(
             params = fixed.filled(arrays)
             return measure(params, *args, key=key) if needs_key else measure(params, *args)
 
-        run = over_examples(with_weights, (None, None, *axes(n_args)), batch_size, "keep")
-        run.draws_once = needs_key
-        return run
+        return over_examples(with_weights, (None, None, *axes(n_args)), batch_size, "keep", draws_once=needs_key)
 
     def run(xs: Any, *args: Any, masks: Any = None, params: Any = None, key: jax.Array | None = None) -> Comparison:
         beside = {"attribution": (), "attribution, mask": (masks,), "score": (xs, *args), "attribution, x": (xs, *args)}
@@ -154,11 +155,11 @@ _AGAIN = ("explain", "method", "make_explain")  # kinds of metrics that explain 
 
 
 class _OverExamples:
-    """A function of one example over all of them, with a key if it draws."""
+    """A function of one example over all of them, with a key if it draws; if it draws once for all of them, its key is an argument."""
 
-    def __init__(self, f: Callable[..., Any], run: Callable[..., Any]):
+    def __init__(self, f: Callable[..., Any], run: Callable[..., Any], draws_once: bool):
         self.needs_key = getattr(f, "needs_key", False)
-        self.draws_once = False  # for all examples: its key is an argument
+        self.draws_once = draws_once
         self._run = run
 
     def __call__(self, *args: Any, key: jax.Array | None) -> Any:
