@@ -109,7 +109,7 @@ def main() -> None:
     )
     warnings.simplefilter("error")
     failures = 0
-    for path in sorted(DOCS.glob("*.md")):
+    for path in sorted(DOCS.rglob("*.md")):
         if wanted and not path.name.startswith(wanted):
             continue
         found = blocks(path.read_text())

@@ -16,8 +16,8 @@ sys.path[:0] = [str(DOCS), str(DOCS / "tools")]
 
 markup, pages, run_snippets = map(importlib.import_module, ("markup", "pages", "run_snippets"))
 
-WRITTEN = sorted(DOCS.glob("*.md"))
-SITE = {path.name for path in WRITTEN} | set(pages.reference()) | set(markup.ON_SITE)
+WRITTEN = {path.relative_to(DOCS).as_posix(): path for path in sorted(DOCS.rglob("*.md"))}
+SITE = set(WRITTEN) | set(pages.reference()) | set(markup.ON_SITE)
 SITE |= {f"chapters/{path.stem}.md" for path in pages.notebooks()}
 
 
@@ -73,7 +73,7 @@ def test_the_navigation_of_the_reference_is_complete():
 def test_every_written_page_is_in_the_navigation():
     listed = re.findall(r"\S+\.md", (REPOSITORY / "mkdocs.yml").read_text())
     listed += list(_entries(pages.chapter_navigation())) + list(_entries(pages.reference_navigation()))
-    assert {path.name for path in WRITTEN} <= set(listed)
+    assert WRITTEN.keys() <= set(listed)
 
 
 def test_every_chapter_is_a_page_with_its_pictures():
@@ -89,7 +89,7 @@ def test_every_chapter_is_a_page_with_its_pictures():
 
 
 def test_links_of_all_pages_lead_to_pages():
-    texts = {path.name: path.read_text() for path in WRITTEN}
+    texts = {page: path.read_text() for page, path in WRITTEN.items()}
     texts |= {site: (REPOSITORY / source).read_text() for site, source in markup.ON_SITE.items()}
     texts |= {f"chapters/{path.stem}.md": pages.chapter(path)[0] for path in pages.notebooks()}
     for page, text in texts.items():
@@ -99,10 +99,10 @@ def test_links_of_all_pages_lead_to_pages():
 
 
 def test_names_in_code_become_links_on_the_site_that_exist():
-    for path in WRITTEN:
+    for page, path in WRITTEN.items():
         for name in re.findall(r"`(jx\.[\w.]+)", markup.without_hidden(path.read_text())):
             if name not in ("jx.method",):
-                assert name in pages.where(), f"{path.name}: there is no {name}"
+                assert name in pages.where(), f"{page}: there is no {name}"
     known = {"jx.lrp": "jaxplain.lrp"}
     assert markup.with_names("`jx.lrp(f)`, `x`", known) == "[`jx.lrp(f)`][jaxplain.lrp], `x`"
     assert markup.with_names("[`jx.lrp`](a.md)\n# `jx.lrp`\n", known) == "[`jx.lrp`](a.md)\n# `jx.lrp`\n"
@@ -113,7 +113,7 @@ def test_names_in_code_become_links_on_the_site_that_exist():
 
 def test_pages_name_no_machine():
     private = re.compile(r"/(work|root|home|tmp|Users)/|site-packages")
-    for path in [*WRITTEN, REPOSITORY / "mkdocs.yml", *(DOCS / "assets").glob("*.*s")]:
+    for path in [*WRITTEN.values(), REPOSITORY / "mkdocs.yml", *(DOCS / "assets").glob("*.*s")]:
         assert not private.search(path.read_text()), path
 
 
@@ -155,10 +155,10 @@ def test_docstrings_are_in_the_form_that_the_site_knows(name):
     assert re.sub(r"`[^`]*`", "", found).count("$") % 2 == 0
 
 
-@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.stem)
-def test_snippets_compile(path):
-    for block in run_snippets.blocks(path.read_text()):
-        compile(block.code, path.name, "exec")
+@pytest.mark.parametrize("page", WRITTEN)
+def test_snippets_compile(page):
+    for block in run_snippets.blocks(WRITTEN[page].read_text()):
+        compile(block.code, page, "exec")
 
 
 def test_a_snippet_is_skipped_for_a_reason_only():

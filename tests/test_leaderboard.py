@@ -4,9 +4,11 @@ import dataclasses
 import re
 import shutil
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -252,9 +254,29 @@ def test_the_best_are_those_that_cannot_be_told_from_the_best():
     assert set(report.alike(found, low)) == {"a", "c"} and report.alike(found, high) == ["b"]
     rows = {line.split(" | ")[0].strip("|* "): line for line in report.table(found, [low]).split("\n")}
     assert "**" in rows["a"] and "**" in rows["c"] and "**" not in rows["b"] + rows["few"] + rows["greedy"]
-    assert "(150)" in rows["few"] and list(rows)[-1] in ("greedy", "random")
+    assert "(150)" in rows["few"] and list(rows)[-3:] == ["few", "greedy", "random"]
     assert report.order(comparison(a=noise, b=noise + 0.05 + 0.01 * noise), low) == "a > b"
     assert report.order(comparison(a=noise, b=noise + 0.01 * rng.normal(size=200)), low).count("=") == 1
+
+
+def test_axes_are_logarithmic_where_means_span_decades():
+    metric = dataclasses.replace(board.METRICS[0], name="m")
+    for small, scale in ((1e-7, "log"), (0.1, "linear"), (-1e-7, "linear")):
+        figure = report.panels(comparison(a=[small, 2 * small], b=[1.0, 2.0], greedy=[1e-8, 1e-8]), [metric])
+        assert figure.axes[0].get_xscale() == scale
+        assert not any(word in figure.get_supxlabel() for word in ("hollow", "dashed"))
+        plt.close(figure)
+
+
+def test_the_published_boards_are_of_these_methods_metrics_and_settings():
+    folder = Path(jx.__file__).parents[1] / "docs/leaderboard"
+    methods, protocols = [(folder / name).read_text() for name in ("methods.md", "protocols.md")]
+    for name in [m.name for m in board.methods(board.digits("cnn_maxpool", 2))]:
+        assert f"| {'*' + name + '*' if name in report.CONTROLS else name} |" in methods
+    for metric in board.METRICS:
+        assert f"| {metric.name} | `{metric.spec!r}` |" in methods
+    for metric in board.PROTOCOLS:
+        assert f"| {metric.name} | {metric.good} |" in protocols
 
 
 def test_wins_are_counted_by_factor():

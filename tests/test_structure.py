@@ -193,7 +193,7 @@ def test_the_readme_example_runs(tmp_path, monkeypatch):
 def test_relative_links_of_the_documents_exist():
     for document in [
         *REPOSITORY.glob("*.md"),
-        *(REPOSITORY / "docs").glob("*.md"),
+        *(REPOSITORY / "docs").rglob("*.md"),
         *(REPOSITORY / "benchmarks").glob("*.md"),
     ]:
         for target in re.findall(r"\]\(([^)#:\s]+)\)", document.read_text()):

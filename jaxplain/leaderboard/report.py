@@ -149,6 +149,8 @@ def panels(found: Comparison, metrics: Sequence[Metric]) -> Any:
     figure.get_layout_engine().set(w_pad=0.02, wspace=0.02)
     for ax, metric in zip(axes[0], metrics, strict=True):
         best = alike(found, metric)
+        if _spans_decades(found, metric):
+            ax.set_xscale("log")
         for row, name in enumerate(names):
             if name not in found.values[metric.name]:
                 ax.text(0.5, row, "–", transform=ax.get_yaxis_transform(), ha="center", va="center", color="0.75", fontsize=7)  # fmt: skip
@@ -164,8 +166,12 @@ def panels(found: Comparison, metrics: Sequence[Metric]) -> Any:
         ax.text(0.5, 1.012, text, transform=ax.transAxes, ha="center", va="bottom", fontsize=6, color="0.45")
     for label in axes[0, 0].get_yticklabels():
         label.set_style("italic" if label.get_text() in CONTROLS else "normal")
-    words = "mean and 95 % interval; red: the best, and what cannot be told from it; hollow: under 90 % of the examples have a value; dashed: a random map"
-    return _captioned(figure, words)
+    words = ["mean and 95 % interval", "red: the best, and what cannot be told from it"]
+    if not all(_is_whole(found, m.name, n) for m in metrics for n in found.values[m.name]):
+        words.append(f"hollow: under {100 * ENOUGH:.0f} % of the examples have a value")
+    if any("random" in found.values[m.name] for m in metrics):
+        words.append("dashed: a random map")
+    return _captioned(figure, "; ".join(words))
 
 
 def ranks(found: Comparison, metrics: Sequence[Metric]) -> Any:
@@ -268,9 +274,18 @@ def _rows_style(ax: Any, names: Sequence[str]) -> None:
         ax.axhspan(row - 0.5, row + 0.5, color="0.965", lw=0, zorder=0)
     ax.tick_params(axis="y", length=0)
     ax.tick_params(axis="x", labelsize=6, width=0.5, length=2)
-    ax.locator_params(axis="x", nbins=4)
+    ax.tick_params(axis="x", which="minor", length=0)
+    if ax.get_xscale() == "linear":
+        ax.locator_params(axis="x", nbins=4)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.spines["bottom"].set(linewidth=0.5, color="0.5")
+
+
+def _spans_decades(found: Comparison, metric: Metric) -> bool:
+    """Whether the means of methods need a logarithmic axis: from rounding errors to shares, say."""
+    means = np.array([found.mean(metric.name, n) for n in found.values[metric.name] if n not in CONTROLS])
+    means = means[np.isfinite(means)]
+    return bool(means.size and means.min() > 0 and means.max() > 1000 * means.min())
 
 
 def _families(metrics: Iterable[Metric]) -> list[tuple[str, list[Metric]]]:
@@ -278,13 +293,15 @@ def _families(metrics: Iterable[Metric]) -> list[tuple[str, list[Metric]]]:
 
 
 def _sorted(found: Comparison, metrics: Sequence[Metric]) -> list[str]:
-    """Methods, best first by the first metric that has them all; controls last."""
+    """Methods, best first by the first metric; then those whose mean is of a selection; controls last."""
     names = list(dict.fromkeys(n for m in metrics for n in found.values[m.name]))
 
     def place(name: str) -> tuple[bool, bool, float]:
         first = metrics[0]
         mean = found.mean(first.name, name) if name in found.values[first.name] else math.nan
-        return name in CONTROLS, math.isnan(mean), 0.0 if math.isnan(mean) else _sign(first) * mean
+        if math.isnan(mean):
+            return name in CONTROLS, True, 0.0
+        return name in CONTROLS, not _is_whole(found, first.name, name), _sign(first) * mean
 
     return sorted(names, key=place)
 
