@@ -110,20 +110,21 @@ def main() -> None:
     warnings.simplefilter("error")
     failures = 0
     for path in sorted(DOCS.rglob("*.md")):
-        if wanted and not path.name.startswith(wanted):
+        page = path.relative_to(DOCS).as_posix()
+        if wanted and not page.startswith(wanted):
             continue
         found = blocks(path.read_text())
         start, namespace = time.process_time(), {"__name__": path.stem}
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             for block in found:
-                wrong = run(block, path.name, namespace)
+                wrong = run(block, page, namespace)
                 if wrong:
                     failures += 1
-                    print(f"{path.name}, line {block.line}: {wrong}\n")
+                    print(f"{page}, line {block.line}: {wrong}\n")
         with contextlib.suppress(KeyError):
             sys.modules["matplotlib.pyplot"].close("all")
         skipped = sum(block.reason is not None for block in found)
-        print(f"{path.name}: {len(found)} blocks, {skipped} not run, {time.process_time() - start:.1f} s of CPU")
+        print(f"{page}: {len(found)} blocks, {skipped} not run, {time.process_time() - start:.1f} s of CPU")
     sys.exit(failures > 0)
 
 

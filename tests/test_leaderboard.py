@@ -271,8 +271,9 @@ def test_axes_are_logarithmic_where_means_span_decades():
 def test_the_published_boards_are_of_these_methods_metrics_and_settings():
     folder = Path(jx.__file__).parents[1] / "docs/leaderboard"
     methods, protocols = [(folder / name).read_text() for name in ("methods.md", "protocols.md")]
-    for name in [m.name for m in board.methods(board.digits("cnn_maxpool", 2))]:
-        assert f"| {'*' + name + '*' if name in report.CONTROLS else name} |" in methods
+    for method in board.methods(board.digits("cnn_maxpool", 2)):
+        name = f"*{method.name}*" if method.name in report.CONTROLS else method.name
+        assert f"| {name} |" in methods
     for metric in board.METRICS:
         assert f"| {metric.name} | `{metric.spec!r}` |" in methods
     for metric in board.PROTOCOLS:

@@ -29,30 +29,38 @@ def write(folder: Path, values: Values, sets: Mapping[str, Examples]) -> list[Pa
     found = Comparison(values)
     paths = []
 
-    def save(name: str, figure: Any) -> str:
+    def save(name: str, shows: str, figure: Any) -> str:
         paths.append(folder / name)
         figure.savefig(paths[-1], dpi=200, bbox_inches="tight", pad_inches=0.05)
         _pyplot().close(figure)
-        return f"![]({name})"
+        return f"[![{shows}]({name})]({name})"
 
     if metrics := [m for m in METRICS if m.name in values]:
-        parts = [_HEAD, _sets(metrics, sets), save("ranks.png", ranks(found, metrics))]
+        parts = [
+            _HEAD,
+            _sets(metrics, sets),
+            save("ranks.png", "Ranks of all methods by all metrics", ranks(found, metrics)),
+        ]
         for family, members in _families(metrics):
-            picture = save(f"{family}.png", panels(found, members))
+            picture = save(f"{family}.png", f"All methods by the metrics of {family}", panels(found, members))
             parts += [f"## {family.capitalize()}", table(found, members), picture]
         paths.append(folder / "methods.md")
         paths[-1].write_text(
             "\n\n".join((*parts, "## What was measured", _settings(metrics), _left_out(metrics))) + "\n"
         )
     if metrics := [m for m in PROTOCOLS if m.name in values]:
-        parts = [_PROTOCOLS_HEAD, _sets(metrics, sets), save("protocols.png", protocol_panels(found, metrics))]
+        parts = [
+            _PROTOCOLS_HEAD,
+            _sets(metrics, sets),
+            save("protocols.png", "Three methods under all protocols", protocol_panels(found, metrics)),
+        ]
         parts += ["## Who wins", wins(found, metrics), "## Every protocol", protocol_table(found, metrics)]
         paths.append(folder / "protocols.md")
         paths[-1].write_text("\n\n".join(parts) + "\n")
     return paths
 
 
-_HEAD = f"""# The leaderboard
+_HEAD = f"""# Methods by metrics
 
 Mean ± half the 95 % interval, over examples. ↓: low is good, ↑: high is good. **Bold**: the best, and every method whose paired difference to the best has an
 interval that holds 0; intervals are not adjusted for their number. (n): so many examples have a value, where not all do; below {100 * ENOUGH:.0f} % the mean is of a
@@ -60,7 +68,7 @@ selection and is not compared. –: left out, for the reasons at the end. *Contr
 
 _PROTOCOLS_HEAD = """# Selectivity under every protocol
 
-Three methods are flipped on a network without biases: sensitivity analysis, simple Taylor decomposition (x·∇f) and deep Taylor decomposition (z^B, z⁺). The
+Three methods are flipped on a network without biases: sensitivity analysis, simple Taylor decomposition (x·∇f) and deep Taylor decomposition (zᴮ, z⁺). The
 number is the mean height of the curve of f while groups of features are removed in the order of their relevance: with the most relevant first low is good, with the least
 relevant first high is. Static: the order of the one map; recomputed: of the map of what is left, at every step. The explanation is of f, that of a probability of its logit.
 Windows are 4 × 4 pixels anywhere; *recomputed, most first, relu(logit), windows, black* is the tutorial's own protocol. 95 % intervals over examples, differences paired, not
@@ -282,10 +290,11 @@ def _rows_style(ax: Any, names: Sequence[str]) -> None:
 
 
 def _spans_decades(found: Comparison, metric: Metric) -> bool:
-    """Whether the means of methods need a logarithmic axis: from rounding errors to shares, say."""
-    means = np.array([found.mean(metric.name, n) for n in found.values[metric.name] if n not in CONTROLS])
-    means = means[np.isfinite(means)]
-    return bool(means.size and means.min() > 0 and means.max() > 1000 * means.min())
+    """Whether the means of methods need a logarithmic axis: from rounding errors to shares, say. Those of controls have to fit on it."""
+    means = {name: found.mean(metric.name, name) for name in found.values[metric.name]}
+    of_methods = [mean for name, mean in means.items() if name not in CONTROLS and math.isfinite(mean)]
+    is_positive = not any(mean <= 0 for mean in means.values())
+    return bool(of_methods) and is_positive and max(of_methods) > 1000 * min(of_methods)
 
 
 def _families(metrics: Iterable[Metric]) -> list[tuple[str, list[Metric]]]:
