@@ -303,7 +303,7 @@ def test_wins_are_counted_by_factor():
     [(1.23456, 0.0123, "1.235 ± 0.012"), (-3.0, 12.0, "−3 ± 12"), (2.0, 0.0, "2"), (np.nan, np.nan, "–"), (1e-7, 2e-8, "1.00e-07 ± 2e-08")],
 )  # fmt: skip
 def test_numbers_have_the_digits_of_their_interval(mean, half, text):
-    assert report._number(mean, half) == text
+    assert report._number(mean, half).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
 def test_boards_of_several_networks_do_not_overwrite_each_other(copied, measured):

@@ -13,6 +13,7 @@ import pages
 
 REPOSITORY = pages.DOCS.parent
 MARKS = {"<!-- all chapters -->": pages.chapter_table, "<!-- all names -->": pages.reference_table}
+WIDE = ("leaderboard/methods.md", "leaderboard/protocols.md")  # tables that need the room of the contents
 NAVIGATIONS = {"<chapters>": pages.chapter_navigation, "<reference>": pages.reference_navigation}
 
 
@@ -45,6 +46,8 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Links, names and generated tables of a page."""
+    if page.file.src_uri in WIDE:
+        page.meta["hide"] = ["toc"]
     markdown = markup.with_links(markdown, page.file.src_uri)
     for mark, table in MARKS.items():
         if mark in markdown:

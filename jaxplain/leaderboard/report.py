@@ -20,6 +20,7 @@ CONTROLS = ("random", "input × random", "greedy")
 ENOUGH = 0.9  # a mean over fewer examples than this share is of a selection, and is not compared
 _BEST, _OTHER, _PALE = "#b2182b", "0.35", "0.93"
 _COLORS = {"sensitivity": "#e08214", "Taylor (x·∇f)": "#2166ac", "deep Taylor": "#1b7837", "random": "0.6"}
+_IN_QUESTION = ("Taylor (x·∇f)", "deep Taylor")
 _OFFSETS = {"sensitivity": -0.22, "deep Taylor": 0.22}
 
 
@@ -98,15 +99,14 @@ def table(found: Comparison, metrics: Sequence[Metric]) -> str:
 
 
 def protocol_table(found: Comparison, metrics: Sequence[Metric]) -> str:
-    """One row for each protocol: the means, the paired differences, and the order that follows."""
+    """One row for each protocol: the means, the paired difference that is in question, and the order of all."""
     methods = [m for m in _COLORS if any(m in found.values[metric.name] for metric in metrics)]
-    pairs = list(itertools.combinations([m for m in methods if m not in CONTROLS], 2))
-    head = ["protocol", "good", *methods, *(f"{a} − {b}" for a, b in pairs), "best first"]
+    head = ["protocol", "good", *methods, " − ".join(_IN_QUESTION), "best first"]
 
     def row(metric: Metric) -> list[str]:
         name = metric.name
-        differences = [_number(*_difference(found, name, a, b)) for a, b in pairs]
-        return [name, metric.good, *(_cell(found, name, m) for m in methods), *differences, order(found, metric)]
+        difference = _number(*_difference(found, name, *_IN_QUESTION))
+        return [name, metric.good, *(_cell(found, name, m) for m in methods), difference, order(found, metric)]
 
     return _markdown(head, map(row, metrics))
 
@@ -352,13 +352,13 @@ def _cell(found: Comparison, metric: str, method: str) -> str:
 
 
 def _number(mean: float, half: float) -> str:
-    """With two digits of the half interval."""
+    """With two digits of the half interval, on one line."""
     if not (math.isfinite(half) and half > 0):
         return "–" if math.isnan(mean) else f"{mean:.3g}"
     if half >= 1e4 or half < 1e-4:
-        return f"{mean:.2e} ± {half:.0e}"
+        return f"{mean:.2e}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{half:.0e}"
     digits = max(0, 1 - math.floor(math.log10(half)))
-    return f"{mean:.{digits}f} ± {half:.{digits}f}".replace("-", "−")
+    return f"{mean:.{digits}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{half:.{digits}f}".replace("-", "−")
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
