@@ -246,4 +246,4 @@ for label, value in (
 # - A removal that is also the method's own model of absence (black for x ⊙ ∇f, the reference for DeepLIFT and integrated gradients) favours
 #   that method. Report at least one that is nobody's: imputation, or other data.
 # - Always show the random map, and where affordable the greedy one: they say what the numbers could have been.
-# - `python -m jaxplain.leaderboard` asks the same of every method in this library, on a thousand digits.
+# - The [leaderboard](../leaderboard/index.md) asks the same of every method in this library, on a thousand digits, and of these three under 126 protocols.
