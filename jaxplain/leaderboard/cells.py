@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import jaxplain as jx
 from jaxplain.leaderboard.board import Examples, Method, Metric
-from jaxplain.metrics.compare import OverMethods, alike
+from jaxplain.metrics.compare import OverMethods, stackable
 
 SEED = 0
 
@@ -268,7 +268,7 @@ class _Bench:
     ) -> list[np.ndarray]:
         heats = {method.name: self._heat(method, metric) for method in methods}
         found: dict[str, np.ndarray] = {}
-        for together in alike(heats):  # class activation maps have no channels
+        for together in stackable(heats):  # class activation maps have no channels
             size = max(1, self._batch_size // len(together))
             run = self._over_examples(OverMethods(measure), metric.name, size)
             found |= zip(together, run(np.stack([heats[name] for name in together], axis=1), *args).T, strict=True)

@@ -18,7 +18,7 @@ Values: TypeAlias = dict[str, dict[str, np.ndarray]]  # metric → method → a 
 
 CONTROLS = ("random", "input × random", "greedy")
 ENOUGH = 0.9  # a mean over fewer examples than this share is of a selection, and is not compared
-_BEST, _OTHER, _PALE = "#b2182b", "0.35", "0.93"
+_BEST, _OTHER = "#b2182b", "0.35"
 _COLORS = {"sensitivity": "#e08214", "Taylor (x·∇f)": "#2166ac", "deep Taylor": "#1b7837", "random": "0.6"}
 _IN_QUESTION = ("Taylor (x·∇f)", "deep Taylor")
 _OFFSETS = {"sensitivity": -0.22, "deep Taylor": 0.22}

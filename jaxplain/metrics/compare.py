@@ -138,7 +138,7 @@ def compare(
         for name, kind in kinds.items():
             found: dict[str, np.ndarray] = {}
             of_name = _named(key, name)
-            for together in alike(maps) if name in of_maps else []:
+            for together in stackable(maps) if name in of_maps else []:
                 stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *(maps[m] for m in together))
                 columns = of_all(name, len(together), len(beside[kind]))(stacked, *beside[kind], key=of_name)
                 found |= zip(together, np.moveaxis(_number_each(name, columns, 2), 1, 0), strict=True)
@@ -200,7 +200,7 @@ class OverMethods:
         return jax.vmap(lambda one: self.measure(one, *args, **key))(maps)
 
 
-def alike(maps: Mapping[str, Any]) -> list[list[str]]:
+def stackable(maps: Mapping[str, Any]) -> list[list[str]]:
     """The names of maps that can be stacked: of the same structure, shapes and dtypes."""
     groups: dict[Any, list[str]] = {}
     for name, tree in maps.items():
