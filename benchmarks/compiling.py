@@ -11,7 +11,7 @@ from problems import PROBLEMS
 from side_jaxplain import network
 
 import jaxplain as jx
-from jaxplain.graph.analysis import analyse
+from jaxplain._analysis.analyze import analyze
 
 TOKENS, WIDTH, HEADS = 32, 64, 4
 METHODS: dict[str, Callable[[Any], Any]] = {
@@ -70,7 +70,7 @@ def measure() -> list[dict]:
             program = jax.make_jaxpr(lambda x, score=score, rest=args[1:]: score(x, *rest))(args[0])
             start = time.perf_counter()
             if method in ("guided_backprop", "lrp"):
-                analyse(program)
+                analyze(program)
             analysis = time.perf_counter() - start
             start = time.perf_counter()
             lowered = jax.jit(explainer(score)).lower(*args)

@@ -49,8 +49,8 @@ def road(_score: Any, problem: Problem, settings: dict) -> Any:
 
 
 def max_sensitivity(score: Any, problem: Problem, settings: dict) -> Any:
-    neighbours = metrics.ball(0.2, n_samples=10)
-    measure = metrics.max_sensitivity(jx.gradient(score), neighbours=neighbours, chunk_size=settings["chunk_size"])
+    neighbors = metrics.ball(0.2, n_samples=10)
+    measure = metrics.max_sensitivity(jx.gradient(score), neighbors=neighbors, chunk_size=settings["chunk_size"])
     keys = jax.random.split(jax.random.key(KEY), len(problem.x))
     return _over_examples(lambda k, x, label: measure(x, label, key=k), problem, settings["at_once"], keys)
 
@@ -58,5 +58,5 @@ def max_sensitivity(score: Any, problem: Problem, settings: dict) -> Any:
 def mprt(_score: Any, problem: Problem, settings: dict) -> Any:
     net, params = _network(problem)
     make = lambda params: jx.gradient(jx.logit(lambda xs: net.apply(params, xs)))
-    measure = metrics.parameter_randomisation(make, absolute=False, key=jax.random.key(KEY))
+    measure = metrics.parameter_randomization(make, absolute=False, key=jax.random.key(KEY))
     return _over_examples(lambda x, label: measure.curve(params, x, label), problem, settings["at_once"])

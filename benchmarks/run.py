@@ -4,7 +4,7 @@ run.py                 every row of `rows.py`, and memory by number of steps (â‰
 run.py --method gradient --problem vgg112 --peer captum    some rows
 run.py --chunks        time by chunk size (decides the default)
 run.py --compiling     analysis, tracing and compile times and memory beside jax.grad's, unrolled and scanned
-run.py --prototypes    activation maximisation beside a loop in Python
+run.py --prototypes    activation maximization beside a loop in Python
 run.py --accuracy      completeness and distance to the exact integral, by quadrature rule
 """
 
@@ -28,7 +28,7 @@ def main() -> int:
     what.add_argument("--chunks", action="store_true", help="time by chunk size instead of the comparison")
     what.add_argument("--accuracy", action="store_true", help="accuracy of the quadrature rules instead")
     what.add_argument("--compiling", action="store_true", help="times before the first result, and memory, instead")
-    what.add_argument("--prototypes", action="store_true", help="steps per second of activation maximisation instead")
+    what.add_argument("--prototypes", action="store_true", help="steps per second of activation maximization instead")
     for part in ROW_PARTS:
         parser.add_argument(
             f"--{part}", choices=sorted({getattr(row, part) for row in ROWS}), help=f"rows of this {part}"

@@ -20,7 +20,7 @@ BY_GRADIENT = {"grad_cam": GradCAM, "grad_cam_plus_plus": GradCAMPlusPlus}
 BY_FORWARD_PASSES = {"score_cam": ScoreCAM, "ablation_cam": AblationCAM}
 
 # As shipped, Score-CAM up-samples its masks with aligned corners: half a pixel of the layer (of 4, here) off, and a softmax of logits makes
-# 0.2 to 0.3 of relative L2 of it, where nothing would be checked any more. With the centres where ours are, it is the same work.
+# 0.2 to 0.3 of relative L2 of it, where nothing would be checked any more. With the centers where ours are, it is the same work.
 torch.nn.UpsamplingBilinear2d = partial(torch.nn.Upsample, mode="bilinear", align_corners=False)  # type: ignore[assignment, misc]
 
 

@@ -24,7 +24,7 @@ from quantus.helpers.model.pytorch_model import PyTorchModel
 from torch import nn
 
 SEED = 20261127
-GIVEN = {"abs": False, "normalise": False, "return_aggregate": False, "disable_warnings": True}  # the maps, as they are
+GIVEN = {"abs": False, "normalize": False, "return_aggregate": False, "disable_warnings": True}  # the maps, as they are
 METRICS: dict[str, tuple[type, dict[str, Any]]] = {
     "pixel_flipping": (quantus.PixelFlipping, {"perturb_baseline": 0.0, "features_in_step": 16}),
     "region_perturbation": (quantus.RegionPerturbation, {"perturb_baseline": 0.0, "patch_size": 4}),

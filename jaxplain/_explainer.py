@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxplain._errors import MissingKeyError, SettingError, explain_error
+from jaxplain._ir.program import Program, stage_score
 from jaxplain._tree import Arguments, Leaves, cast_like, total, upcast
-from jaxplain.graph.stage import Program, stage_score
 
 
 @jax.tree_util.register_static

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DIVERGING = "RdBu_r"  # red for, blue against, white for nothing: centred at zero
+DIVERGING = "RdBu_r"  # red for, blue against, white for nothing: centered at zero
 
 
 def _pyplot() -> Any:
@@ -24,7 +24,7 @@ def _pyplot() -> Any:
 
 
 def _colors(values: Iterable[NDArray[np.float64]], vmax: float) -> dict[str, Any]:
-    """Colour arguments for maps on one scale: diverging and centred at zero, or its upper half if nothing is negative."""
+    """Color arguments for maps on one scale: diverging and centered at zero, or its upper half if nothing is negative."""
     colors = _pyplot().get_cmap(DIVERGING)
     if any((v < 0).any() for v in values):
         return {"cmap": colors, "vmin": -vmax, "vmax": vmax, "interpolation": "nearest"}
@@ -51,7 +51,7 @@ def _map2d(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def limit(maps: Iterable[ArrayLike], percentile: float = 99.5) -> float:
-    """The shared colour limit of several maps: a high percentile of |values|, so that one pixel does not hide the rest."""
+    """The shared color limit of several maps: a high percentile of |values|, so that one pixel does not hide the rest."""
     values = np.abs(np.concatenate([np.ravel(np.asarray(m, np.float64)) for m in maps]))
     values = values[np.isfinite(values)]
     top = float(np.percentile(values, percentile)) if values.size else 0.0
@@ -68,12 +68,12 @@ def image(
     colorbar: bool = True,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """One heat map, its colours centred at zero, over the input in grey.
+    """One heat map, its colors centered at zero, over the input in gray.
 
     Arguments:
         attribution: (height, width[, channels]); channels are summed.
-        input: the explained image, drawn underneath as a faint grey outline; `None` for the map alone.
-        vmax: colour limit (±vmax); `None` takes the `percentile` of |attribution|.
+        input: the explained image, drawn underneath as a faint gray outline; `None` for the map alone.
+        vmax: color limit (±vmax); `None` takes the `percentile` of |attribution|.
         ax: where to draw; `None` makes a new figure.
     """
     plt = _pyplot()
@@ -96,7 +96,7 @@ def image(
 
 
 def outline(ax: "Axes", input: ArrayLike) -> None:
-    """The contour of the input at half its brightness, thin and grey: the input without hiding the map."""
+    """The contour of the input at half its brightness, thin and gray: the input without hiding the map."""
     picture = np.asarray(input, np.float64)
     picture = picture.mean(axis=-1) if picture.ndim == 3 else picture
     low, high = picture.min(), picture.max()
@@ -114,20 +114,20 @@ def grid(
     percentile: float = 99.5,
     size: float = 0.95,
 ) -> "Figure":
-    """Methods × examples: the inputs on the first row, then one row of maps for each method with its own colour bar.
+    """Methods × examples: the inputs on the first row, then one row of maps for each method with its own color bar.
 
     Arguments:
-        maps: {row name: maps of all examples, each (height, width[, channels])}. A map that is NaN throughout is labelled so.
+        maps: {row name: maps of all examples, each (height, width[, channels])}. A map that is NaN throughout is labeled so.
         inputs: the explained images.
         titles: one title for each example.
-        share: one colour scale for each row (`True`), or one for each map.
+        share: one color scale for each row (`True`), or one for each map.
         percentile: each scale ends at this percentile of the |values| that share it.
         size: inches per panel.
     """
     n, rows = len(inputs), len(maps) + 1
     figure, axes = _pyplot().subplots(
         rows,
-        n + 1,  # the last column is for the colour bars
+        n + 1,  # the last column is for the color bars
         figsize=(size * n + 2.2, size * rows + 0.3),
         width_ratios=[1] * n + [0.08],
         squeeze=False,
@@ -175,7 +175,7 @@ def images(
     limits: tuple[float, float] | None = (0.0, 1.0),
     size: float = 0.75,
 ) -> "Figure":
-    """Rows of images as they are: prototypes, examples. One channel is drawn dark on white, three as colours.
+    """Rows of images as they are: prototypes, examples. One channel is drawn dark on white, three as colors.
 
     Arguments:
         rows: {row name: images, each (height, width[, 1 or 3])}; rows may differ in length.

@@ -66,7 +66,7 @@ def _layer_gradient(f: Callable, x: Any) -> Callable:
     return lambda x, y, key=None: jx.input_x_gradient(decode)(encode(x, y), x, y)
 
 
-# A stabiliser that keeps relevance smooth at the scale of the registry's finite differences.
+# A stabilizer that keeps relevance smooth at the scale of the registry's finite differences.
 EPSILON = 0.1
 
 METHODS: dict[str, Method] = {
@@ -107,7 +107,7 @@ METHODS: dict[str, Method] = {
     "lrp": Method(lambda f, x: jx.lrp(f, rules=jx.composites.epsilon_plus_flat(EPSILON))),
     "lrp_gamma_box": Method(
         lambda f, x: jx.lrp(f, rules=jx.composites.epsilon_gamma_box(-4.0, 4.0, epsilon=EPSILON)),
-        # Their first layers read a normalisation, and a square, of the input.
+        # Their first layers read a normalization, and a square, of the input.
         refuses=dict.fromkeys(("attention", "pytree_input"), "units of the explained input"),
     ),
     "deeplift": Method(lambda f, x: jx.deeplift(f, baseline=lambda x: scaled(0.4, x))),

@@ -109,7 +109,7 @@ NORMED = {
         lambda x: jnp.einsum("ij,i->ij", x[None], lax.rsqrt(jnp.mean(x[None] ** 2, 1) + 1e-6))[0, 1],
         jnp.array([3.0, 4.0, 1.0, -1.0]),
     ),
-    "standardised": (lambda x: jax.nn.standardize(x)[1], jnp.array([3.0, 4.0, 1.0, -1.0])),
+    "standardized": (lambda x: jax.nn.standardize(x)[1], jnp.array([3.0, 4.0, 1.0, -1.0])),
 }
 _FLAX = {
     "layer": nnx.LayerNorm(4, param_dtype=jnp.float64, rngs=nnx.Rngs(0)),

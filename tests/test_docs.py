@@ -150,8 +150,8 @@ def test_examples_become_blocks():
 def test_docstrings_are_in_the_form_that_the_site_knows(name):
     text = inspect.getdoc(getattr(jx, name)) or ""
     found = re.sub(r"```.*?```", "", markup.docstring(text), flags=re.S)
-    assert not re.search(rf"^({'|'.join(markup.FIELDS + markup.BLOCKS)}):", found, re.M), "a section was not recognised"
-    assert not re.search(rf"(?<!\*)\b({'|'.join(markup.LABELS)}): ", found), "a label was not recognised"
+    assert not re.search(rf"^({'|'.join(markup.FIELDS + markup.BLOCKS)}):", found, re.M), "a section was not recognized"
+    assert not re.search(rf"(?<!\*)\b({'|'.join(markup.LABELS)}): ", found), "a label was not recognized"
     assert re.sub(r"`[^`]*`", "", found).count("$") % 2 == 0
 
 

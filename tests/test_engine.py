@@ -1,4 +1,4 @@
-"""What the engine recognises, what it must not, and that spelling does not matter."""
+"""What the engine recognizes, what it must not, and that spelling does not matter."""
 
 import functools
 import re
@@ -15,18 +15,18 @@ from jax import lax
 from models import MODELS
 
 import jaxplain as jx
-from jaxplain.graph import tables
-from jaxplain.graph.analysis import analyse
-from jaxplain.graph.flat import flatten
-from jaxplain.graph.layer import run_equation
-from jaxplain.graph.replay import replay
+from jaxplain._analysis.analyze import analyze
+from jaxplain._engine.node_view import run_equation
+from jaxplain._engine.replay import replay
+from jaxplain._ir import primitives as tables
+from jaxplain._ir.graph import flatten
 
 W = jnp.sin(jnp.arange(24.0)).reshape(4, 6)
 X = jnp.cos(jnp.arange(12.0)).reshape(3, 4)
 
 
 def kinds(f, *args):
-    return [node.kind for node in analyse(jax.make_jaxpr(f)(*args)).all_nodes() if node.kind != "structural"]
+    return [node.kind for node in analyze(jax.make_jaxpr(f)(*args)).all_nodes() if node.kind != "structural"]
 
 
 ACTIVATIONS = {
@@ -91,9 +91,9 @@ NORMS = {
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_a_normalisation_is_one_node(name):
+def test_a_normalization_is_one_node(name):
     found = kinds(lambda x: jnp.sum(NORMS[name](x @ W) ** 3), X)
-    assert found == ["dense", "normalisation", "activation", "sum"]
+    assert found == ["dense", "normalization", "activation", "sum"]
 
 
 def _by_hand(x):
@@ -150,18 +150,18 @@ NEAR_MISSES = {
 
 
 @pytest.mark.parametrize("name", NEAR_MISSES)
-def test_near_misses_are_neither_softmax_nor_normalisation(name):
-    assert not {"softmax", "log_softmax", "logsumexp", "normalisation"} & set(kinds(NEAR_MISSES[name], X))
+def test_near_misses_are_neither_softmax_nor_normalization(name):
+    assert not {"softmax", "log_softmax", "logsumexp", "normalization"} & set(kinds(NEAR_MISSES[name], X))
 
 
-def test_a_softmax_whose_sum_escapes_is_a_normalisation():
+def test_a_softmax_whose_sum_escapes_is_a_normalization():
     def score(x):
         e = jnp.exp(x)
         s = e.sum(-1, keepdims=True)
         return jnp.sum((e / s) ** 2) + jnp.sum(s * s)
 
     found = kinds(score, X)
-    assert "normalisation" in found and not {"softmax", "logsumexp"} & set(found)
+    assert "normalization" in found and not {"softmax", "logsumexp"} & set(found)
 
 
 def test_a_gate_and_a_product_are_no_activations():
@@ -345,10 +345,10 @@ def test_the_value_is_that_of_the_equations_to_the_last_bit(model):
     values = dict(graph.constants) | dict(zip(graph.inputs, x, strict=True))
     for equation in graph.equations:
         values.update(zip(equation.outputs, run_equation(equation, [values[v] for v in equation.inputs]), strict=True))
-    (value,) = replay(analyse(closed, depth=0), lambda node: None)(*x)
+    (value,) = replay(analyze(closed, depth=0), lambda node: None)(*x)
     np.testing.assert_array_equal(value, values[graph.outputs[0]])
     # A first iteration that is written out is compiled apart from its loop: equal to rounding.
-    (value,) = replay(analyse(closed), lambda node: None)(*x)
+    (value,) = replay(analyze(closed), lambda node: None)(*x)
     np.testing.assert_allclose(value, values[graph.outputs[0]], rtol=2e-2 if model == "bf16_compute" else 1e-13)
 
 
@@ -489,7 +489,7 @@ def test_every_primitive_of_jax_is_classed():
     missing = {name for name in _primitives() if name not in tables.KNOWN | REFUSED}
     assert len(_primitives()) > 200
     assert not tables.KNOWN & REFUSED
-    assert not missing, f"class in jaxplain/graph/tables.py, or refuse: {sorted(missing)}"
+    assert not missing, f"class in jaxplain/_ir/primitives.py, or refuse: {sorted(missing)}"
 
 
 def test_no_rule_stops_a_gradient():

@@ -19,7 +19,7 @@ from jaxplain._errors import (
     TransformError,
 )
 from jaxplain.experts import RBM, Gaussian, gaussian, log_partition, rbm
-from jaxplain.experts._rbm import _scale, _uncentred
+from jaxplain.experts._rbm import _scale, _uncentered
 
 KEY = jax.random.key(0)
 KINDS = ("binary", "real")
@@ -128,12 +128,12 @@ def test_the_free_energy_of_binary_pixels_is_concave_between_them() -> None:
     assert np.linalg.eigvalsh(curvature).max() < 1e-12
 
 
-def test_the_centred_form_is_the_ordinary_one_up_to_a_constant() -> None:
-    centred, mean = machine("binary"), np.linspace(0.1, 0.9, 6).reshape(2, 3)
-    w, b, c, _ = (None if part is None else np.asarray(part) for part in centred)
+def test_the_centered_form_is_the_ordinary_one_up_to_a_constant() -> None:
+    centered, mean = machine("binary"), np.linspace(0.1, 0.9, 6).reshape(2, 3)
+    w, b, c, _ = (None if part is None else np.asarray(part) for part in centered)
     cases = [(x.reshape(2, 3), h) for x in states(6)[::7] for h in states(4)[::3]]
     want = [-(b * x).sum() - c @ h - np.einsum("ab,abj,j", x - mean, w, h - 0.5) for x, h in cases]
-    got = [energy(_uncentred(centred, mean), x, h) for x, h in cases]
+    got = [energy(_uncentered(centered, mean), x, h) for x, h in cases]
     assert np.ptp(np.subtract(got, want)) < 1e-12
 
 

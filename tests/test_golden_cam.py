@@ -198,7 +198,7 @@ def test_conductance_agrees_with_captums_converged_sum(network, start):
 
 
 @each_network
-def test_without_centring_eigen_cam_is_the_papers(network):
+def test_without_centering_eigen_cam_is_the_papers(network):
     ours = _batch(jx.eigen_cam(_score(network), center=False, **RAW), network)
     for one, maps in zip(ours, _stored(network)["maps"], strict=True):
         want = maps @ np.linalg.svd(maps.reshape(-1, maps.shape[-1]))[2][0]

@@ -11,7 +11,7 @@ from golden_quantus import BASELINES, MAPS, agree, examples, for_both_maps, meas
 
 import jaxplain as jx
 from jaxplain import metrics
-from jaxplain.metrics import faithfulness
+from jaxplain.metrics import _faithfulness as faithfulness
 
 KEY = jax.random.key(0)
 CORRELATIONS = {"pearson": faithfulness.correlation, "spearman": faithfulness.rank_correlation}
@@ -70,7 +70,7 @@ def test_monotonicity_correlation_with_stored_draws(monkeypatch):
         heat = jnp.abs(heat)
 
         def without(sets, is_removed, key, k):
-            (removed,) = sets.labelled.spread(is_removed * 1.0, alone=0)
+            (removed,) = sets.labeled.spread(is_removed * 1.0, alone=0)
             return (jnp.where(removed > 0, values.ravel()[k], x),)
 
         monkeypatch.setattr(faithfulness.Sets, "without", without)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from golden_quantus import GOLDEN, agree, examples, measured, score, stored
 
-from jaxplain.metrics.axioms import non_sensitivity
-from jaxplain.metrics.complexity import complexity, sparseness, sufficiency
-from jaxplain.metrics.localisation import (
+from jaxplain.metrics._axioms import non_sensitivity
+from jaxplain.metrics._complexity import complexity, sparseness, sufficiency
+from jaxplain.metrics._localization import (
     attribution_auc,
     energy_inside,
     pointing_game,
@@ -50,7 +50,7 @@ LOCALISATION = {
 
 
 @pytest.mark.parametrize("name", LOCALISATION)
-def test_localisation(name):
+def test_localization(name):
     measure = jax.jit(jax.vmap(LOCALISATION[name]))
     for kind in KINDS:
         agree(measure(maps_of(kind), MASKS), stored("localisation")[name.format(kind)], rtol=1e-9)  # 1e-9 on a sum
@@ -82,7 +82,7 @@ def test_complexity(kind):
     # Quantus adds 1e-7 to |R|, in the second case after a division by the largest of all, and 1e-12 to each share.
     measure = jax.jit(jax.vmap(sparseness()))
     agree(measure(sizes + 1e-7), want[f"sparseness/{kind}"])
-    agree(measure(sizes + 1e-7 * sizes.max()), want[f"sparseness_normalised/{kind}"])
+    agree(measure(sizes + 1e-7 * sizes.max()), want[f"sparseness_normalized/{kind}"])
     agree(jax.jit(jax.vmap(complexity()))(maps_of(kind)), want[f"complexity/{kind}"], rtol=1e-9)
 
 
@@ -91,7 +91,7 @@ def test_sufficiency(threshold):
     predictions = stored("network")["logits"].argmax(axis=1)
     measure = jax.jit(sufficiency(threshold=threshold))
     for kind in ("random", "input_x_gradient"):
-        got = np.nan_to_num(measure(maps_of(kind), predictions))  # 0 where there is no neighbour
+        got = np.nan_to_num(measure(maps_of(kind), predictions))  # 0 where there is no neighbor
         agree(got, stored("faithfulness")[f"sufficiency/{kind}/{threshold}"])
 
 

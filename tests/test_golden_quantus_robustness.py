@@ -1,4 +1,4 @@
-"""Agreement of robustness with Quantus, on stored arrays: the inputs that it drew are stored, and given to ours as neighbours."""
+"""Agreement of robustness with Quantus, on stored arrays: the inputs that it drew are stored, and given to ours as neighbors."""
 
 from functools import partial
 
@@ -23,8 +23,8 @@ from golden_quantus import (
 from jaxplain import metrics as robustness
 
 
-def neighbours():
-    """(example, neighbour, height, width)"""
+def neighbors():
+    """(example, neighbor, height, width)"""
     return examples()[0][:, None] + stored("robustness")["noise"][:, :, 0].swapaxes(0, 1)
 
 
@@ -42,12 +42,12 @@ LAYERS = {
 }
 
 
-def at_neighbours(metric, **settings):
-    """The measure at the stored neighbours."""
+def at_neighbors(metric, **settings):
+    """The measure at the stored neighbors."""
 
     def measure(*args):
         *args, points = args
-        return metric(explainer(score), neighbours=robustness.given(points), **settings)(*args)
+        return metric(explainer(score), neighbors=robustness.given(points), **settings)(*args)
 
     return measure
 
@@ -55,9 +55,9 @@ def at_neighbours(metric, **settings):
 @pytest.mark.parametrize("names", LAYERS)
 def test_relative_representation_stability(names):
     of = lambda x, *_: [layers(weights(), x)[name] for name in LAYERS[names]]
-    measure = at_neighbours(robustness.relative_representation_stability, representation=of)
+    measure = at_neighbors(robustness.relative_representation_stability, representation=of)
     agree(
-        explained(measure, neighbours()),
+        explained(measure, neighbors()),
         for_both_kinds("robustness", f"relative_representation_stability/{{}}/{names}"),
     )
 
@@ -67,8 +67,8 @@ def norm(a):
 
 
 def ratios(name, kind):
-    """(neighbour, example), from the stored gradients."""
-    x, there = examples()[0][None], neighbours().swapaxes(0, 1)
+    """(neighbor, example), from the stored gradients."""
+    x, there = examples()[0][None], neighbors().swapaxes(0, 1)
     here, moved = stored("network")["gradient"][None, :, 0], stored("robustness")["gradient_perturbed"][:, :, 0]
     if kind == "input_x_gradient":
         here, moved = here * x, moved * there
@@ -81,11 +81,11 @@ def ratios(name, kind):
 
 @pytest.mark.parametrize("name", ROBUSTNESS)
 def test_robustness(name):
-    """Neighbours of another class are left out, if one asks for it, as in the papers; with Quantus a single one of them makes the result NaN."""
+    """Neighbors of another class are left out, if one asks for it, as in the papers; with Quantus a single one of them makes the result NaN."""
     predict = lambda x, label, is_product, strict: jnp.where(strict, jnp.argmax(logits(x)), 0)
-    measure = at_neighbours(ROBUSTNESS[name], predict=predict)
+    measure = at_neighbors(ROBUSTNESS[name], predict=predict)
     both = lambda *args: jax.vmap(lambda strict: measure(*args[:-1], strict, args[-1]))(jnp.array([False, True]))
-    free, strict = np.moveaxis(explained(both, neighbours()), -1, 0)
+    free, strict = np.moveaxis(explained(both, neighbors()), -1, 0)
     agree(free, for_both_kinds("robustness", f"{name}/{{}}"))
 
     same, each = stored("robustness")["same_class"], np.stack([ratios(name, kind) for kind in KINDS])
@@ -100,5 +100,5 @@ def test_robustness(name):
 def test_continuity():
     """Quantus adds 1e-9 to the distance: by so much ours is larger."""
     moves = robustness.translations(range(-9, 13, 3), axes=1, fill=lambda x: jnp.full_like(x, jnp.min(x)))
-    got = explained(robustness.continuity(explainer(score), neighbours=moves))
+    got = explained(robustness.continuity(explainer(score), neighbors=moves))
     agree(got, for_both_kinds("robustness", "continuity/{}"), rtol=1e-9)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import jaxplain as jx
-from jaxplain.leaderboard import board, controls, report
-from jaxplain.leaderboard.__main__ import main
-from jaxplain.leaderboard.cells import Cell, Store, _Bench, decided_by
-from jaxplain.metrics.comparison import Comparison
+from jaxplain.metrics._comparison import Comparison
+from leaderboard import board, controls, report
+from leaderboard.__main__ import main
+from leaderboard.cells import Cell, Store, _Bench, decided_by
 
 METRICS = ("correlation", "sparseness", "random class")
 METHODS = ("gradient", "input × gradient")
@@ -77,7 +77,7 @@ def test_the_cost_is_printed_before(made):
     for text in (dry, printed):
         assert re.search(r"faithfulness: correlation +0 +101 +12 × 2", text)
         assert re.search(rf"digits +all of them +0 +0 +101 +0 +{12 * 101:,} ", text)  # once, not for each method
-    assert re.search(r"randomisation: random class +2 +0 +3 × 2", printed)
+    assert re.search(r"randomization: random class +2 +0 +3 × 2", printed)
     # 2 methods, 12 digits: correlation takes 101 evaluations, and each map 1 gradient; 3 digits: 2 explanations.
     n = 2 * (12 + 2 * 3)
     assert f"in all {n} explanations, {n} gradients and {12 * 101:,} evaluations" in printed
@@ -117,7 +117,7 @@ def test_the_table_says_what_was_measured(made):
         assert words in text
     assert "`faithfulness_correlation(subset_size=10, groups=patches(4, 4), baseline=0.0, n_samples=100)`" in text
     names = {path.name for path in folder.glob("*.png")}
-    assert names == {"ranks.png", "faithfulness.png", "complexity.png", "randomisation.png"}
+    assert names == {"ranks.png", "faithfulness.png", "complexity.png", "randomization.png"}
 
 
 def test_nothing_is_measured_twice(made, measured, capsys):
@@ -193,9 +193,7 @@ def test_what_decides_a_number_is_in_its_fingerprint():
     ]
     assert len({first, *others}) == 5 and first == decided_by(Cell(methods["gradient"], metric), board.digits("mlp", 3))
     assert methods["SmoothGrad"].text == "gradient = jx.gradient(score); jx.smoothgrad(gradient)"
-    assert (
-        controls.noise.__module__ == "jaxplain.leaderboard.controls"
-    )  # whose code is hashed, as that of `board` is not
+    assert controls.noise.__module__ == "leaderboard.controls"  # whose code is hashed, as that of `board` is not
     for metric in (*board.METRICS, *board.PROTOCOLS):
         assert " at 0x" not in metric.text  # an address would make it new every time
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import relu_net, text
 
 import jaxplain as jx
-from jaxplain.metrics.axioms import completeness, input_invariance, non_sensitivity
+from jaxplain.metrics._axioms import completeness, input_invariance, non_sensitivity
 from jaxplain.metrics.removal import uniform
 
 X = jnp.array([1.0, -2.0, 0.5, 3.0])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxplain as jx
-from jaxplain.metrics.complexity import complexity, effective_complexity, sparseness, sufficiency
+from jaxplain.metrics._complexity import complexity, effective_complexity, sparseness, sufficiency
 from jaxplain.metrics.removal import uniform
 
 # Compiled as a whole: one small program rather than one for each operation.

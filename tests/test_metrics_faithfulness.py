@@ -294,12 +294,12 @@ def test_compare_with_other_weights():
     xs, weights = jax.random.normal(jax.random.key(8), (4, N)), {"w": W, "v": 1 + jnp.arange(N) / N}
     make_score = lambda p: lambda x, c: jnp.tanh(x @ p["w"]) + c * jnp.sum(jnp.tanh(x * p["v"]))
     methods = {"gradient": jx.gradient, "smooth": lambda s: jx.smoothgrad(jx.gradient(s), n_samples=2)}
-    metrics = {"weights": partial(M.parameter_randomisation, order="all")}
+    metrics = {"weights": partial(M.parameter_randomization, order="all")}
     run = M.compare(make_score(weights), methods, metrics, make_score=make_score, in_axes=(0, None), progress=False)
     table = run(xs, 0.5, params=weights, key=KEY)
     key = jax.random.fold_in(KEY, zlib.crc32(b"weights"))
     for name, method in methods.items():
-        measure = M.parameter_randomisation(lambda p, method=method: method(make_score(p)), order="all")
+        measure = M.parameter_randomization(lambda p, method=method: method(make_score(p)), order="all")
         want = jax.jit(jax.vmap(lambda x, measure=measure: measure(weights, x, 0.5, key=key)))(
             xs
         )  # one draw of weights
@@ -312,12 +312,12 @@ def test_compare_with_weights_that_hold_functions_and_metrics_with_keys_of_their
     xs, weights = jax.random.normal(jax.random.key(8), (4, N)), {"w": W, "act": jnp.tanh, "power": 2}
     make_score = lambda p: lambda x: jnp.sum(p["act"](x * p["w"]) ** p["power"])
     metrics = {
-        "own key": partial(M.parameter_randomisation, order="all", key=KEY),
+        "own key": partial(M.parameter_randomization, order="all", key=KEY),
         "own": lambda make_explain: lambda params, x: jnp.sum(make_explain(params)(x)),
     }
     run = M.compare(make_score(weights), {"gradient": jx.gradient}, metrics, make_score=make_score, progress=False)
     table = run(xs, params=weights)  # nothing asks for a key
-    measure = M.parameter_randomisation(lambda p: jx.gradient(make_score(p)), order="all", key=KEY)
+    measure = M.parameter_randomization(lambda p: jx.gradient(make_score(p)), order="all", key=KEY)
     want = jax.jit(jax.vmap(lambda x: measure(weights, x)))(xs)
     np.testing.assert_allclose(table.values["own key"]["gradient"], want, rtol=1e-6)
     maps = jax.vmap(jx.gradient(make_score(weights)))(xs)
@@ -387,8 +387,8 @@ def test_compare_refuses_what_it_cannot_tell():
         (lambda: M.compare(NET, gradient, estimate, in_axes=None)(X), "arrays with a leading axis"),
         (lambda: M.compare(NET, gradient, estimate)(iter([X[None]])), "arrays with a leading axis"),
         (lambda: M.compare(NET, gradient, {"p": M.pointing_game()})(X[None], masks=jnp.ones((2, N), bool)), "a mask for each"),
-        (lambda: M.compare(NET, gradient, {"w": M.parameter_randomisation}), "make_score=lambda params"),
-        (lambda: M.compare(NET, gradient, {"w": M.parameter_randomisation}, make_score=lambda p: NET)(X[None], key=KEY), "needs `params`"),
+        (lambda: M.compare(NET, gradient, {"w": M.parameter_randomization}), "make_score=lambda params"),
+        (lambda: M.compare(NET, gradient, {"w": M.parameter_randomization}, make_score=lambda p: NET)(X[None], key=KEY), "needs `params`"),
         (lambda: M.Comparison({"m": {"a": np.ones(2)}}).mean("m", "b"), "methods: 'a'"),
         (lambda: M.Comparison({"m": {"a": np.ones(2)}}).mean("a", "m"), "metrics: 'm'"),
     ):  # fmt: skip

@@ -37,8 +37,8 @@ def test_statistics_are_their_definitions(key):
     _, info = jx.with_info(jx.smoothgrad(jx.gradient(F), **options))(X, key=key)
     assert relative(info.standard_error, drawn.std(0, ddof=1) / np.sqrt(7)) < 1e-10
     _, info = jx.with_info(jx.vargrad(jx.gradient(F), **options))(X, key=key)
-    centred = drawn - drawn.mean(0)
-    want = np.sqrt(((centred**4).mean(0) - (centred**2).mean(0) ** 2) / 7)
+    centered = drawn - drawn.mean(0)
+    want = np.sqrt(((centered**4).mean(0) - (centered**2).mean(0) ** 2) / 7)
     assert relative(info.standard_error, want) < 1e-8
 
 
@@ -78,7 +78,7 @@ def test_any_function_is_an_explainer_and_wrappers_nest(key):
     nested = jx.smoothgrad(jx.vargrad(jx.integrated_gradients(F, baseline=pool, n_steps=2), n_samples=2), n_samples=3)
     attribution, info = jx.with_info(nested)(X, key=key)
     assert attribution.shape == X.shape and np.isfinite(attribution).all()
-    # 3 outer × 2 inner samples (one more to centre the inner variance's error) × 2 steps
+    # 3 outer × 2 inner samples (one more to center the inner variance's error) × 2 steps
     assert info.n_gradients == 3 * 2 * 2
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxplain as jx
-from jaxplain.methods.quadrature import RULES, nodes_and_weights
+from jaxplain._quadrature import RULES, nodes_and_weights
 
 
 def cubic(x):

@@ -15,8 +15,8 @@ from jax import lax
 from test_golden import _conv_smooth, _distance, _mlp
 
 import jaxplain as jx
-from jaxplain.methods import perturbation
-from jaxplain.methods.perturbation import ablation, occlusion, shapley_sampling
+from jaxplain.methods import _perturbation as perturbation
+from jaxplain.methods._perturbation import ablation, occlusion, shapley_sampling
 
 N = 6
 W = jax.random.normal(jax.random.key(0), (N,))

@@ -1,4 +1,4 @@
-"""Pictures: centred colours, shared scales, nothing hidden by one pixel."""
+"""Pictures: centered colors, shared scales, nothing hidden by one pixel."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +15,7 @@ def _close():
     plt.close("all")
 
 
-def test_signed_maps_are_centred_at_zero_and_unsigned_start_there():
+def test_signed_maps_are_centered_at_zero_and_unsigned_start_there():
     ax = jx.plot.image(RNG.normal(size=(8, 8)) + 1)
     low, high = ax.images[0].get_clim()
     assert low == -high and ax.images[0].get_cmap().name == jx.plot.DIVERGING
@@ -56,13 +56,13 @@ def test_grid_shares_a_scale_within_each_row(tmp_path):
 
 
 def test_rows_of_images_are_drawn_as_they_are(tmp_path):
-    rows = {"grey": RNG.random((3, 8, 8, 1)) * 3, "coloured": RNG.random((2, 8, 8, 3))}
+    rows = {"gray": RNG.random((3, 8, 8, 1)) * 3, "colored": RNG.random((2, 8, 8, 3))}
     figure = jx.plot.images(rows, titles=["0", "1", "2"], suptitle="all", limits=(0, 2))
     figure.savefig(tmp_path / "images.png")
     drawn = [np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.images]
     assert len(drawn) == 5
-    np.testing.assert_allclose(drawn[0], np.clip(rows["grey"][0, ..., 0] / 2, 0, 1))
-    each = jx.plot.images({"a": rows["grey"]}, limits=None)
+    np.testing.assert_allclose(drawn[0], np.clip(rows["gray"][0, ..., 0] / 2, 0, 1))
+    each = jx.plot.images({"a": rows["gray"]}, limits=None)
     assert np.asarray(each.axes[1].images[0].get_array()).max() == 1
     with pytest.raises(jx.StructureError, match=r"row 'a'(.|\n)*\(8, 8, 2\)"):
         jx.plot.images({"a": RNG.random((1, 8, 8, 2))})

@@ -1,4 +1,4 @@
-"""Activation maximisation: closed forms, each part on its own, transforms of JAX, what is refused."""
+"""Activation maximization: closed forms, each part on its own, transforms of JAX, what is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def test_a_quadratic_reaches_its_optimum_and_centers_may_depend_on_the_class():
         (prototypes.decoder(jnp.tanh), None),
     ],
 )
-def test_parametrisations_round_trip(written, x):
+def test_parametrizations_round_trip(written, x):
     if x is not None:
         assert relative(written.decode(written.encode(x)), x) < 1e-9
     z = jax.random.normal(jax.random.key(4), jax.eval_shape(written.encode, IMAGE if x is None else x).shape)
@@ -221,7 +221,7 @@ def test_refusals():
         jx.activation_maximization(dense, parametrization=prototypes.decoder(lambda z: jnp.ones((4, 5)) @ z))(
             jnp.ones(5)
         )
-    with pytest.raises(jx.StructureError, match=r"parametrisation failed on the start.*\n(.|\n)*start of shape \(3,\)"):
+    with pytest.raises(jx.StructureError, match=r"parametrization failed on the start.*\n(.|\n)*start of shape \(3,\)"):
         jx.activation_maximization(dense, parametrization=prototypes.decoder(lambda z: jnp.ones((4, 5)) @ z))(x)
     log = jx.activation_maximization(
         lambda x: jnp.sum(jnp.log(x)) - 10 * jnp.sum(x), optimizer=optax.sgd(1.0), n_steps=9
@@ -381,11 +381,11 @@ def test_the_metric_of_fourier_is_that_of_its_frequencies():
     assert relative(step(prototypes.fourier((8, 8, 2), decay=0)), step(prototypes.pixels())) < 1e-9
     turned = step(prototypes.fourier((8, 8, 2)), lambda x: score(jnp.swapaxes(x, 0, 1)))
     assert relative(jnp.swapaxes(turned, 0, 1), step(prototypes.fourier((8, 8, 2)))) < 1e-9
-    # With a covariance, a step has the colours of it: C g.
+    # With a covariance, a step has the colors of it: C g.
     covariance = np.array([[2.0, 0.5], [0.5, 1.0]])
-    coloured = prototypes.fourier((8, 8, 2), decay=0, covariance=covariance)
-    assert relative(step(coloured), 0.1 * square @ covariance) < 1e-9
-    assert relative(coloured.decode(coloured.encode(square)), square) < 1e-9
+    colored = prototypes.fourier((8, 8, 2), decay=0, covariance=covariance)
+    assert relative(step(colored), 0.1 * square @ covariance) < 1e-9
+    assert relative(colored.decode(colored.encode(square)), square) < 1e-9
 
 
 def test_moves_of_an_image_that_is_not_square_are_those_of_scipy():

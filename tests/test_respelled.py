@@ -1,4 +1,4 @@
-"""The same function written in another way gets the same explanation: what the analysis recognises, it recognises by meaning."""
+"""The same function written in another way gets the same explanation: what the analysis recognizes, it recognizes by meaning."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 import jaxplain as jx
 from jaxplain import composites, rules
-from jaxplain.graph.analysis import analyse
-from jaxplain.graph.replay import replay
+from jaxplain._analysis.analyze import analyze
+from jaxplain._engine.replay import replay
 
 rng = np.random.default_rng(7)
 
@@ -312,7 +312,7 @@ def test_epsilon_zero_is_no_relevance_where_there_is_none():
     assert jnp.all(jx.lrp(score, rules=rules.epsilon(0.0))(jnp.zeros(6)) == 0)
 
 
-def test_a_long_chain_of_layers_is_analysed_in_time():
+def test_a_long_chain_of_layers_is_analyzed_in_time():
     """The cost of the analysis grows in proportion to the program; deep programs meet no limit of recursion."""
 
     def score(x):
@@ -321,7 +321,7 @@ def test_a_long_chain_of_layers_is_analysed_in_time():
         return jnp.sum(x * jax.nn.sigmoid(x))
 
     kinds = [node.kind for node in jx.layers(score)(X)]
-    assert kinds.count("normalisation") == 300 and kinds.count("activation") == 301
+    assert kinds.count("normalization") == 300 and kinds.count("activation") == 301
 
 
 def RMS_PARTS(x):  # noqa: N802
@@ -372,7 +372,7 @@ def _reflected_silu(x):
     return (s + z) @ U + s @ U
 
 
-def _renormalised(x):
+def _renormalized(x):
     p = jnp.exp(jax.nn.log_softmax(x)) * U
     return (p / p.sum()) @ U
 
@@ -382,7 +382,7 @@ def _twice(x):
     return (jnp.exp(h) / jnp.exp(h).sum()) @ U
 
 
-@pytest.mark.parametrize("score", [_bernoulli, _one_minus, _reflected_silu, _renormalised, _twice])
+@pytest.mark.parametrize("score", [_bernoulli, _one_minus, _reflected_silu, _renormalized, _twice])
 def test_shared_parts_of_formulas_leave_no_gap(score):
     assert jnp.all(jnp.isfinite(jx.lrp(score, rules=composites.attention())(Y)))
     assert jnp.all(jnp.isfinite(jx.guided_backprop(score)(Y)))
@@ -441,7 +441,7 @@ def test_the_outputs_of_a_pattern_have_the_order_of_the_program():
             end = jnp.concatenate([h, k, both])
         return (h + k + both) @ U + end.sum()
 
-    found = analyse(jax.make_jaxpr(score)(Y), patterns=[rules.scope("block", "mine")])
+    found = analyze(jax.make_jaxpr(score)(Y), patterns=[rules.scope("block", "mine")])
     (node,) = (n for n in found.nodes if n.kind == "mine")
     assert [v.source.primitive for v in node.outputs] == ["tanh", "sin", "mul", "concatenate"]
 
@@ -476,9 +476,9 @@ def _random_program(seed):
 def test_the_nodes_of_a_random_program_are_the_program(seed):
     """With every node's own transpose as its rule, propagation is the gradient: no value is lost or counted twice."""
     score, x = _random_program(seed), jnp.asarray(np.random.default_rng(seed).normal(size=4))
-    analysis = analyse(jax.make_jaxpr(score)(x))
+    analysis = analyze(jax.make_jaxpr(score)(x))
     transposed = lambda node: lambda layer, arriving: layer.transpose(*arriving)
-    keeps = {"normalisation"}  # holds its statistic constant
+    keeps = {"normalization"}  # holds its statistic constant
 
     def run(x):
         return replay(analysis, lambda node: None if node.kind in keeps else transposed(node))(x)[0]

@@ -32,7 +32,7 @@ LAYERS = {
     "1d": (lambda x: _conv(x, K[0], ("NWC", "WIO", "NWC")), (5, 2)),
     "3d": (lambda x: _conv(x, K[None], ("NHWDC", "HWDIO", "NHWDC")), (2, 3, 3, 2)),
     "batch_norm": (lambda x: (_conv(x) - 0.2) / jnp.sqrt(1.3) * jnp.array([-1.5, 0.7]) + S[:2], (4, 4, 2)),
-    "standardised": (lambda x: _conv((x - 0.2) * jnp.array([-1.5, 0.7])) + 0.1, (4, 4, 2)),
+    "standardized": (lambda x: _conv((x - 0.2) * jnp.array([-1.5, 0.7])) + 0.1, (4, 4, 2)),
     "scaled over space": (lambda x: _conv(x) * jnp.sin(1 + jnp.arange(16.0)).reshape(4, 4, 1), (4, 4, 2)),
     "transposed": (
         lambda x: lax.conv_transpose(x[None], K, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0],
@@ -337,7 +337,7 @@ SMOOTH = {
 
 
 def _everything(w, x):
-    """A net with a convolution, max-pooling, a gate, attention, a normalisation and log-softmax."""
+    """A net with a convolution, max-pooling, a gate, attention, a normalization and log-softmax."""
     h = _windows(lax.max, -jnp.inf)(jnp.tanh(_conv(x, w["k"]) + w["b"])).reshape(9, 2)
     h = h * jax.nn.sigmoid(h @ w["g"])
     h = h + jax.nn.softmax(h @ w["q"] @ h.T) @ h

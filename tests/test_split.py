@@ -10,9 +10,9 @@ from jax.ad_checkpoint import checkpoint_name
 from models import MODELS
 
 import jaxplain as jx
-from jaxplain.graph import cut
-from jaxplain.graph.activity import CONSTANT
-from jaxplain.methods.inside import staged
+from jaxplain._analysis.activity import CONSTANT
+from jaxplain._layers import split as cut
+from jaxplain._split import staged
 
 
 def _cuts(inside, graph, loops=()):

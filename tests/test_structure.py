@@ -13,29 +13,29 @@ import pytest
 from registry import METHODS
 
 import jaxplain as jx
+import jaxplain._batch
 import jaxplain._groups
-import jaxplain.batch
+import jaxplain._inspection
+import jaxplain._scores
+import jaxplain._split
 import jaxplain.datasets._cluttered
 import jaxplain.experts._gaussian
 import jaxplain.experts._made
 import jaxplain.experts._rbm
 import jaxplain.experts._vae
-import jaxplain.methods.cam
-import jaxplain.methods.gradient
-import jaxplain.methods.inside
-import jaxplain.methods.inspection
-import jaxplain.methods.noise
-import jaxplain.methods.path
-import jaxplain.methods.perturbation
-import jaxplain.methods.propagation
-import jaxplain.methods.prototype
-import jaxplain.methods.taylor
+import jaxplain.methods._cam
+import jaxplain.methods._gradient
+import jaxplain.methods._noise
+import jaxplain.methods._path
+import jaxplain.methods._perturbation
+import jaxplain.methods._propagation
+import jaxplain.methods._taylor
 import jaxplain.metrics
-import jaxplain.metrics.randomisation
-import jaxplain.metrics.robustness
+import jaxplain.metrics._randomization
+import jaxplain.metrics._robustness
 import jaxplain.nnx
+import jaxplain.prototypes._activation_maximization
 import jaxplain.rules.composites
-import jaxplain.scores
 import jaxplain.zoo
 
 ROOT = Path(jx.__file__).parent
@@ -45,16 +45,20 @@ REPOSITORY = ROOT.parent
 LAYERS = [
     ["_errors"],
     ["_compat", "_tree"],
-    ["_accumulate", "graph"],
+    ["_cpu"],
+    ["_accumulate", "_ir"],
+    ["_analysis"],
+    ["_engine"],
+    ["_layers"],
     ["_explainer", "rules"],
-    ["_groups", "_references", "batch", "prototypes"],
-    ["metrics", "scores", "methods", "experts"],
+    ["_groups", "_references", "_quadrature", "_batch"],
+    ["_split", "prototypes"],
+    ["_inspection"],
+    ["metrics", "_scores", "methods", "experts"],
     ["nnx", "plot"],
     ["datasets"],
     ["zoo"],
     ["__init__"],
-    ["tour"],
-    ["leaderboard"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -139,30 +143,30 @@ MODULES = [
     jaxplain._explainer,
     jaxplain._groups,
     jaxplain._references,
-    jaxplain.batch,
+    jaxplain._batch,
     jaxplain.datasets._cluttered,
     jaxplain.experts._gaussian,
     jaxplain.experts._made,
     jaxplain.experts._rbm,
     jaxplain.experts._vae,
-    jaxplain.methods.cam,
-    jaxplain.methods.gradient,
-    jaxplain.methods.inside,
-    jaxplain.methods.inspection,
-    jaxplain.methods.noise,
-    jaxplain.methods.path,
-    jaxplain.methods.perturbation,
-    jaxplain.methods.propagation,
-    jaxplain.methods.prototype,
-    jaxplain.methods.taylor,
+    jaxplain.methods._cam,
+    jaxplain.methods._gradient,
+    jaxplain._split,
+    jaxplain._inspection,
+    jaxplain.methods._noise,
+    jaxplain.methods._path,
+    jaxplain.methods._perturbation,
+    jaxplain.methods._propagation,
+    jaxplain.prototypes._activation_maximization,
+    jaxplain.methods._taylor,
     jaxplain.metrics,
-    jaxplain.metrics.randomisation,
-    jaxplain.metrics.robustness,
-    importlib.import_module("jaxplain.metrics.compare"),  # whose name in the package is the function
-    importlib.import_module("jaxplain.metrics.complexity"),
+    jaxplain.metrics._randomization,
+    jaxplain.metrics._robustness,
+    importlib.import_module("jaxplain.metrics._compare"),  # whose name in the package is the function
+    importlib.import_module("jaxplain.metrics._complexity"),
     jaxplain.nnx,
     jaxplain.rules.composites,
-    jaxplain.scores,
+    jaxplain._scores,
     jaxplain.zoo,
 ]
 

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 1.1 Activation maximisation
+# # 1.1 Activation maximization
 #
 # **Question.** What image does a network look for when it says "3"?
 #
@@ -31,7 +31,7 @@ titles = [f"{c}" for c in range(10)]
 means = jnp.stack([digits.x_train[digits.y_train == c].mean(0) for c in range(10)])
 blank = jnp.zeros((28, 28, 1))
 
-net, second = zoo.load("mlp"), zoo.load("cnn_maxpool")  # the second is of another architecture, and is never optimised
+net, second = zoo.load("mlp"), zoo.load("cnn_maxpool")  # the second is of another architecture, and is never optimized
 score = jx.logit(net, of="log_prob")
 confidence = jx.logit(second, of="prob")
 
@@ -141,7 +141,7 @@ assert distance[-1] < 0.002
 # ## Proofs
 #
 # Closed forms: a linear score $w \cdot x$ ends at $w/\lambda$. And a prototype of the network is where the two forces are equal, $\nabla \log p(c|x) = \lambda\,(x - \bar x_c)$,
-# which a quasi-Newton optimiser reaches to the accuracy of float64.
+# which a quasi-Newton optimizer reaches to the accuracy of float64.
 
 # %%
 with jax.enable_x64(True):
@@ -169,7 +169,7 @@ assert balance < 1e-8
 # %% [markdown]
 # ## Without any data
 #
-# What can be asked for without a training image? That pixels stay between 0 and 1 (`box`), that neighbours be alike and ink be rare (`total_variation`, `lp`), that low
+# What can be asked for without a training image? That pixels stay between 0 and 1 (`box`), that neighbors be alike and ink be rare (`total_variation`, `lp`), that low
 # frequencies be changed first (`fourier`), and that the class survive small movements and noise (`transforms`, drawn anew at each step). Each is a plain function. And the
 # score itself matters: $\log p(c|x)$ has no gradient left once the network is sure, the logit goes on.
 

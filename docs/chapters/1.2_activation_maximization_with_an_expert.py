@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 1.2 Activation maximisation with an expert
+# # 1.2 Activation maximization with an expert
 #
 # **Question.** What image of a digit does a network look for, among images that are digits?
 #
@@ -34,7 +34,7 @@ titles = [f"{c}" for c in range(10)]
 means = jnp.stack([digits.x_train[digits.y_train == c].mean(0) for c in range(10)])
 train = jnp.asarray(digits.x_train)
 
-net, second = zoo.load("mlp"), zoo.load("cnn_maxpool")  # the second is of another architecture, and is never optimised
+net, second = zoo.load("mlp"), zoo.load("cnn_maxpool")  # the second is of another architecture, and is never optimized
 score = jx.logit(net, of="log_prob")
 rbm = zoo.load_expert(
     "rbm"
@@ -75,7 +75,7 @@ plt.show()
 # %% [markdown]
 # ## The strength of the expert
 #
-# Start from a dark grey image, and let pixels stay between 0 and 1.
+# Start from a dark gray image, and let pixels stay between 0 and 1.
 
 # %%
 box = prototypes.box(0, 1)
@@ -101,7 +101,7 @@ for name, log_prob in log_probs.items():
     for strength in (1e-3, 1e-2, 1e-1, 1.0):
         run = functools.partial(with_expert, log_prob, strength, start=dark)
         rows[f"{name}, β = {strength:g}"] = jax.jit(jax.vmap(run))(classes).x
-jx.plot.images(rows, titles=titles, suptitle="From dark grey")
+jx.plot.images(rows, titles=titles, suptitle="From dark gray")
 plt.show()
 
 # %% [markdown]
@@ -159,7 +159,7 @@ plt.show()
 # * **from ref.** and **apart**: the least distance (root mean square over pixels) from a reference, the class mean or $G$ of the mean code, and between two prototypes of a class; **nearest**: the mean distance to the nearest
 #   training image.
 # * **log p** under a masked autoencoder that had no part in this (trained on the same 9,000 digits), of the image rounded to black and white. **usual**: the share inside the 5–95 % range of 1,000 held-out digits, so 0.9 is what digits
-#   have; **of class**: the same, with the range of the digits of that class; **drawn**: as "usual", with pixels drawn as coins of their grey value, for prototypes and for held-out digits, which punishes grey
+#   have; **of class**: the same, with the range of the digits of that class; **drawn**: as "usual", with pixels drawn as coins of their gray value, for prototypes and for held-out digits, which punishes gray
 #   where digits have none. Rounding turns noise below ½ into an empty image and a blend into a clean shape: the columns are to be read together.
 
 # %%
@@ -224,8 +224,8 @@ held = jnp.stack([digits.x_test[digits.y_test == c][:N_MODES] for c in range(10)
 alone = functools.partial(with_expert, log_probs["RBM"], 0.0, transforms=shaken)
 without = jax.jit(jax.vmap(jax.vmap(lambda start, label, key: alone(label, start, key)), in_axes=(0, None, 0)))
 header()
-row("β = 0.001, from grey", rows["RBM, β = 0.001"][None])
-row("β = 1, from grey", rows["RBM, β = 1"][None])
+row("β = 0.001, from gray", rows["RBM, β = 0.001"][None])
+row("β = 1, from gray", rows["RBM, β = 1"][None])
 row("Gaussian, β = 0.01", rows["Gaussian, β = 0.01"][None])
 row("class mean", means[None])
 row("start", start)

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 1.3 Activation maximisation in code space
+# # 1.3 Activation maximization in code space
 #
 # **Question.** Of all images that a decoder can make, which does the network look for?
 #
@@ -31,7 +31,7 @@ train = jnp.asarray(digits.x_train)
 means = jnp.stack([digits.x_train[digits.y_train == c].mean(0) for c in range(10)])
 N_MODES = 4
 
-net, second = zoo.load("mlp"), zoo.load("cnn_maxpool")  # the second is of another architecture, and is never optimised
+net, second = zoo.load("mlp"), zoo.load("cnn_maxpool")  # the second is of another architecture, and is never optimized
 score = jx.logit(net, of="log_prob")
 vae = zoo.load_expert("vae")  # experts.vae(digits.x_train, key=jax.random.key(0), width=300)
 decode = jax.jit(jax.vmap(jax.vmap(vae.decode)))
@@ -61,7 +61,7 @@ plt.show()
 # * **from ref.** and **apart**: the least distance (root mean square over pixels) from a reference, the class mean or $G$ of the mean code, and between two prototypes of a class; **nearest**: the mean distance to the nearest
 #   training image.
 # * **log p** under a masked autoencoder that had no part in this (trained on the same 9,000 digits), of the image rounded to black and white. **usual**: the share inside the 5–95 % range of 1,000 held-out digits, so 0.9 is what digits
-#   have; **of class**: the same, with the range of the digits of that class; **drawn**: as "usual", with pixels drawn as coins of their grey value, for prototypes and for held-out digits, which punishes grey
+#   have; **of class**: the same, with the range of the digits of that class; **drawn**: as "usual", with pixels drawn as coins of their gray value, for prototypes and for held-out digits, which punishes gray
 #   where digits have none. Rounding turns noise below ½ into an empty image and a blend into a clean shape: the columns are to be read together.
 
 # %%
@@ -125,7 +125,7 @@ def header():
 # %% [markdown]
 # ## Near the mean code
 #
-# First as in the tutorial ([1.3 of Understanding-NN](https://github.com/1202kbs/Understanding-NN)): a pull towards the mean code of the class, $\frac\lambda2 \lVert z - \bar z_c \rVert^2$; its objective is $\lambda = 1$ for each code.
+# First as in the tutorial ([1.3 of Understanding-NN](https://github.com/1202kbs/Understanding-NN)): a pull toward the mean code of the class, $\frac\lambda2 \lVert z - \bar z_c \rVert^2$; its objective is $\lambda = 1$ for each code.
 
 # %%
 encode = jax.jit(jax.vmap(lambda x: vae.encode(x).mean))
@@ -163,7 +163,7 @@ assert same.mean() > 0.9
 
 # %% [markdown]
 # All starts end in the same place, and it is $G$ of the mean code. As with pixels in 1.1, the network is sure there already and has nothing to say. Chapter 1.1's reservations hold, too: half of
-# these images are outside of the range of their class, and most when they are judged as the grey images they are.
+# these images are outside of the range of their class, and most when they are judged as the gray images they are.
 #
 # ## The prior, and where it is
 #
@@ -189,8 +189,8 @@ row("codes drawn from the prior", decode(codes), mean_images)
 
 # %% [markdown]
 # Without movements, the network is convinced by codes that do not convince the other: codes just across the border of the class, where $\log p(c|x)$ has no gradient left. The density of $z$ makes images that are too
-# usual: nearly half of them are outside of the range, and nearly all when they are judged as grey images. The density of the radius, with movements, is the best by each column but the distance between
-# modes, and two of its forty prototypes fail the second network. It is also better than codes drawn from the prior, which have no class to be sharp about. Digits are sharper still: the decoder is grey where it is
+# usual: nearly half of them are outside of the range, and nearly all when they are judged as gray images. The density of the radius, with movements, is the best by each column but the distance between
+# modes, and two of its forty prototypes fail the second network. It is also better than codes drawn from the prior, which have no class to be sharp about. Digits are sharper still: the decoder is gray where it is
 # not sure, which "drawn" counts.
 #
 # ## Several modes, and nobody's copy
@@ -305,7 +305,7 @@ assert table["no prior"]["usual"] == 0
 # | code space | yes | yes | yes | yes | 68 % | 63 % |
 # | held-out digits | yes | yes | yes | yes | 93 % | 85 % |
 #
-# The last two columns are the stricter ones, and no prototype has them as digits do: those of an RBM are more probable than their class usually is, being maxima of a density; those of a decoder are a little grey. And of forty
+# The last two columns are the stricter ones, and no prototype has them as digits do: those of an RBM are more probable than their class usually is, being maxima of a density; those of a decoder are a little gray. And of forty
 # prototypes two or three are in pieces or fail the second network ("least"): a start that did not get there. Restarts with the best objective kept are the remedy (`examples/tour.py` does so).
 #
 # What remains to be said: a prototype is an answer to "what would you take for a 3?", and the expert chooses among the answers. The more an expert knows, the better the picture, and the less of it

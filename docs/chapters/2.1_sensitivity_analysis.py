@@ -86,7 +86,7 @@ print("predicted:", logits[ten].argmax(1), "  labels:", y)
 # ### One bright pixel must not hide the rest
 #
 # Squaring stretches the range: a pixel whose derivative is ten times larger gets a hundred times the relevance. If the
-# colour scale ends at the largest value, that pixel is all one sees. `jx.plot` ends it at the 99.5th percentile of the
+# color scale ends at the largest value, that pixel is all one sees. `jx.plot` ends it at the 99.5th percentile of the
 # row instead and lets the few pixels above it saturate. The bar beside the row gives the unit, so nothing is lost.
 
 # %%
@@ -102,14 +102,14 @@ for row, (name, vmax) in zip(axes, scales.items(), strict=True):
         jx.plot.image(R, image, vmax=vmax, colorbar=False, ax=ax)
     row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     figure.colorbar(row[0].images[0], ax=list(row), format="%.2g", aspect=8, pad=0.01).ax.tick_params(labelsize=7)
-figure.suptitle("Sensitivity, the same numbers on two colour scales", fontsize=10)
+figure.suptitle("Sensitivity, the same numbers on two color scales", fontsize=10)
 plt.show()
 
 # %% [markdown]
 # ### The sign was there before it was squared
 #
 # The gradient itself says in which direction each pixel matters: red where more ink raises the score, blue where more
-# ink lowers it. Sensitivity puts both in one colour. (The regular dots on the empty background are max-pooling's:
+# ink lowers it. Sensitivity puts both in one color. (The regular dots on the empty background are max-pooling's:
 # where all values of a window are equal, the first of them gets the whole derivative.)
 
 # %%
@@ -132,7 +132,7 @@ plt.show()
 # %%
 scores = {of: jx.logit(net, of=of) for of in ("logit", "prob", "margin")}
 maps = {of: jax.jit(jax.vmap(jx.sensitivity(f)))(x, y) for of, f in scores.items()}
-jx.plot.grid(maps, x, titles=[f"digit {c}" for c in y], suptitle="Sensitivity of three scores; mind the colour bars")
+jx.plot.grid(maps, x, titles=[f"digit {c}" for c in y], suptitle="Sensitivity of three scores; mind the color bars")
 plt.show()
 
 # %%
@@ -181,7 +181,7 @@ print(f"largest relative difference between ΣR and ‖∇f‖² over ten digits
 assert error < 1e-10
 
 # %% [markdown]
-# ## Does it depend on the class, and on what was learnt?
+# ## Does it depend on the class, and on what was learned?
 #
 # Two controls for every method of this book. The map of the *runner-up*, the wrong class with the largest logit, should
 # differ from that of the right class. The map of the same network with *random weights* shows what the architecture

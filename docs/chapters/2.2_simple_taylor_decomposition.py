@@ -128,7 +128,7 @@ with jax.enable_x64(True):
 # ## A root that is one
 #
 # For the biased network $\varepsilon x$ is no root: the score there is what the biases make of a black image. The
-# library can look for a root instead. `jx.line_search(toward)` walks from $x$ towards a point, black by default, and
+# library can look for a root instead. `jx.line_search(toward)` walks from $x$ toward a point, black by default, and
 # narrows down the first sign change; if there is none it returns NaN, for there is nothing to expand about. (Without
 # biases the only root on that line is black itself; the search stops just before it, and gives what $\varepsilon x$ gives.)
 
@@ -200,7 +200,7 @@ plt.show()
 # All four live strictly inside the strokes: the factor $x_i - \tilde x_i$ is zero on a black background, whatever the
 # network thinks of it. NaN marks a digit without a root on its line, which the library says rather than hides.
 #
-# ## Does it depend on the class, and on what was learnt?
+# ## Does it depend on the class, and on what was learned?
 
 # %%
 logits = np.asarray(bias_free(images))
@@ -247,7 +247,7 @@ assert cosine(right, controls["random weights"]).mean() < 0.3
 # the score or more than all of it, depending only on where the gradient was taken. It misleads on inputs whose zero
 # means something (an absent stroke can be the reason for a 7, yet gets nothing), and wherever the score is strongly
 # bent between $x$ and $\tilde x$. A real root with a small residual says that the sum is right, not that each pixel is:
-# another root, equally good, spreads the same score differently. Neighbouring pixels of opposite sign, so frequent
+# another root, equally good, spreads the same score differently. Neighboring pixels of opposite sign, so frequent
 # above, are mostly the roughness of the gradient, not opposing evidence.
 #
 # ## References
@@ -258,5 +258,5 @@ assert cosine(right, controls["random weights"]).mean() < 0.3
 #   propagating activation differences.* arXiv:1605.01713, 2016.
 # * G. Montavon, W. Samek, K.-R. Müller. *Methods for interpreting and understanding deep neural networks.* Digital
 #   Signal Processing 73, 2018, §4.2.
-# * M. Ancona, E. Ceolini, C. Öztireli, M. Gross. *Towards better understanding of gradient-based attribution methods for
+# * M. Ancona, E. Ceolini, C. Öztireli, M. Gross. *Toward better understanding of gradient-based attribution methods for
 #   deep neural networks.* ICLR 2018.

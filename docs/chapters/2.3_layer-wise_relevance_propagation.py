@@ -31,7 +31,7 @@ print(f"right on {zoo.accuracy(net, images, labels):.1%} of {len(labels):,} held
 # ## Part 1: by hand
 #
 # A dense layer computes $z_j = \sum_i x_i w_{ij} + b_j$. Two classic rules, with $v^+ = \max(v, 0)$, $v^- = \min(v, 0)$
-# and a stabiliser $\mathrm{stab}(z) = z + \varepsilon\, \mathrm{sign}(z)$:
+# and a stabilizer $\mathrm{stab}(z) = z + \varepsilon\, \mathrm{sign}(z)$:
 #
 # $$\text{LRP-}\varepsilon: \; R_i = \sum_j \frac{x_i w_{ij}}{\mathrm{stab}(z_j)} R_j, \qquad
 # \text{LRP-}\alpha\beta: \; R_i = \sum_j \Big(\alpha \frac{(x_i w_{ij})^+}{z_j^+} - \beta \frac{(x_i w_{ij})^-}{z_j^-}\Big) R_j .$$
@@ -128,7 +128,7 @@ plt.show()
 # ## Part 2: composites on a convolutional network
 #
 # One rule everywhere is rarely best. Near the output, layers mix many concepts and ε keeps both signs; convolutions
-# want a rule that favours positive contributions (z⁺, γ, αβ); the first layer sees pixels, whose zero is no absence. A
+# want a rule that favors positive contributions (z⁺, γ, αβ); the first layer sees pixels, whose zero is no absence. A
 # *composite* says which node gets which rule. `jx.plan` shows the decision before anything runs:
 
 # %%
@@ -190,5 +190,5 @@ for name in list(sets)[1:]:
 # * S. Bach et al. *On pixel-wise explanations for non-linear classifier decisions by layer-wise relevance propagation.*
 #   PLoS ONE 10, 2015.
 # * G. Montavon et al. *Layer-wise relevance propagation: an overview.* LNCS 11700, 2019.
-# * M. Kohlbrenner et al. *Towards best practice in explaining neural network decisions with LRP.* IJCNN 2020.
+# * M. Kohlbrenner et al. *Toward best practice in explaining neural network decisions with LRP.* IJCNN 2020.
 # * L. Sixt, M. Granz, T. Landgraf. *When explanations lie: why many modified BP attributions fail.* ICML 2020.

@@ -250,7 +250,7 @@ plt.show()
 # %% [markdown]
 # The order is the authors': guided back-propagation behind, input × gradient, integrated gradients and Rescale hardly apart,
 # RevealCancel ahead in every task. (On their network, fed with raw 0–255 pixels, it fell 1.27 times as far as input × gradient.) The genomics default,
-# RevealCancel behind dense layers only, hardly differs from Rescale: in this network the cancelling happens in the convolutions.
+# RevealCancel behind dense layers only, hardly differs from Rescale: in this network the canceling happens in the convolutions.
 #
 # ## When to use it, and when it misleads
 #
@@ -270,4 +270,4 @@ plt.show()
 #
 # * A. Shrikumar, P. Greenside, A. Kundaje. *Learning important features through propagating activation differences.* ICML 2017.
 # * S. Lundberg, S.-I. Lee. *A unified approach to interpreting model predictions.* NeurIPS 2017.
-# * M. Ancona, E. Ceolini, C. Öztireli, M. Gross. *Towards better understanding of gradient-based attribution methods.* ICLR 2018.
+# * M. Ancona, E. Ceolini, C. Öztireli, M. Gross. *Toward better understanding of gradient-based attribution methods.* ICLR 2018.

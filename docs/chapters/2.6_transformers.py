@@ -80,7 +80,7 @@ def initial(key):
 
 def train(w, x, y, epochs=EPOCHS, batch=100):
     steps = len(x) // batch
-    optimiser = optax.adam(optax.cosine_decay_schedule(4e-3, epochs * steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, epochs * steps))
 
     def loss(w, x, y):
         return optax.softmax_cross_entropy_with_integer_labels(
@@ -89,10 +89,10 @@ def train(w, x, y, epochs=EPOCHS, batch=100):
 
     @jax.jit
     def step(w, state, x, y):
-        update, state = optimiser.update(jax.grad(loss)(w, x, y), state)
+        update, state = optimizer.update(jax.grad(loss)(w, x, y), state)
         return optax.apply_updates(w, update), state
 
-    rng, state = np.random.default_rng(0), optimiser.init(w)
+    rng, state = np.random.default_rng(0), optimizer.init(w)
     for _ in range(epochs):
         for rows in rng.permutation(len(x)).reshape(steps, batch):
             w, state = step(w, state, x[rows], y[rows])
@@ -150,7 +150,7 @@ plt.show()
 # %%
 accounts = jax.jit(jax.vmap(jx.ledger(score, rules=rules)))(x, y)
 value = accounts.value.mean()
-for kind in ("dense", "softmax", "normalisation", "product", "add"):
+for kind in ("dense", "softmax", "normalization", "product", "add"):
     mine = np.array([node.kind == kind for node in accounts.nodes])
     missing = (accounts.arriving - accounts.leaving)[:, mine].sum(1).mean()
     print(f"{kind:14} {mine.sum()} nodes keep {missing / value:7.1%} of the score")

@@ -30,7 +30,7 @@ print(f"right on {zoo.accuracy(net, images, labels):.1%} of {len(labels):,} held
 # %% [markdown]
 # ## The class model image
 #
-# Search for the image that maximises
+# Search for the image that maximizes
 #
 # $$J(x) = f_c(x) - \tfrac{\lambda}{2} \lVert x \rVert^2 \qquad \text{over } x \in [0, 1]^{784},$$
 #
@@ -244,7 +244,7 @@ plt.show()
 # The mistaken maps look as good as the others, which is why the mistake lives on. What they show is the direction that
 # raises all ten logits together, and the softmax does not even notice that.
 #
-# ## Does it depend on the class, and on what was learnt?
+# ## Does it depend on the class, and on what was learned?
 
 # %%
 some, truth = images[:200], labels[:200]
@@ -295,7 +295,7 @@ assert cosine(controls["right class"], controls["runner-up"]).mean() < 0.9
 #
 # ## References
 #
-# * K. Simonyan, A. Vedaldi, A. Zisserman. *Deep inside convolutional networks: visualising image classification models
+# * K. Simonyan, A. Vedaldi, A. Zisserman. *Deep inside convolutional networks: visualizing image classification models
 #   and saliency maps.* arXiv:1312.6034, 2013.
 # * D. Erhan, Y. Bengio, A. Courville, P. Vincent. *Visualizing higher-layer features of a deep network.* Technical report
 #   1341, University of Montreal, 2009.

@@ -53,7 +53,7 @@ for name, got in zip(("back-propagation", "deconvolution", "guided"), found, str
 # ## Guided back-propagation, with its sanity check beside it
 #
 # The picture that made the method famous, and the control that it fails: the same map after the last layer's weights, or
-# all weights, were drawn anew. Then nothing that was learnt about classes is left, and a map that explains the
+# all weights, were drawn anew. Then nothing that was learned about classes is left, and a map that explains the
 # decision should be gone.
 
 # %%

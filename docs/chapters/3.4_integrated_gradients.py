@@ -240,7 +240,7 @@ jx.plot.grid(
 plt.show()
 
 # %% [markdown]
-# ## Does it depend on the class, and on what was learnt?
+# ## Does it depend on the class, and on what was learned?
 
 # %%
 sample, truth = digits.x_test[:20], digits.y_test[:20]
@@ -289,7 +289,7 @@ assert cosine(right, controls["random weights"]).mean() < 0.3
 #
 # Use it when you can name a baseline that means "nothing there", and want an attribution that adds up and does not
 # depend on how the network is written. Report the baseline, the score and the gap with the picture. It misleads when
-# the baseline was taken by habit: zero in an input that was centred is the mean image, and a ghost of that mean appears
+# the baseline was taken by habit: zero in an input that was centered is the mean image, and a ghost of that mean appears
 # in every map. It is blind where $x_i = b_i$. It leaves the data on the way: half-bright digits are not digits, and on
 # a saturating score most of the answer comes from them. And a gap forced to zero, or never looked at, says nothing on
 # whether enough steps were taken.

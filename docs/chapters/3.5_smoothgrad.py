@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 3.5 SmoothGrad
 #
-# **Question.** What does the gradient look like in the neighbourhood of this image, rather than exactly at it?
+# **Question.** What does the gradient look like in the neighborhood of this image, rather than exactly at it?
 #
 # The gradient of a ReLU network jumps whenever a unit switches on or off, which happens all the time: two images that
 # look the same have different gradient maps. SmoothGrad averages the map $R$ over noisy copies of the image,
@@ -169,7 +169,7 @@ plt.show()
 # * *image-blind*: between the maps of the image and of another image, for the same class (should be low);
 # * *class-blind*: between the maps of the right class and of the runner-up (should be low);
 #
-# and the accuracy of the network on noisy digits tells whether it still recognises what it is asked about.
+# and the accuracy of the network on noisy digits tells whether it still recognizes what it is asked about.
 
 # %%
 logits = np.array(jax.jit(net)(x))
@@ -211,8 +211,8 @@ plt.show()
 
 # %% [markdown]
 # A little noise buys the stability; past 15 % there is none left to gain. What keeps growing is the price: the network
-# no longer recognises what it is asked about, and the map turns into a template of the class that hardly depends on the
-# image. The grey band, 10 % to 20 % of the range, is the usual choice, and here it is a sound one.
+# no longer recognizes what it is asked about, and the map turns into a template of the class that hardly depends on the
+# image. The gray band, 10 % to 20 % of the range, is the usual choice, and here it is a sound one.
 
 # %% [markdown]
 # ### σ is relative to the range of the image
@@ -252,7 +252,7 @@ jx.plot.grid(maps, x, titles=names, suptitle="Statistics of noisy gradients, and
 plt.show()
 
 # %% [markdown]
-# ## Does it depend on the class, and on what was learnt?
+# ## Does it depend on the class, and on what was learned?
 
 
 # %%
@@ -280,7 +280,7 @@ assert np.mean(cosine(right, controls["random weights"].reshape(len(x), -1))) < 
 #
 # Use it around a gradient-based map that is too rough to read, and report $n$ with the standard error and $\sigma$ with
 # its unit. It misleads when a smoother picture is taken for a truer one: the average is an explanation of the noisy
-# neighbourhood, in which there are no clean digits, and with enough noise it is a class template that hardly depends on
+# neighborhood, in which there are no clean digits, and with enough noise it is a class template that hardly depends on
 # the image. It cannot mend what is wrong with the inner map: a SmoothGrad of a map that ignores the class ignores it
 # too. VarGrad and squared SmoothGrad have no sign, so they show where the map varies or is large, never for or against.
 # A common mistake is a $\sigma$ in absolute units, copied from

@@ -71,7 +71,7 @@ np.testing.assert_allclose(hand, library, rtol=1e-4, atol=1e-4)
 # %% [markdown]
 # ## Ten scenes
 #
-# The map of the true class, at the layer and brought to the size of the input; grey lines are the input. Red is evidence for the class, blue against
+# The map of the true class, at the layer and brought to the size of the input; gray lines are the input. Red is evidence for the class, blue against
 # it. The scale is that of logits times places: a map of mean 10 makes a logit of 10.
 
 # %%
@@ -147,7 +147,7 @@ print(
 # %% [markdown]
 # The peak of the class activation map is on the digit or next to it nearly always, and a gradient's too; on the very ink less often: the map
 # knows places of 4 pixels, not strokes, and a gradient is largest beside the ink, where a change would matter. The blob in the middle is not far behind the
-# map: on this canvas a digit is never far from there. Clutter gets no more than its area. The image itself scores high because most of its ink *is* the digit's: a method is not good at localisation
+# map: on this canvas a digit is never far from there. Clutter gets no more than its area. The image itself scores high because most of its ink *is* the digit's: a method is not good at localization
 # merely because it multiplies with the input. The [next chapter](4.2_grad-cam.ipynb) has the table of all methods.
 #
 # ## Where it does not apply

@@ -184,8 +184,8 @@ assert near[1].mean() > near[0].mean()
 # place of the largest activation. Most of that is the silent places: four fifths of all, with gradients that the activation never uses. A mean over the
 # active places, still one weight per channel, is nearly as often on the digit as HiResCAM.
 #
-# **A shift.** There is a second way to be beside: the picture. A cell of 10×10 covers 4×4 pixels, and its centre is in the middle of them. Up-sampling with
-# `align_corners=True`, as the TensorFlow tutorials on this data do, puts the centres of the outer cells on the corners of the image: maps are pulled
+# **A shift.** There is a second way to be beside: the picture. A cell of 10×10 covers 4×4 pixels, and its center is in the middle of them. Up-sampling with
+# `align_corners=True`, as the TensorFlow tutorials on this data do, puts the centers of the outer cells on the corners of the image: maps are pulled
 # outward by up to 1.5 pixels.
 
 
@@ -199,13 +199,13 @@ def aligned_corners(heat):
 
 shifted = {}
 for name, score in scores.items():
-    small, centred = batch(jx.grad_cam(score, upsample=False)), batch(jx.grad_cam(score))
-    shifted[name] = [np.nan_to_num(on_digit(m, masks)) for m in (centred, jax.vmap(aligned_corners)(small))]
-    print(f"{name:8} peak within 2 px: centred {shown(shifted[name][0])}   aligned corners {shown(shifted[name][1])}")
+    small, centered = batch(jx.grad_cam(score, upsample=False)), batch(jx.grad_cam(score))
+    shifted[name] = [np.nan_to_num(on_digit(m, masks)) for m in (centered, jax.vmap(aligned_corners)(small))]
+    print(f"{name:8} peak within 2 px: centered {shown(shifted[name][0])}   aligned corners {shown(shifted[name][1])}")
     assert shifted[name][0].mean() >= shifted[name][1].mean()
 
 # %% [markdown]
-# ## The localisation table
+# ## The localization table
 #
 # All methods on both networks (one of each kind: the intervals are over scenes). Of gradients the absolute value is measured, of all others the
 # positive part. A method that gives no map for a scene (no positive evidence) counts as a miss there; how many is in the last column. CAM is not defined on the
@@ -319,7 +319,7 @@ for method in ("CAM", "Score-CAM", "integrated gradients", "LRP ε⁺-flat"):
 #   of 26 pixels, and what the networks look at.
 # * Whatever multiplies with the input is on ink nearly always, and most ink here is the digit's: compare with the control "the image". That input ×
 #   gradient has more of its energy on the digit says that it tells digit from clutter; how far it is ahead of a map that shows places is a matter of the mask.
-# * Localisation is not faithfulness. Eigen-CAM does well without asking for a class at all: where one object is in the picture, a good segmentation wins this
+# * Localization is not faithfulness. Eigen-CAM does well without asking for a class at all: where one object is in the picture, a good segmentation wins this
 #   game.
 #
 # ## When to use it, and when it misleads
@@ -335,6 +335,6 @@ for method in ("CAM", "Score-CAM", "integrated gradients", "LRP ε⁺-flat"):
 # * P.-T. Jiang et al. *LayerCAM: exploring hierarchical class activation maps for localization.* IEEE TIP 30, 2021.
 # * H. Wang et al. *Score-CAM: score-weighted visual explanations for convolutional neural networks.* CVPR workshops 2020.
 # * J. Zhang et al. *Top-down neural attention by excitation backprop.* ECCV 2016. (The pointing game.)
-# * R. Fu et al. *Axiom-based Grad-CAM: towards accurate visualization and explanation of CNNs.* BMVC 2020. (XGrad-CAM.)
+# * R. Fu et al. *Axiom-based Grad-CAM: toward accurate visualization and explanation of CNNs.* BMVC 2020. (XGrad-CAM.)
 # * S. Desai, H. Ramaswamy. *Ablation-CAM: visual explanations for deep convolutional network via gradient-free localization.* WACV 2020.
 # * M. Muhammad, M. Yeasin. *Eigen-CAM: class activation map using principal components.* IJCNN 2020.

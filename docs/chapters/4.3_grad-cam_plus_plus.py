@@ -40,8 +40,8 @@ def interval(values):
 #
 # $$\alpha_k(p) = \frac{g^2}{2 g^2 + g^3 \sum_q A_k(q)} = \frac{1}{2 + g \sum_q A_k(q)},$$
 #
-# and $Y$ is a factor common to all weights, which changes no normalised map. Implementations that keep $e^f$ have colour bars of many powers of ten, and overflow for
-# logits above 88. The library leaves it out. On the formula as printed, in float64 and normalised by the maximum:
+# and $Y$ is a factor common to all weights, which changes no normalized map. Implementations that keep $e^f$ have color bars of many powers of ten, and overflow for
+# logits above 88. The library leaves it out. On the formula as printed, in float64 and normalized by the maximum:
 
 # %%
 scenes = jax.jit(jax.vmap(held_out))(jax.random.split(jax.random.key(41), N))
@@ -73,7 +73,7 @@ scaled = [m / m.max((1, 2), keepdims=True) for m in (printed, ours)]
 print(
     f"maxima: as printed {printed.max((1, 2)).min():.0e} to {printed.max():.0e}, ours {ours.max((1, 2)).min():.0f} to {ours.max():.0f}"
 )
-print(f"normalised, they differ by {np.abs(scaled[0] - scaled[1]).max():.0e} at most")
+print(f"normalized, they differ by {np.abs(scaled[0] - scaled[1]).max():.0e} at most")
 assert np.abs(scaled[0] - scaled[1]).max() < 1e-4
 
 sharp = jx.logit(lambda images: 10 * flatten(images))  # logits of about 100
@@ -213,9 +213,9 @@ plt.show()
 #
 # ## One digit, a flattened network: better, by which measure?
 #
-# Where dense layers follow, the gradient differs from place to place, and dropping its negative part keeps the mean from cancelling. In the [localisation
+# Where dense layers follow, the gradient differs from place to place, and dropping its negative part keeps the mean from canceling. In the [localization
 # table](4.2_grad-cam.ipynb) the peak of Grad-CAM++ is more often on the digit than Grad-CAM's, and less of its energy is. The paper's own measures are *average drop* and *increase*: multiply the
-# image with the normalised map and see what becomes of the probability of the class,
+# image with the normalized map and see what becomes of the probability of the class,
 #
 # $$\text{drop} = \frac{\max(0, p(x) - p(x \odot M))}{p(x)}, \qquad \text{increase} = 1[p(x \odot M) > p(x)].$$
 

@@ -7,7 +7,7 @@
 # $$C = \max_{x \ne x'} \frac{\lVert R(x) - R(x') \rVert_1}{\lVert x - x' \rVert_2}, \qquad \text{low is good.}$$
 #
 # The tutorial that this series follows shows curves in its place and never computes C. **This chapter computes it**: in closed form for a
-# function of two variables, then for digits: over translations, over random neighbours, and over the worst neighbours that gradient
+# function of two variables, then for digits: over translations, over random neighbors, and over the worst neighbors that gradient
 # ascent finds.
 
 # %%
@@ -69,7 +69,7 @@ print(f"{'distance':>9} {'sensitivity':>12} {'simple Taylor':>14} {'deep Taylor'
 for epsilon in (1e-1, 1e-2, 1e-3):
     here, there = jnp.array([1.0, 1 - epsilon / 2**0.5]), jnp.array([1 - epsilon / 2**0.5, 1.0])
     slopes = [
-        float(metrics.continuity(explain, neighbours=metrics.given(there[None]))(here)) for explain in toy.values()
+        float(metrics.continuity(explain, neighbors=metrics.given(there[None]))(here)) for explain in toy.values()
     ]
     print(f"{epsilon:9g} {slopes[0]:12.1f} {slopes[1]:14.1f} {slopes[2]:12.4f}")
     np.testing.assert_allclose(slopes[:2], 2 / epsilon, rtol=0.08)
@@ -79,7 +79,7 @@ some = jax.random.uniform(jax.random.key(0), (300, 2), minval=0.2, maxval=2.0)
 near = metrics.ball(0.1, n_samples=30)
 for name, explain in toy.items():
     keys = jax.random.split(jax.random.key(1), len(some))
-    found = jax.jit(jax.vmap(metrics.continuity(explain, neighbours=near)))(some, key=keys)
+    found = jax.jit(jax.vmap(metrics.continuity(explain, neighbors=near)))(some, key=keys)
     print(f"{name:14} steepest slope over 9,000 random pairs: {float(found.max()):8.3f}")
 assert abs(float(found.max()) - 2**0.5) < 0.01
 
@@ -135,7 +135,7 @@ plt.show()
 # %% [markdown]
 # ## Part 3: C, for digits
 #
-# Three sets of neighbours, the label held fixed. R is divided by ‖R(x)‖₁ (`normalize`): a method whose numbers are larger would lose by its
+# Three sets of neighbors, the label held fixed. R is divided by ‖R(x)‖₁ (`normalize`): a method whose numbers are larger would lose by its
 # units alone, as the raw figures show.
 #
 # - **translations** by up to 3 pixels in each direction: differences that a reader of digits would not see;
@@ -147,7 +147,7 @@ plt.show()
 x, y = digits.x_test[:n], digits.y_test[:n]
 key = jax.random.key(0)
 radius = 0.5
-neighbourhoods = {
+neighborhoods = {
     "translations": metrics.translations(3, axes=(0, 1)),
     "ball": metrics.ball(radius, n_samples=10, norm="2"),
     "ascent": metrics.ascent(radius, n_steps=10, n_starts=1, norm="2"),
@@ -159,10 +159,8 @@ rows = methods | {
     "SmoothGrad": lambda score: jx.smoothgrad(jx.gradient(score), n_samples=10),
     "guided backprop": jx.guided_backprop,
 }
-slopes = {
-    f"{name}": partial(metrics.continuity, neighbours=who, normalize=True) for name, who in neighbourhoods.items()
-}
-slopes["raw, ball"] = partial(metrics.continuity, neighbours=neighbourhoods["ball"])
+slopes = {f"{name}": partial(metrics.continuity, neighbors=who, normalize=True) for name, who in neighborhoods.items()}
+slopes["raw, ball"] = partial(metrics.continuity, neighbors=neighborhoods["ball"])
 table = metrics.compare(score, rows, slopes, progress=False, batch_size=min(n, 100))(x, y, key=key)
 print(f"medians over {n} digits of max ‖R(x) − R(x′)‖₁ / (‖x − x′‖₂ ‖R(x)‖₁)")
 print(f"{'':22}", *(f"{name:>13}" for name in slopes))
@@ -170,7 +168,7 @@ medians = {}
 for method in rows:
     medians[method] = [float(np.nanmedian(table.values[name][method])) for name in slopes]
     print(f"{method:22}", *(f"{m:13.3f}" for m in medians[method]))
-for name in neighbourhoods:
+for name in neighborhoods:
     mean, interval = table.difference(name, "deep Taylor", "simple Taylor")
     print(f"{name}: deep − simple Taylor {mean:+.3f}, 95 % interval [{interval[0]:+.3f}, {interval[1]:+.3f}]")
     assert interval[1] < 0
@@ -178,11 +176,11 @@ for name in neighbourhoods:
 # %% [markdown]
 # ## What to take home
 #
-# - The paper's ordering holds on digits under every neighbourhood: deep Taylor decomposition is the most continuous of the three. On this network, without
+# - The paper's ordering holds on digits under every neighborhood: deep Taylor decomposition is the most continuous of the three. On this network, without
 #   biases or max-pooling, integrated gradients and DeepLIFT from black *are* simple Taylor decomposition.
-# - C is a maximum: what is found depends on where one looks. Random neighbours find a fraction of what ascent finds. State the neighbourhood with
+# - C is a maximum: what is found depends on where one looks. Random neighbors find a fraction of what ascent finds. State the neighborhood with
 #   the number.
 # - Where R jumps there is no largest slope. The gradient of a ReLU network jumps (sensitivity, guided back-propagation): ascent walks to a kink, and its huge
 #   number says only how near it came, as in the table of part 1.
-# - Raw numbers compare units, not methods. Normalise.
+# - Raw numbers compare units, not methods. Normalize.
 # - Continuity is not truth: a constant map has C = 0. Read it beside [selectivity](5.2_explanation_selectivity.ipynb).

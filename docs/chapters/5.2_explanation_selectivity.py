@@ -137,9 +137,9 @@ values = [areas(table, name) for name in labels]
 signs = np.array([-1 if "most" in name else 1 for name in labels])
 gain = signs * np.array([v[1] for v in values])
 half_width = np.array([(v[2][1] - v[2][0]) / 2 for v in values])
-colours = ["tab:blue" if v > 0 else "tab:red" if v < 0 else "0.6" for v in verdicts.values()]
+colors = ["tab:blue" if v > 0 else "tab:red" if v < 0 else "0.6" for v in verdicts.values()]
 plt.figure(figsize=(6.5, 4))
-plt.barh(labels, gain, xerr=half_width, color=colours, height=0.65, error_kw={"lw": 0.8})
+plt.barh(labels, gain, xerr=half_width, color=colors, height=0.65, error_kw={"lw": 0.8})
 plt.axvline(0, color="k", lw=0.8)
 plt.gca().invert_yaxis()
 plt.xlabel("simple Taylor better        ← area / f(x) →        deep Taylor better")
@@ -243,7 +243,7 @@ for label, value in (
 # - State the protocol with the number. "More selective" without "under black 4 × 4 patches, the most relevant first, static ranking" is not a finding: on
 #   the same network and digits the order of two methods turns around.
 # - Ask whether negative relevance is meant: it decides what goes last.
-# - A removal that is also the method's own model of absence (black for x ⊙ ∇f, the reference for DeepLIFT and integrated gradients) favours
+# - A removal that is also the method's own model of absence (black for x ⊙ ∇f, the reference for DeepLIFT and integrated gradients) favors
 #   that method. Report at least one that is nobody's: imputation, or other data.
 # - Always show the random map, and where affordable the greedy one: they say what the numbers could have been.
 # - The [leaderboard](../leaderboard/index.md) asks the same of every method in this library, on a thousand digits, and of these three under 126 protocols.

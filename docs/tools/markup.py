@@ -24,7 +24,7 @@ def docstring(text: str) -> str:
 
     def end_paragraph() -> None:
         if paragraph:
-            parts.append(labelled("\n".join(paragraph)))
+            parts.append(labeled("\n".join(paragraph)))
             paragraph.clear()
 
     while lines:
@@ -49,7 +49,7 @@ def apart(text: str) -> str:
     return re.sub(r"\$\$[ \t]*\n([ \t]*)\$\$(?=\S)", r"$$\n\n\1$$", text)
 
 
-def labelled(paragraph: str) -> str:
+def labeled(paragraph: str) -> str:
     """A paragraph, parted before each label, with the labels in bold."""
     starts = [match.start() for match in LABEL.finditer(paragraph)]
     if not starts:

@@ -19,17 +19,17 @@ CHAPTERS = DOCS / "chapters"
 
 # Groups of functions: title, then the modules that define them. Names of any other module get a group of their own.
 GROUPS: list[tuple[str, str, tuple[str, ...]]] = [
-    ("scores", "Scores and helpers", ("scores", "_explainer", "_references", "batch")),
-    ("gradient", "Gradients", ("methods.gradient",)),
-    ("path", "Integrated gradients", ("methods.path",)),
-    ("taylor", "Taylor decomposition", ("methods.taylor",)),
-    ("noise", "Averages over noise", ("methods.noise",)),
-    ("deeplift", "DeepLIFT", ("methods.deeplift",)),
-    ("propagation", "Propagation", ("methods.propagation",)),
-    ("cam", "Class activation maps", ("methods.cam", "methods.maps")),
-    ("perturbation", "Perturbation", ("methods.perturbation", "_groups")),
-    ("inside", "Layers and inspection", ("methods.inside", "methods.inspection")),
-    ("prototype", "Activation maximisation", ("methods.prototype",)),
+    ("scores", "Scores and helpers", ("_scores", "_explainer", "_references", "_batch")),
+    ("gradient", "Gradients", ("methods._gradient",)),
+    ("path", "Integrated gradients", ("methods._path",)),
+    ("taylor", "Taylor decomposition", ("methods._taylor",)),
+    ("noise", "Averages over noise", ("methods._noise",)),
+    ("deeplift", "DeepLIFT", ("methods._deeplift",)),
+    ("propagation", "Propagation", ("methods._propagation",)),
+    ("cam", "Class activation maps", ("methods._cam", "_layers.cam_layer")),
+    ("perturbation", "Perturbation", ("methods._perturbation", "_groups")),
+    ("inside", "Layers and inspection", ("_split", "methods._conductance", "_inspection")),
+    ("prototype", "Activation maximization", ("prototypes._activation_maximization",)),
 ]
 # One page for each of these modules, with all that it holds. Any other public module gets a page, too.
 MODULES = {
@@ -44,7 +44,7 @@ MODULES = {
     "zoo": "Networks",
 }
 # Modules of the package that are on the package by accident of being imported, not as public names.
-INTERNAL = {"batch", "graph", "methods", "scores", "tour"}
+INTERNAL = {"methods"}
 PARTS = {
     "1": "Prototypes",
     "2": "Decomposition",

@@ -18,7 +18,7 @@ _SIDE = 28  # of a source digit
 
 
 class Scene(NamedTuple):
-    """An image and the truth about it: what a localisation score compares an explanation with.
+    """An image and the truth about it: what a localization score compares an explanation with.
 
     Attributes:
         image: (W, W, 1), float32 in [0, 1], the clutter and the digits.

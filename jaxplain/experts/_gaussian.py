@@ -47,7 +47,7 @@ class Gaussian(NamedTuple):
             A scalar. It is a density: of pixels that hardly vary it may be thousands of nats above zero.
 
         Guarantees:
-            Exact and normalised over all real x, the values outside of the pixels' range included.
+            Exact and normalized over all real x, the values outside of the pixels' range included.
 
         Cost:
             O(d k), two products with the components.

@@ -61,7 +61,7 @@ class MADE(NamedTuple):
         """The log-probability of one binary image, in nats.
 
         Arguments:
-            x: one example, of zeros and ones. A grey image has no probability here, and what is returned for one is the
+            x: one example, of zeros and ones. A gray image has no probability here, and what is returned for one is the
                 cross-entropy of the equation above, which gradients need and which is no log-probability: judge
                 `jnp.round(x)`. Many: `jax.vmap(expert.log_prob)(images)`.
 
@@ -135,8 +135,8 @@ def made(
 ) -> MADE:
     r"""Trains a masked autoencoder: $\max \sum_i \mathbb{E}_{b \sim \text{Bernoulli}(x_i)} \log p(b)$, as in `MADE.log_prob`.
 
-    At each step every pixel that is looked at is drawn anew, ink with a probability that is its grey value. The pixels
-    that are predicted keep their grey value: they are independent of those drawn, so that this is the same expectation, less noisy.
+    At each step every pixel that is looked at is drawn anew, ink with a probability that is its gray value. The pixels
+    that are predicted keep their gray value: they are independent of those drawn, so that this is the same expectation, less noisy.
 
     Degrees are spread evenly over the pixels.
 
@@ -144,7 +144,7 @@ def made(
         images: (n, *shape), real numbers in [0, 1].
         key: a random key, for the weights, the order of the examples and the pixels.
         n_hidden: hidden units.
-        epochs: passes over the images; with many more of them the few images are learnt by heart.
+        epochs: passes over the images; with many more of them the few images are learned by heart.
         learning_rate: of Adam, at its highest: it rises over the first fifth of the steps, and falls as a cosine.
         batch_size: images in a step; all of them if there are fewer.
         jitter: the share of the images of a step, from 0 to 1, that are moved by up to one pixel along each of the first two

@@ -49,7 +49,7 @@ class RBM(NamedTuple):
         $$F(x) = \sum_i \frac{(x_i - b_i)^2}{2 \sigma_i^2} - \sum_j \operatorname{softplus}\Big(c_j + \sum_i W_{ij}
         \frac{x_i}{\sigma_i}\Big) \qquad \text{(real)}.$$
 
-        `lambda x, *_: strength * expert.free_energy(x)` is the penalty of activation maximisation that keeps a prototype among
+        `lambda x, *_: strength * expert.free_energy(x)` is the penalty of activation maximization that keeps a prototype among
         the examples. Start it from an example or from the mean of a class, not from noise or a black image: F has valleys that no
         chain of the training saw, and the image of least F need not look like an example. For digits it is the black one, e⁵⁰
         times denser than a digit is and yet one image among far more digits.
@@ -194,13 +194,13 @@ def rbm(
     $$\nabla_\theta\, \mathbb{E}_\text{data}[\log p(x)]
     = -\nabla_\theta \Big( \mathbb{E}_{x \sim \text{data}}[F(x)] - \mathbb{E}_{\tilde x \sim p}[F(\tilde x)] \Big).$$
 
-    The samples are those of Markov chains, `n_gibbs` rounds for each step of the optimiser. Persistent chains go on from step to
+    The samples are those of Markov chains, `n_gibbs` rounds for each step of the optimizer. Persistent chains go on from step to
     step (PCD, also called stochastic maximum likelihood) and go where the model puts its mass. With `persistent=False` they
     start anew from the batch (CD-k), which leaves unseen what the model believes a few rounds away from it, just where activation
-    maximisation would go: on the digits that costs 19 nats of likelihood.
+    maximization would go: on the digits that costs 19 nats of likelihood.
 
     It needs a few thousand steps. Three choices spare most of the tuning. The learning rate falls to zero in a straight line, as the chains must be faster
-    than the weights. The gradient is centred: weights are learnt for $(x - \mu)_i W_{ij} (h - \tfrac12)_j$, μ the mean image, and the
+    than the weights. The gradient is centered: weights are learned for $(x - \mu)_i W_{ij} (h - \tfrac12)_j$, μ the mean image, and the
     biases of the ordinary form restored at the end; that is the same family of densities, with a better conditioned gradient.
     And the biases of pixels start at the log-odds of their means, clipped to [0.01, 0.99], those of hidden units at 0.
 
@@ -211,7 +211,7 @@ def rbm(
         n_hidden: how many hidden units.
         visible: `"bernoulli"`, pixels that are 0 or 1, or `"gaussian"`, pixels that are real numbers.
         sigma: Gaussian only: the standard deviations of pixels given the hidden units, positive, of the shape of an example or a
-            scalar. It is not learnt. `None`: half of those of the pixels in `images`, or a tenth of the largest for pixels that vary less: three
+            scalar. It is not learned. `None`: half of those of the pixels in `images`, or a tenth of the largest for pixels that vary less: three
             quarters of the variance are left for the hidden units to explain (σ at a pixel's own deviation would leave nothing). A smaller
             σ allows finer detail and mixes more slowly.
         epochs: how often every image is used.
@@ -287,7 +287,7 @@ def rbm(
         )
 
     scale = _scale(sigma, examples, binary)
-    # Real pixels are learnt in units of sigma, or one learning rate could not fit them all.
+    # Real pixels are learned in units of sigma, or one learning rate could not fit them all.
     units = examples if scale is None else examples / scale
     mean = jnp.mean(units, 0)
     start = RBM(
@@ -298,13 +298,13 @@ def rbm(
     n_updates = epochs * max(len(examples) // batch_size, 1)
     optimizer = optax.sgd(optax.linear_schedule(learning_rate, 0.0, n_updates))
 
-    def as_rbm(centred: RBM) -> RBM:
+    def as_rbm(centered: RBM) -> RBM:
         # σ joins here, since it would be trained if it were among the parameters.
-        return _uncentred(centred, mean)._replace(sigma=None if binary else jnp.ones((), dtype))
+        return _uncentered(centered, mean)._replace(sigma=None if binary else jnp.ones((), dtype))
 
-    def loss(centred: RBM, data: jax.Array, samples: jax.Array) -> jax.Array:
-        free_energy = jax.vmap(as_rbm(centred).free_energy)
-        decay = weight_decay / 2 * jnp.sum(jnp.square(centred.weights))
+    def loss(centered: RBM, data: jax.Array, samples: jax.Array) -> jax.Array:
+        free_energy = jax.vmap(as_rbm(centered).free_energy)
+        decay = weight_decay / 2 * jnp.sum(jnp.square(centered.weights))
         return jnp.mean(free_energy(data)) - jnp.mean(free_energy(samples)) + decay
 
     def update(carry: Any, batch: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
@@ -316,7 +316,7 @@ def rbm(
             jax.random.split(chain_key, len(chains)), chains
         )
         samples = lax.stop_gradient(samples)
-        trained, value = minimizing(lambda centred, data, _: loss(centred, data, samples), optimizer)(
+        trained, value = minimizing(lambda centered, data, _: loss(centered, data, samples), optimizer)(
             trained, data, key
         )
         return (trained, samples if persistent else None), value
@@ -357,7 +357,7 @@ def log_partition(key: jax.Array, rbm: RBM, *, n_chains: int = 100, n_temperatur
     \qquad 0 = \beta_1 < \dots < \beta_K = 1,$$
 
     one round of Gibbs sampling at each (F₀: the part of the pixels alone; σ = 1 if binary). The biases of the pixels go from
-    $b_0 = b + \tfrac12 \sigma \sum_j W_j$, which are those of the centred form and so close to the pixels' own means, to $b_1 = b$. Then
+    $b_0 = b + \tfrac12 \sigma \sum_j W_j$, which are those of the centered form and so close to the pixels' own means, to $b_1 = b$. Then
 
     $$\log \hat Z = \log Z_0 + \log \frac1N \sum_{n=1}^N w_n, \qquad
     \log w_n = \sum_{k=2}^{K} F_{\beta_{k-1}}\big(x_n^{(k-1)}\big) - F_{\beta_k}\big(x_n^{(k-1)}\big).$$
@@ -392,7 +392,7 @@ def log_partition(key: jax.Array, rbm: RBM, *, n_chains: int = 100, n_temperatur
     """
     positive_int("log_partition", "n_chains", n_chains, minimum=2)
     positive_int("log_partition", "n_temperatures", n_temperatures, minimum=2)
-    # In bfloat16 neighbouring temperatures would be one.
+    # In bfloat16 neighboring temperatures would be one.
     rbm = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), rbm)
     log_weights = _annealed(one_key("log_partition", key), rbm, n_chains, n_temperatures)
     if rbm.sigma is None:
@@ -448,9 +448,9 @@ def _coins(key: jax.Array, probability: jax.Array) -> jax.Array:
     return jax.random.bernoulli(key, probability).astype(probability.dtype)
 
 
-def _uncentred(centred: RBM, mean: jax.Array) -> RBM:
+def _uncentered(centered: RBM, mean: jax.Array) -> RBM:
     """The RBM of energy −b·x − c·h − (x − mean)·W·(h − ½), in the ordinary form."""
-    weights, b, c, sigma = centred
+    weights, b, c, sigma = centered
     return RBM(weights, b - jnp.sum(weights, -1) / 2, c - jnp.tensordot(mean, weights, mean.ndim), sigma)
 
 

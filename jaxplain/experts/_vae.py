@@ -123,7 +123,7 @@ class VAE(NamedTuple):
         $$\log \frac1K \sum_{k=1}^K \frac{p(x \mid z_k)\, p(z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x).$$
 
         Arguments:
-            x: one example, binary (see `elbo`; a grey image may be rounded: `jnp.round(x)`).
+            x: one example, binary (see `elbo`; a gray image may be rounded: `jnp.round(x)`).
             key: a random key. Many: `jax.vmap(expert.log_prob)(images, jax.random.split(key, n))`.
             n_samples: K, how many codes (Python integer).
 
@@ -205,7 +205,7 @@ def vae(
 ) -> VAE:
     r"""Trains a variational autoencoder: $\max \sum_i \mathbb{E}_{b \sim \text{Bernoulli}(x_i)}\, \mathcal{L}(b)$, the ELBO of `VAE.elbo`.
 
-    At each step every pixel is drawn anew, ink with a probability that is its grey value. What is bounded is therefore a
+    At each step every pixel is drawn anew, ink with a probability that is its gray value. What is bounded is therefore a
     probability of binary images, which can be compared with that of other experts; and no image is seen twice, which is also
     what keeps the encoder from learning the few examples by heart.
 

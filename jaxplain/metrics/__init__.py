@@ -5,8 +5,8 @@ shows in the name of its first argument:
 
 - `metric(score)(attribution, x, *args)`: faithfulness, axioms: does the score agree with the map?
 - `metric(explain)(x, *args)`: robustness: how much does the map change where the input hardly does?
-- `metric(make_explain)(params, x, *args)`: randomisation: does it change when the network forgets what it has learned?
-- `metric()(attribution)`, `metric()(attribution, mask)`: complexity, localisation: how long is the map, and is it where the object is?
+- `metric(make_explain)(params, x, *args)`: randomization: does it change when the network forgets what it has learned?
+- `metric()(attribution)`, `metric()(attribution, mask)`: complexity, localization: how long is the map, and is it where the object is?
 
 Those that draw take `key=`. `compare` measures methods by metrics over many examples; `random_map` and `greedy` are controls.
 
@@ -20,12 +20,11 @@ Example:
     (8,)
 """
 
-from jaxplain.metrics.axioms import completeness, input_invariance, non_sensitivity
-from jaxplain.metrics.compare import compare
-from jaxplain.metrics.comparison import Comparison
-from jaxplain.metrics.complexity import complexity, effective_complexity, sparseness, sufficiency
-from jaxplain.metrics.controls import greedy, random_map
-from jaxplain.metrics.faithfulness import (
+from jaxplain.metrics._axioms import completeness, input_invariance, non_sensitivity
+from jaxplain.metrics._compare import compare
+from jaxplain.metrics._comparison import Comparison
+from jaxplain.metrics._complexity import complexity, effective_complexity, sparseness, sufficiency
+from jaxplain.metrics._faithfulness import (
     Correlations,
     faithfulness_correlation,
     faithfulness_estimate,
@@ -34,7 +33,7 @@ from jaxplain.metrics.faithfulness import (
     monotonicity_correlation,
     sensitivity_n,
 )
-from jaxplain.metrics.flipping import (
+from jaxplain.metrics._flipping import (
     Curve,
     insertion,
     irof,
@@ -43,7 +42,7 @@ from jaxplain.metrics.flipping import (
     road,
     selectivity,
 )
-from jaxplain.metrics.localisation import (
+from jaxplain.metrics._localization import (
     attribution_auc,
     energy_inside,
     intersection_over_union,
@@ -51,10 +50,8 @@ from jaxplain.metrics.localisation import (
     relevance_rank_accuracy,
     top_k_intersection,
 )
-from jaxplain.metrics.neighbours import ascent, ball, drawn, gaussian, given, translations
-from jaxplain.metrics.randomisation import parameter_randomisation, random_logit
-from jaxplain.metrics.removal import blur, channel_mean, impute, uniform
-from jaxplain.metrics.robustness import (
+from jaxplain.metrics._randomization import parameter_randomization, random_logit
+from jaxplain.metrics._robustness import (
     avg_sensitivity,
     continuity,
     local_lipschitz_estimate,
@@ -63,6 +60,9 @@ from jaxplain.metrics.robustness import (
     relative_output_stability,
     relative_representation_stability,
 )
+from jaxplain.metrics.controls import greedy, random_map
+from jaxplain.metrics.neighbors import ascent, ball, drawn, gaussian, given, translations
+from jaxplain.metrics.removal import blur, channel_mean, impute, uniform
 from jaxplain.metrics.similarity import cosine, pearson, spearman, ssim
 
 __all__ = [
@@ -99,7 +99,7 @@ __all__ = [
     "monotonicity",
     "monotonicity_correlation",
     "non_sensitivity",
-    "parameter_randomisation",
+    "parameter_randomization",
     "pearson",
     "pixel_flipping",
     "pointing_game",

@@ -80,15 +80,15 @@ def greedy(
     chunk = chunk_of(method, chunk_size)
 
     def compute(call: Call, key: Any, _with_info: bool) -> tuple[Leaves, Info | None]:
-        labelled = groups_of(call.arguments, groups, n_groups)
-        n = labelled.n
+        labeled = groups_of(call.arguments, groups, n_groups)
+        n = labeled.n
         fill = filler(call.arguments, baseline)
 
         def step(is_removed: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
             draw = None if key is None else jax.random.fold_in(key, k)  # the same for all that are compared
 
             def without(group: jax.Array) -> jax.Array:
-                return call.value(fill(labelled.members(is_removed | (jnp.arange(n) == group)), draw))
+                return call.value(fill(labeled.members(is_removed | (jnp.arange(n) == group)), draw))
 
             # The least score of those that are left; one that is NaN comes last.
             chosen = jnp.lexsort((evaluate(without, n, chunk), is_removed))[0]
@@ -96,7 +96,7 @@ def greedy(
 
         order = lax.scan(step, _compat.varying_like(jnp.zeros(n, bool), call.x[0]), jnp.arange(n))[1]
         turn = jnp.zeros(n, jnp.result_type(*call.x)).at[order].set(n - jnp.arange(n))
-        return labelled.spread(turn, alone=0), Info(value=call.value(call.x), n_gradients=jnp.int32(n * n))
+        return labeled.spread(turn, alone=0), Info(value=call.value(call.x), n_gradients=jnp.int32(n * n))
 
     return make_explainer(
         method,

@@ -47,7 +47,7 @@ def uniform(low: float = 0.0, high: float = 1.0) -> Removal:
 
 
 def channel_mean(*, axes: Sequence[int] = (0, 1)) -> Callable[[Any], Any]:
-    """Replace features by the mean of x over `axes`: for an image (H, W, C) one colour. A function x → baseline."""
+    """Replace features by the mean of x over `axes`: for an image (H, W, C) one color. A function x → baseline."""
     return lambda x: jax.tree.map(lambda a: jnp.broadcast_to(jnp.mean(a, axis=tuple(axes), keepdims=True), a.shape), x)
 
 
@@ -77,9 +77,9 @@ def blur(sigma: float, *, axes: Sequence[int] = (0, 1)) -> Callable[[Any], Any]:
 
 
 def impute(*, noise: float = 0.01, axes: tuple[int, int] = (0, 1)) -> Removal:
-    r"""Noisy linear imputation (ROAD): each removed pixel is the weighted mean of its eight neighbours, all of them solved at once.
+    r"""Noisy linear imputation (ROAD): each removed pixel is the weighted mean of its eight neighbors, all of them solved at once.
 
-    $u_i = \sum_j w_{ij} u_j \big/ \sum_j w_{ij}$ over the neighbours j inside the image, $w = \frac16$ for the four beside and $\frac1{12}$ for the four
+    $u_i = \sum_j w_{ij} u_j \big/ \sum_j w_{ij}$ over the neighbors j inside the image, $w = \frac16$ for the four beside and $\frac1{12}$ for the four
     across, with u = x at the pixels that are left; then noise of standard deviation `noise` is added to the removed ones. What is removed can thus not
     be told from its shape, which a constant would show.
 
@@ -99,7 +99,7 @@ def impute(*, noise: float = 0.01, axes: tuple[int, int] = (0, 1)) -> Removal:
         if x.ndim < 2:
             raise StructureError(
                 explain_error(
-                    "metrics.impute: pixels are imputed from their neighbours, on two axes.",
+                    "metrics.impute: pixels are imputed from their neighbors, on two axes.",
                     got=f"an input of shape {x.shape}",
                     fix="baseline=0.0, baseline=jx.metrics.uniform(), baseline=lambda x: …",
                 )
@@ -122,7 +122,7 @@ _WEIGHTS = ((1 / 12, 1 / 6, 1 / 12), (1 / 6, 0.0, 1 / 6), (1 / 12, 1 / 6, 1 / 12
 def _impute_plane(x: jax.Array, mask: jax.Array) -> jax.Array:
     """x (height, width) with its masked pixels imputed."""
 
-    def of_neighbours(u: jax.Array) -> jax.Array:
+    def of_neighbors(u: jax.Array) -> jax.Array:
         padded = jnp.pad(u, 1)
         rows = [lax.slice_in_dim(padded, i, i + u.shape[0], axis=0) for i in range(3)]
         return sum(
@@ -135,13 +135,13 @@ def _impute_plane(x: jax.Array, mask: jax.Array) -> jax.Array:
             start=jnp.zeros_like(u),
         )
 
-    weight = of_neighbours(jnp.ones_like(x))
+    weight = of_neighbors(jnp.ones_like(x))
     start = jnp.mean(x)
     shifted = jnp.where(mask, 0, x - start)  # so that an isolated system has the solution 0
-    right = jnp.where(mask, of_neighbours(shifted), 0)
+    right = jnp.where(mask, of_neighbors(shifted), 0)
 
     def system(u: jax.Array) -> jax.Array:
-        return jnp.where(mask, weight * u - of_neighbours(jnp.where(mask, u, 0)), u)
+        return jnp.where(mask, weight * u - of_neighbors(jnp.where(mask, u, 0)), u)
 
     tolerance = 1e-5 if x.dtype == jnp.float32 else 1e-8
     solution = jax.scipy.sparse.linalg.cg(system, right, tol=tolerance, maxiter=10 * sum(x.shape))[0]

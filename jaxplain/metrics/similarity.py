@@ -160,7 +160,7 @@ def rank_correlation(a: jax.Array, b: jax.Array, where: jax.Array | None = None)
 
 
 def _ranks(a: jax.Array) -> jax.Array:
-    """Ranks, those of equal numbers averaged; centred, so that they are exact in float32."""
+    """Ranks, those of equal numbers averaged; centered, so that they are exact in float32."""
     ordered = jnp.sort(a)
     below = jnp.searchsorted(ordered, a, side="left")
     above = a.size - jnp.searchsorted(ordered, a, side="right")

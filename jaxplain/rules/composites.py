@@ -3,7 +3,7 @@
 A composite is a list of (selector, rule). For a node, the last entry counts whose selector fits and whose rule applies to the node's
 kind. A selector is
 
-- a kind: "dense", "convolution", "sum" (average pooling, means), "fft", "scale_shift", "normalisation", "activation", "softmax",
+- a kind: "dense", "convolution", "sum" (average pooling, means), "fft", "scale_shift", "normalization", "activation", "softmax",
   "log_softmax", "logsumexp", "add", "product", "gate", "max", "unknown";
 - a group: "layer" (dense and convolution), "contraction" (those, sum and fft), "any";
 - a position: "first" or "last", the layers that no other layer precedes or follows;
@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeAlias
 
+from jaxplain._analysis.analyze import CONTRACTIONS, KINDS, LAYERS, Node
+from jaxplain._analysis.patterns import Pattern
 from jaxplain._errors import SettingError, explain_error
-from jaxplain.graph.analysis import CONTRACTIONS, KINDS, LAYERS, Node
-from jaxplain.graph.patterns import Pattern
-from jaxplain.rules import lrp
-from jaxplain.rules.rule import Rule
+from jaxplain.rules import _lrp as lrp
+from jaxplain.rules._rule import Rule
 
 Selector: TypeAlias = str | Callable[[Node], bool] | tuple
 
@@ -162,7 +162,7 @@ def _base(epsilon: float) -> Composite:
         ("sum", lrp.norm(epsilon)),
         ("fft", lrp.epsilon(epsilon)),
         ("scale_shift", lrp.pass_through()),
-        ("normalisation", lrp.epsilon(epsilon)),
+        ("normalization", lrp.epsilon(epsilon)),
         ("activation", lrp.pass_through()),
         ("softmax", lrp.gradient_x_input()),
         ("log_softmax", lrp.log_softmax(epsilon=epsilon)),
@@ -235,7 +235,7 @@ def deep_taylor(low: Any = None, high: Any = None, *, pooling: str = "winner", e
 
 
 def attention(epsilon: float = 1e-6) -> Composite:
-    """AttnLRP for transformers: ε for layers and normalisations, half for each factor of a matrix product, gradient × input for softmax.
+    """AttnLRP for transformers: ε for layers and normalizations, half for each factor of a matrix product, gradient × input for softmax.
 
     Achtibat et al., ICML 2024.
     """

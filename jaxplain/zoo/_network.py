@@ -1,4 +1,4 @@
-"""Networks as a pure function and its parameters: load, train, randomise."""
+"""Networks as a pure function and its parameters: load, train, randomize."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from flax import linen, nnx, traverse_util
 
 from jaxplain._errors import SettingError, explain_error
 from jaxplain.datasets import mnist
+from jaxplain.zoo._networks import CNN, GAP, MLP, AllConv, ClutteredFlatten, ClutteredGAP, StridedCNN
 from jaxplain.zoo._training import fit, scenes, shifted
-from jaxplain.zoo.networks import CNN, GAP, MLP, AllConv, ClutteredFlatten, ClutteredGAP, StridedCNN
 
 Params = dict[str, Any]
 
@@ -134,9 +134,9 @@ def train(name: str, seed: int = 0, epochs: int | None = None, progress: bool = 
 
 
 def randomized(net: Network, key: jax.Array) -> Network:
-    """`net` with freshly initialised weights, in the dtypes it had.
+    """`net` with freshly initialized weights, in the dtypes it had.
 
-    What an explanation of this network shows, it does not show because of anything learnt: the control for sanity checks.
+    What an explanation of this network shows, it does not show because of anything learned: the control for sanity checks.
     """
     init, _ = _functional(net.name)
     fresh = jax.tree.map(lambda new, old: new.astype(old.dtype), init(key), net.params)

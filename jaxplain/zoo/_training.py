@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from jaxplain._ir.program import Program
 from jaxplain.datasets import cluttered_mnist
-from jaxplain.graph.stage import Program
 
 BATCH_SIZE = 100
 
@@ -66,7 +66,7 @@ def fit(
     key: jax.Array,
     progress: str | None = None,
 ) -> Any:
-    """Minimise the cross-entropy of ``apply`` and return the trained parameters.
+    """Minimize the cross-entropy of ``apply`` and return the trained parameters.
 
     Args:
         params: the parameters to start from.
@@ -97,7 +97,7 @@ def fit(
 
         def step(carry: Any, batch: Any) -> Any:
             params, state = carry
-            # Staged, so that the kernels of `graph.kernels` run it.
+            # Staged, so that the kernels of `_cpu.rewrites` run it.
             value, grads = Program("zoo.train", jax.value_and_grad(loss), params, *batch)(params, *batch)
             updates, state = optimizer.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), value

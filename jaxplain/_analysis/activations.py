@@ -1,0 +1,288 @@
+"""Activations: which stretches of elementwise equations are one scalar function of one value.
+
+An edge leads from an operand of an elementwise equation to its output if both have the same shape; broadcasts, reshapes and
+sums are cuts, beyond which everything counts as unrelated. The *immediate dominator* of a value is the nearest value that all
+it knows of the explained input comes through. What lies between the two is one function of one variable: GELU, SiLU, a leaky
+ReLU written with `where`, a formula of the user's own; all are the same to the analysis.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Set
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from jaxplain import _compat
+from jaxplain._analysis.activity import ACTIVE, CONSTANT, Activity
+from jaxplain._analysis.intervals import Bounds
+from jaxplain._ir import primitives
+from jaxplain._ir.graph import Equation, Graph, Value, is_elementwise_call
+
+
+class Flow:
+    """What matters of a graph to relevance: activity, operands held constant, and what leads to an output."""
+
+    def __init__(self, graph: Graph, activity: dict[Value, Activity], held: set[tuple[Equation, int]]):
+        self.graph = graph
+        self.activity = activity
+        self.held = held
+        self.live = {value for value in graph.outputs if activity[value] is ACTIVE}
+        for equation in reversed(graph.equations):
+            if self.live.intersection(equation.outputs):
+                self.live.update(self.active(equation))
+        self.users = {
+            value: [e for e in users if self.is_live(e) and value in self.active(e)]
+            for value, users in graph.users().items()
+        }
+
+    def active(self, equation: Equation) -> list[Value]:
+        """The operands that carry a derivative and are not held constant, as often as they occur."""
+        return [
+            value
+            for index, value in enumerate(equation.inputs)
+            if self.activity[value] is ACTIVE and (equation, index) not in self.held
+        ]
+
+    def is_live(self, equation: Equation) -> bool:
+        return not self.live.isdisjoint(equation.outputs)
+
+    def only_user(self, value: Value) -> Equation | None:
+        """The equation that alone carries the relevance of a value, if there is one."""
+        users = self.users.get(value, [])
+        return users[0] if len(users) == 1 and value not in self.graph.outputs else None
+
+    def is_affine(self, equation: Equation) -> bool:
+        """Whether an equation is elementwise and affine in its one active operand, of the output's shape."""
+        active = self.active(equation)
+        return (
+            equation.primitive in primitives.AFFINE
+            and len(active) == 1
+            and active[0].shape == equation.outputs[0].shape
+            and not (equation.primitive == "div" and active[0] is equation.inputs[1])
+        )
+
+
+class Segment(NamedTuple):
+    """A scalar function of `root`, applied at every element."""
+
+    root: Value
+    output: Value
+    equations: frozenset[Equation]
+
+
+def activations(flow: Flow, claimed: set[Equation], bounds: Bounds) -> tuple[list[Segment], set[Equation]]:
+    """The outermost nonlinear segments of the equations that are not claimed, adjacent ones joined.
+
+    Also the affine equations inside of them whose values are read outside too, and so need nodes of their own.
+    """
+    dominators = _Dominators(flow, claimed)
+    chosen: list[Segment] = []
+    holders: dict[Equation, list[Segment]] = {}
+    shared: set[Equation] = set()
+    roots: set[Value] = set()
+
+    def is_wanted(value: Value) -> bool:
+        """Whether somebody outside the segments that make a value reads it."""
+        source = value.source
+        if source not in holders or value in flow.graph.outputs or value in roots:
+            return True
+        return any(all(source not in s.equations for s in holders.get(u, [])) for u in flow.users.get(value, []))
+
+    for equation in reversed(flow.graph.equations):
+        for output in equation.outputs[:1]:
+            root = dominators.above.get(output)
+            if output not in flow.live or root is None or not is_wanted(output):
+                continue
+            inside = dominators.between(root, output)
+            if all(_is_transparent(e, inside, flow) for e in inside):
+                if equation in holders:
+                    shared.update(inside)
+                    roots.add(root)
+                continue
+            segment = Segment(root, output, frozenset(inside))
+            chosen.append(segment)
+            roots.add(root)
+            for e in inside:
+                holders.setdefault(e, []).append(segment)
+    return _Joints(flow, {*claimed, *holders}, shared, bounds).joined(chosen), shared
+
+
+def _is_transparent(equation: Equation, inside: set[Equation], flow: Flow) -> bool:
+    """Whether an equation of a segment does nothing nonlinear: sums, scaling, a choice that the segment does not make."""
+    if equation.primitive == "select_n":
+        return equation.inputs[0].source not in inside
+    if equation.primitive in primitives.PRODUCTS:
+        return flow.is_affine(equation) and not any(
+            v.source in inside for v in equation.inputs if flow.activity[v] is not ACTIVE
+        )
+    return equation.primitive in primitives.AFFINE
+
+
+# What elementary formulas are written with. A ReLU or a tanh is complete by itself: a number beside it is a layer's.
+_ELEMENTARY = primitives.AFFINE | {
+    *("exp", "exp2", "expm1", "log", "log1p", "log2", "integer_pow", "pow", "square", "sqrt", "rsqrt", "cbrt"),
+}
+
+
+def _is_formula(segment: Segment) -> bool:
+    return all(e.primitive in _ELEMENTARY for e in segment.equations)
+
+
+class _Joints:
+    """What lies between, before and after the parts of a formula and belongs to it: numbers of the program's text."""
+
+    def __init__(self, flow: Flow, claimed: set[Equation], shared: set[Equation], bounds: Bounds):
+        self._flow = flow
+        self._claimed = claimed
+        self._shared = shared
+        self._bounds = bounds
+
+    def joined(self, segments: list[Segment]) -> list[Segment]:
+        """Activations that follow each other are one: ReLU6 as a maximum and a minimum, 1 / (1 + exp(−z)) as a sigmoid."""
+        roots = Counter(segment.root for segment in segments)
+        by_root = {segment.root: segment for segment in segments if roots[segment.root] == 1}
+        joined: list[Segment] = []
+        taken: set[Value] = set()  # the roots of segments that were joined to one before
+        for segment in reversed(segments):  # in program order
+            if segment.root in taken:
+                continue
+            while True:
+                way = self._numbers_after(segment.output) if _is_formula(segment) else []
+                ends = [segment.output, *(e.outputs[0] for e in way)]
+                after = next((by_root[v] for v in ends if v in by_root), None)
+                if after is None or not self._is_read_only_by(after.root, after.equations):
+                    break
+                between = frozenset(way[: ends.index(after.root)])
+                if between and not _is_formula(after):
+                    break
+                taken.add(after.root)
+                segment = Segment(segment.root, after.output, segment.equations | between | after.equations)
+            joined.append(segment)
+        return [self._with_ends(s) if _is_formula(s) and roots[s.root] == 1 else s for s in joined]
+
+    def _with_ends(self, segment: Segment) -> Segment:
+        """With a reflection before it (exp(−z)), and scaling and a shift after it (2σ − 1), which are part of the formula."""
+        way: list[Equation] = []
+        root, before = segment.root, 0
+        value = root
+        while (source := value.source) and self._is_number(source):
+            scale, shifts = self._scale_and_shift(source)
+            if shifts or not self._is_read_only_by(value, {*segment.equations, *way}):
+                break
+            way.append(source)
+            (value,) = self._flow.active(source)
+            if scale < 0:
+                root, before = value, len(way)
+        output, after = segment.output, 0
+        for number, equation in enumerate(self._numbers_after(output), 1):
+            scale, shifts = self._scale_and_shift(equation)
+            if scale <= 0:
+                break
+            if shifts:
+                output, after = equation.outputs[0], number
+        following = self._numbers_after(segment.output)[:after]
+        return Segment(root, output, segment.equations.union(way[:before], following))
+
+    def _numbers_after(self, value: Value) -> list[Equation]:
+        way: list[Equation] = []
+        while (user := self._flow.only_user(value)) and self._is_number(user):
+            way.append(user)
+            (value,) = user.outputs
+        return way
+
+    def _is_read_only_by(self, value: Value, equations: Set[Equation]) -> bool:
+        inside = equations - self._shared
+        return value not in self._flow.graph.outputs and all(user in inside for user in self._flow.users[value])
+
+    def _is_number(self, equation: Equation) -> bool:
+        """Whether an equation scales or shifts by a number of the program's text, or only casts."""
+        if equation in self._claimed or not self._flow.is_affine(equation):
+            return False
+        return all(low == high and math.isfinite(low) for low, high in self._others(equation))
+
+    def _others(self, equation: Equation) -> list[tuple[float, float]]:
+        active = self._flow.active(equation)
+        return [self._bounds[value] for value in equation.inputs if value not in active]
+
+    def _scale_and_shift(self, equation: Equation) -> tuple[float, bool]:
+        """The number that an equation multiplies by, and whether it adds one."""
+        numbers = [low for low, _ in self._others(equation)]
+        reflects = equation.primitive == "neg" or (
+            equation.primitive == "sub" and equation.inputs[0] not in self._flow.active(equation)
+        )
+        if equation.primitive in primitives.PRODUCTS and numbers:
+            return (numbers[0] if equation.primitive == "mul" else math.copysign(1, numbers[0])), False
+        return (-1.0 if reflects else 1.0), bool(numbers)
+
+
+class _Dominators:
+    """The immediate dominator of every value that elementwise equations make; None stands for "many, or beyond a cut"."""
+
+    def __init__(self, flow: Flow, claimed: set[Equation]):
+        self._flow = flow
+        self.above: dict[Value, Value | None] = {}
+        self._depth: dict[Value, int] = {}
+        for equation in flow.graph.equations:
+            if equation not in claimed and is_elementwise(equation):
+                output = equation.outputs[0]
+                self.above[output] = above = self._dominator(equation)
+                self._depth[output] = 0 if above is None else self._depth.get(above, 0) + 1
+
+    def _related(self, equation: Equation) -> list[Value]:
+        """The operands through which an equation knows the explained input, and not only as a mask from elsewhere."""
+        active = set(self._flow.active(equation))
+        return [
+            value
+            for value in dict.fromkeys(equation.inputs)
+            if value in active
+            or (self._flow.activity[value] is not CONSTANT and self.above.get(value) and value not in active)
+        ]
+
+    def _dominator(self, equation: Equation) -> Value | None:
+        shape = equation.outputs[0].shape
+        related = [value for value in self._related(equation) if value.shape == shape]
+        active = list(dict.fromkeys(self._flow.active(equation)))
+        if not related or any(value.shape != shape or jnp.iscomplexobj(value.aval) for value in active):
+            return None
+        common: Value | None = related[0]
+        for value in related[1:]:
+            common = self._common(common, value)
+        while common is not None and self._flow.activity[common] is not ACTIVE:
+            common = self.above.get(common)  # x > 0 leads on to x
+        if common is not None:
+            return common
+        # A mask from elsewhere is held: what remains is a function of the one active operand.
+        return active[0] if len(active) == 1 else None
+
+    def _common(self, a: Value | None, b: Value | None) -> Value | None:
+        while a is not b and a is not None and b is not None:
+            if self._depth.get(a, 0) >= self._depth.get(b, 0):
+                a = self.above.get(a)
+            else:
+                b = self.above.get(b)
+        return a if a is b else None
+
+    def between(self, root: Value, output: Value) -> set[Equation]:
+        """The equations on the ways from root to output."""
+        leads: dict[Value, bool] = {root: True}
+        stack = [output]
+        while stack:
+            value = stack[-1]
+            if value in leads:
+                stack.pop()
+                continue
+            behind = self._related(value.source) if value.source and self.above.get(value) is not None else []
+            waiting = [v for v in behind if v not in leads]
+            if waiting:
+                stack.extend(waiting)
+            else:
+                leads[value] = any(leads[v] for v in behind)
+                stack.pop()
+        return {value.source for value, is_on in leads.items() if is_on and value is not root and value.source}
+
+
+def is_elementwise(equation: Equation) -> bool:
+    if equation.primitive in primitives.CUSTOM:
+        return is_elementwise_call(equation.origin, next(_compat.closed_bodies(equation.origin)))
+    return equation.primitive in primitives.ELEMENTWISE

@@ -1,0 +1,1 @@
+"""Faster equations for XLA's CPU backend."""

@@ -1,0 +1,1 @@
+"""Running an analyzed program with rules in place of derivatives."""

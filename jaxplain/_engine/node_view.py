@@ -1,0 +1,343 @@
+"""A node as a rule sees it: what went in, what came out, and the node as a linear map with other weights.
+
+Affine nodes compute z = s ⊙ K(p ⊙ x + q) + b with a contraction K, and scales and shifts before and after it. Rules need the map with
+its weights changed (positive parts, squares, ones); the weights are those of the whole map s ⊙ K ⊙ p.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any, Literal, cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxplain import _compat
+from jaxplain._analysis.analyze import Node
+from jaxplain._analysis.patterns import Group
+from jaxplain._errors import SettingError, explain_error
+from jaxplain._ir import primitives
+from jaxplain._ir.graph import Equation, Value
+
+Weights = Literal["full", "positive", "negative", "squared", "absolute", "ones"]
+
+
+def run_equation(equation: Equation, inputs: list[Any]) -> list[Any]:
+    with _compat.context(equation.origin):
+        return _compat.bind(equation.origin, inputs)
+
+
+def evaluate(node: Node, inputs: Sequence[Any], others: Sequence[Any]) -> list[jax.Array]:
+    """The node's outputs, by the program's own equations."""
+    values = dict(zip((*node.inputs, *node.others), (*inputs, *others), strict=True))
+    _run(node.equations, values)
+    return [values[v] for v in node.outputs]
+
+
+def _run(equations: Sequence[Equation], values: dict[Value, Any]) -> None:
+    for equation in equations:
+        values.update(zip(equation.outputs, run_equation(equation, [values[v] for v in equation.inputs]), strict=True))
+
+
+class Layer:
+    """One node of one evaluation. Rules read `inputs` (or `x`, for one input), `output`, and the maps below.
+
+    Attributes:
+        node: what the analysis knows of it.
+        inputs: the values that relevance flows to.
+        output: the (first) value that relevance comes from.
+        box: for a rule with bounds, what they are at the layer's input, where that is an image of the explained input.
+    """
+
+    def __init__(self, node: Node, inputs: tuple, others: tuple, outputs: list, box: tuple | None = None):
+        self.node = node
+        self.box = box
+        self.inputs = inputs
+        self._others = others
+        self.outputs = outputs
+        self.to_bias: jax.Array | float = 0.0  # relevance that a rule gave to the bias, for the ledger
+
+    @property
+    def x(self) -> jax.Array:
+        return self.inputs[0]
+
+    @property
+    def output(self) -> jax.Array:
+        return self.outputs[0]
+
+    def transpose(self, *cotangents: jax.Array) -> tuple[jax.Array, ...]:
+        """Jᵀ·cotangents: what ordinary back-propagation would hand to each input."""
+        _, pullback = jax.vjp(self.at, *self.inputs)
+        return pullback([c.astype(out.dtype) for c, out in zip(cotangents, self.outputs, strict=True)])
+
+    def at(self, *inputs: jax.Array) -> list[jax.Array]:
+        """The outputs for other inputs."""
+        return evaluate(self.node, inputs, self._others)
+
+    def moved(self, inputs: tuple) -> "Layer":
+        """The node at other inputs, for its derivative there."""
+        return Layer(self.node, inputs, self._others, [])
+
+    def push_forward(self, *tangents: jax.Array) -> list[jax.Array]:
+        """J·tangents: the derivative of each output along one tangent for each input."""
+        tangents = tuple(t.astype(x.dtype) for t, x in zip(tangents, self.inputs, strict=True))
+        return jax.jvp(self.at, self.inputs, tangents)[1]
+
+    def pass_back(self, relevance: jax.Array) -> jax.Array:
+        """Relevance of the output in the layout of the input: through the node's reshapes, nothing else."""
+        node = self.node
+        if any(e.is_move for e in node.suffix):
+            (start,) = (v for v in node.suffix[0].inputs if v in node.inputs or v.source in node.equations)
+            like = jnp.zeros(start.shape, relevance.dtype)
+            (relevance,) = jax.linear_transpose(lambda v: self._moves(node.suffix, start, v), like)(relevance)
+        return summed_to(self.x.shape, relevance)
+
+    @property
+    def is_elementwise_product(self) -> bool:
+        """Whether each output of a product is one product: `mul`, `div`, a `dot_general` that sums over nothing."""
+        (equation,) = self.node.equations
+        return equation.primitive in primitives.PRODUCTS or (
+            equation.primitive == "dot_general" and not any(equation.params["dimension_numbers"][0])
+        )
+
+    def to_factor(self, index: int, relevance: jax.Array) -> jax.Array:
+        """For an elementwise product: relevance in the layout of one input, summed over what it was broadcast to.
+
+        An input that is several factors gets it for each.
+        """
+        (equation,) = self.node.equations
+        places = [i for i, value in enumerate(equation.inputs) if value is self.node.inputs[index]]
+        if equation.primitive != "dot_general":
+            return len(places) * summed_to(self.inputs[index].shape, relevance)
+        ones = [jnp.ones(v.shape, relevance.dtype) for v in equation.inputs]
+
+        def product(place: int, v: jax.Array) -> jax.Array:
+            return run_equation(equation, [v if i == place else one for i, one in enumerate(ones)])[0]
+
+        relevance = relevance.astype(equation.outputs[0].aval.dtype)
+        parts = [jax.linear_transpose(partial(product, i), ones[i])(relevance)[0] for i in places]
+        return sum(parts[1:], parts[0])
+
+    @cached_property
+    def bias(self) -> jax.Array:
+        """What an affine node adds whatever its input is: its value at x = 0."""
+        zeros = [_compat.zeros_like(x) for x in self.inputs]
+        return evaluate(self.node, zeros, self._others)[0]
+
+    def linear(self, weights: Weights = "full") -> Callable[[jax.Array], jax.Array]:
+        """The node without its bias, as a function of its one input, with the given weights."""
+        if weights == "full":
+            return lambda v: self.push_forward(v)[0]
+        if self.node.core is None or self.node.core.primitive == "fft":
+            raise SettingError(
+                explain_error(
+                    f"a rule asks for the {weights} weights of a node that has none of its own.",
+                    where=self.node.source,
+                    got=f"kind {self.node.kind}, primitive {self.node.primitive}",
+                    fix=f'give this kind a rule without weights: {{"{self.node.kind}": rules.epsilon()}}',
+                )
+            )
+        return lambda v: self._with(weights, v)
+
+    def group_sum(self, v: jax.Array) -> jax.Array:
+        """For a softmax: the sum of v over each group that it normalizes, at every element of the group."""
+        start, equations = cast(Group, self.node.group)
+        value = start
+        for equation in equations:
+            if equation.primitive in ("reduce_sum", "broadcast_in_dim", "gather") or equation.is_move:
+                inputs = [v if operand is value else self._values.get(operand) for operand in equation.inputs]
+                (v,) = run_equation(equation, inputs)
+            elif equation.primitive in primitives.SUMMING:  # into segments
+                zeros = jnp.zeros(equation.outputs[0].shape, v.dtype)
+                (v,) = run_equation(equation, [zeros, self._values[equation.inputs[1]], v])
+            (value,) = equation.outputs  # guards against zero, casts and reciprocals leave v as it is
+        return v
+
+    def summed(self, v: jax.Array) -> jax.Array:
+        """A maximum over windows or axes, with a sum in its place."""
+        (equation,) = self.node.equations
+        params = equation.params
+        if equation.primitive in ("reduce_max", "reduce_min"):
+            return jnp.sum(v, axis=params["axes"])
+        if equation.primitive in ("reduce_window_max", "reduce_window_min"):
+            names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
+            return lax.reduce_window(v, v.dtype.type(0), lax.add, **{name: params[name] for name in names})
+        raise SettingError(
+            explain_error(
+                "a rule asks for the sum in place of a maximum that is over no window and no axis.",
+                where=self.node.source,
+                got=f"primitive {equation.primitive}",
+                fix='give maxima the winner-take-all rule: {"max": rules.winner()}',
+            )
+        )
+
+    # The parts of an affine node
+
+    @cached_property
+    def _values(self) -> dict[Value, Any]:
+        return dict(zip(self.node.others, self._others, strict=True))
+
+    def _part(self, equations: Sequence[Equation], start: Value, v: jax.Array) -> jax.Array:
+        values = {**self._values, start: v}
+        _run(equations, values)
+        return values[equations[-1].outputs[0]] if equations else v
+
+    def _moves(self, equations: Sequence[Equation], start: Value, v: jax.Array) -> jax.Array:
+        """Only the data movement and casts of some equations: their scales and shifts left out."""
+        moved = {start: v}
+        for equation in equations:
+            (operand,) = (value for value in equation.inputs if value in moved)
+            if equation.is_move:
+                (moved[equation.outputs[0]],) = run_equation(equation, [moved[operand]])
+            else:
+                moved[equation.outputs[0]] = moved[operand].astype(equation.outputs[0].aval.dtype)
+            v = moved[equation.outputs[0]]
+        return v
+
+    def _scale(self, equations: Sequence[Equation], start: Value, like: jax.Array) -> jax.Array | None:
+        """The factors that some equations multiply by, in the layout of what comes out of them; None if there are none."""
+        if not _scales(equations, start):
+            return None
+        zeros = _compat.zeros_like(like)
+        # The tangent, not a difference of values: shifts may be infinite (masks).
+        return jax.jvp(lambda v: self._part(equations, start, v), (zeros,), (zeros + 1,))[1]
+
+    def _contract(self, weight: jax.Array | None, v: jax.Array) -> jax.Array:
+        """The contraction of v with another weight (None: its own weights of one)."""
+        core = self._core
+        operand, kernel = self._operands
+        inputs = [v if value is operand else self._values.get(value) for value in core.inputs]
+        if kernel is not None:
+            inputs[core.inputs.index(kernel)] = weight
+        elif core.primitive not in primitives.WEIGHTED and len(core.inputs) > 1:  # scatter-add: onto zeros
+            inputs = [i if value is operand or i is None or not _is_float(i) else _compat.zeros_like(i)
+                      for value, i in zip(core.inputs, inputs, strict=True)]  # fmt: skip
+        return run_equation(core, inputs)[0]
+
+    @property
+    def _core(self) -> Equation:
+        return cast(Equation, self.node.core)
+
+    @cached_property
+    def _operands(self) -> tuple[Value, Value | None]:
+        """The active operand of the core, and the one with the weights."""
+        core, node = self._core, self.node
+        operand = node.prefix[-1].outputs[0] if node.prefix else node.inputs[0]
+        kernel = core.inputs[1 - core.inputs.index(operand)] if core.primitive in primitives.WEIGHTED else None
+        return operand, kernel
+
+    def _with(self, weights: Weights, v: jax.Array) -> jax.Array:
+        node, core = self.node, self._core
+        _, kernel = self._operands
+        v = self._moves(node.prefix, node.inputs[0], v)
+        weight = None if kernel is None else self._values[kernel]
+        before = self._scale(node.prefix, node.inputs[0], self.x)
+        after = None
+        if _scales(node.suffix, core.outputs[0]):
+            plain = self._contract(weight, v)
+            folded = None if weight is None else self._folded(weight, plain)
+            if folded is None:
+                after = self._scale(node.suffix, core.outputs[0], plain)
+            else:
+                weight = folded
+
+        def contract(w: jax.Array | None, scale: jax.Array | None) -> jax.Array:
+            return self._contract(w, v if scale is None else v * scale)
+
+        def scaled(y: jax.Array, scale: jax.Array | None) -> jax.Array:
+            y = self._moves(node.suffix, core.outputs[0], y)
+            return y if scale is None else y * scale
+
+        if weights == "ones":
+            return scaled(contract(None if weight is None else jnp.ones_like(weight), None), None)
+        if weights in ("squared", "absolute"):
+            change = _square if weights == "squared" else _absolute
+            return scaled(contract(change(weight), change(before)), change(after))
+        # The sign of a product of up to three factors: the sum over the ways to get it.
+        wanted = 1 if weights == "positive" else -1
+        parts = [
+            scaled(contract(_part_of(weight, sign), _part_of(before, sign_before)), _part_of(after, sign_after))
+            for sign_after in _signs(after)
+            for sign_before in _signs(before)
+            if (sign := wanted * sign_after * sign_before) > 0 or weight is not None
+        ]
+        return sum(parts[1:], parts[0]) if parts else scaled(_compat.zeros_like(contract(None, None)), None)
+
+    def _folded(self, weight: jax.Array, output: jax.Array) -> jax.Array | None:
+        """The weights times a scale that only depends on the output channel: one contraction instead of two."""
+        axes = self._channel_axes()
+        varying = self.node.scale_axes
+        if axes is None or varying is None or not varying <= set(axes):
+            return None
+        # The scale in the layout of the contraction's output, one line of it along the axes of its weights.
+        zeros = _compat.zeros_like(output)
+        end, pullback = jax.vjp(lambda y: self._part(self.node.suffix, self._core.outputs[0], y), zeros)
+        (scale,) = pullback(_compat.zeros_like(end) + 1)
+        line = scale[tuple(slice(None) if axis in axes else 0 for axis in range(scale.ndim))]
+        kept = sorted(axes)
+        line = jnp.transpose(line, [kept.index(axis) for axis in sorted(axes, key=axes.__getitem__)])
+        shape = [1] * weight.ndim
+        for axis, place in axes.items():
+            shape[place] = output.shape[axis]
+        return weight * line.reshape(shape)
+
+    def _channel_axes(self) -> dict[int, int] | None:
+        """Which axis of the core's output belongs to which axis of its weights alone."""
+        core = self._core
+        operand, kernel = self._operands
+        if kernel is None:
+            return None
+        is_right = core.inputs[1] is kernel
+        if core.primitive == "conv_general_dilated":
+            numbers = core.params["dimension_numbers"]
+            return {numbers.out_spec[1]: numbers.rhs_spec[0]} if is_right else None
+        if core.primitive != "dot_general":
+            return None
+        (contracting, batch) = core.params["dimension_numbers"]
+        side, other = (1, 0) if is_right else (0, 1)
+        free = [a for a in range(len(kernel.shape)) if a not in (*contracting[side], *batch[side])]
+        n_other = len(operand.shape) - len(contracting[other]) - len(batch[other])
+        start = len(batch[0]) + (n_other if is_right else 0)
+        return {start + i: axis for i, axis in enumerate(free)}
+
+
+def summed_to(shape: tuple[int, ...], relevance: jax.Array) -> jax.Array:
+    """Relevance of a value that an elementwise equation broadcast: the sum over what it was broadcast to."""
+    if shape == ():
+        return jnp.sum(relevance)
+    spread = [axis for axis, (a, b) in enumerate(zip(shape, relevance.shape, strict=True)) if a != b]
+    return jnp.sum(relevance, axis=spread, keepdims=True) if spread else relevance
+
+
+def _is_float(value: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(value), jnp.inexact)
+
+
+def _scales(equations: Sequence[Equation], value: Value) -> bool:
+    """Whether a chain of equations from `value` multiplies, by −1 too: c − x."""
+    for equation in equations:
+        if equation.primitive in primitives.PRODUCTS or equation.primitive == "neg":
+            return True
+        if equation.primitive == "sub" and equation.inputs[1] is value:
+            return True
+        (value,) = equation.outputs
+    return False
+
+
+def _signs(scale: jax.Array | None) -> tuple[int, ...]:
+    return (1,) if scale is None else (1, -1)
+
+
+def _part_of(value: jax.Array | None, sign: int) -> Any:
+    """max(v, 0) or min(v, 0)."""
+    if value is None:
+        return None
+    return jnp.maximum(value, 0) if sign > 0 else jnp.minimum(value, 0)
+
+
+def _absolute(value: jax.Array | None) -> Any:
+    return None if value is None else jnp.abs(value)
+
+
+def _square(value: jax.Array | None) -> Any:
+    return None if value is None else value * value

@@ -1,0 +1,212 @@
+"""Run a program at two points side by side, the input and a reference, with a linear map from change to change beside them.
+
+Methods of the DeepLIFT kind explain the change of each value by the changes of those before it: node by node a linear map M with
+M·(x − x₀) = y − y₀ exactly. The maps are carried along as a third evaluation, linear in a variable that stands for the change of the
+input, so that `jax.vjp` transposes the whole.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxplain import _compat
+from jaxplain._analysis.activity import ACTIVE, CONSTANT, DEPENDENT, Activity
+from jaxplain._analysis.analyze import Analysis, Node
+from jaxplain._engine.node_view import Layer, evaluate, run_equation
+from jaxplain._engine.replay import run_bodies
+from jaxplain._ir.graph import Equation, Value
+
+Parts = tuple[jax.Array, ...]  # one change, or what it is split into
+LinearMap = Callable[[Sequence[Parts]], list[Parts]]  # from the parts of each input to those of each output
+# From a node at the input, at the reference, and the parts of its inputs' changes to its map, and the parts of its outputs' changes if
+# they are known: else they are what the map makes of those of the inputs.
+TwinRule = Callable[[Layer, Layer, Sequence[Parts]], tuple[LinearMap, list[Parts] | None]]
+
+
+class Twin(NamedTuple):
+    """A value that differs between input and reference. Only active ones have `parts` and `linear`.
+
+    Attributes:
+        x: the value at the input.
+        x0: the value at the reference.
+        parts: what its change x − x₀ is split into, if it is.
+        linear: the change, or its parts, as a linear function of the variable.
+    """
+
+    x: Any
+    x0: Any
+    parts: Parts = ()
+    linear: Parts = ()
+
+
+def twin_replay(
+    analysis: Analysis, rule: Callable[[Node], TwinRule], n_parts: int
+) -> Callable[[Sequence[Twin]], tuple[Twin, jax.Array]]:
+    """The analyzed program on twins: what it makes of them, and the number of a node whose change no linear map explains.
+
+    Nodes are numbered from 1, as in `analysis.all_nodes()`; 0: there is none; the next number after them: the output has no derivative.
+    """
+    return _TwinReplay(analysis, rule, n_parts)
+
+
+class _TwinReplay:
+    def __init__(self, analysis: Analysis, rule: Callable[[Node], TwinRule], n_parts: int):
+        self._analysis = analysis
+        self._activity = analysis.activity
+        self._rule = rule
+        self._n_parts = n_parts
+        self._number = {node: i for i, node in enumerate(analysis.all_nodes(), 1)}
+
+    def __call__(self, inputs: Sequence[Twin]) -> tuple[Twin, jax.Array]:
+        graph = self._analysis.graph
+        outputs, jump = _and_jump(self._run(self._analysis, inputs))
+        (end,) = self._lifted(outputs, [ACTIVE])
+        if self._activity[graph.outputs[0]] is DEPENDENT:
+            jump = jnp.where(end.x != end.x0, len(self._number) + 1, jump)
+        return end, jump
+
+    def _run(self, analysis: Analysis, inputs: Sequence[Any]) -> list[Any]:
+        """The outputs of a program, and the number of a node that jumps."""
+        graph = analysis.graph
+        values: dict[Value, Any] = dict(graph.constants)
+        kinds = [self._activity[v] for v in graph.inputs]
+        values.update(zip(graph.inputs, self._lifted(inputs, kinds), strict=True))
+        jumps = [_zero_like(inputs)]
+        for step in analysis.steps:
+            if isinstance(step, Equation):
+                outputs = self._equation(step, [values[v] for v in step.inputs])
+                values.update((v, out) for v, out in zip(step.outputs, outputs, strict=True) if v not in values)
+                continue
+            read = step.equations[0].inputs if step.bodies else step.inputs
+            inputs = [values[v] for v in read]
+            if step.bodies:
+                outputs, jump = self._bodies(step, inputs)
+                values.update(zip(step.equations[0].outputs, outputs, strict=True))
+            else:
+                outputs, jump = self._node(step, inputs, [values[v] for v in step.others])
+                values.update(zip(step.outputs, outputs, strict=True))
+            jumps.extend(jump)
+        return [*(values[v] for v in graph.outputs), _largest(jumps)]
+
+    def _equation(self, equation: Equation, inputs: list[Any]) -> list[Any]:
+        """What no node carries out: twice, if it differs."""
+        kinds = [self._activity[v] for v in equation.outputs]
+        here = run_equation(equation, [_here(v) for v in inputs])
+        if not any(isinstance(v, Twin) for v in inputs):
+            return self._lifted(here, kinds)
+        there = run_equation(equation, [_there(v) for v in inputs])
+        return self._lifted([Twin(a, b) for a, b in zip(here, there, strict=True)], kinds)
+
+    def _node(self, node: Node, inputs: list[Twin], others: list[Any]) -> tuple[list[Twin], list[jax.Array]]:
+        layers = []
+        for pick in (_here, _there):
+            operands, beside = tuple(map(pick, inputs)), tuple(map(pick, others))
+            layers.append(Layer(node, operands, beside, evaluate(node, operands, beside)))
+        here, there = layers
+        changes = [twin.parts or (difference(twin.x, twin.x0).astype(twin.x.dtype),) for twin in inputs]
+        linear, parts = self._rule(node)(here, there, changes)
+        ends = linear([twin.linear for twin in inputs])
+        if self._n_parts == 1:
+            parts = [()] * len(ends)
+        elif parts is None:
+            parts = linear(changes)
+        outputs = [Twin(*whole) for whole in zip(here.outputs, there.outputs, parts, ends, strict=True)]
+        if not self._may_jump(node):
+            return outputs, []
+        by_element = node.kind in ("structural", "activation")
+        explained = linear(changes)
+        checks = [_is_unexplained(*pair, by_element) for pair in zip(outputs, explained, strict=True)]
+        return outputs, [jnp.where(jnp.stack(checks).any(), self._number[node], 0)]
+
+    def _may_jump(self, node: Node) -> bool:
+        """Whether a value may change in a way that the node's inputs do not explain: by an index, a mask, the order of a sort."""
+        is_sorted_along = node.primitive == "sort" and len(node.named.inputs) > 1
+        return is_sorted_along or any(self._activity[value] is DEPENDENT for value in node.others)
+
+    def _bodies(self, node: Node, inputs: list[Any]) -> tuple[list[Any], list[jax.Array]]:
+        (equation,) = node.equations
+        jumps = []
+        kinds = [self._activity[v] for v in node.bodies[0].graph.inputs]
+        if node.kind == "branch":
+            index, *inputs = inputs
+            jumps.append(jnp.where(_here(index) != _there(index), self._number[node], 0))
+            inputs = [_here(index), *self._lifted(inputs, kinds)]
+        else:
+            inputs = self._lifted(inputs, kinds)
+        ends = [self._activity[v] for v in equation.outputs]
+        if node.kind == "loop":
+            n_consts, n_carry = _compat.scan_counts(equation.origin)
+            ends = [*kinds[n_consts : n_consts + n_carry], *ends[n_carry:]]
+
+        def run(body: Analysis, arguments: Sequence[Any]) -> list[Any]:
+            outputs, jump = _and_jump(self._run(body, arguments))
+            return [*self._lifted(outputs, ends), jump]
+
+        outputs, jump = _and_jump(run_bodies(node, inputs, run))
+        return self._lifted(outputs, [self._activity[v] for v in equation.outputs]), [*jumps, jnp.max(jump, initial=0)]
+
+    def _lifted(self, values: Sequence[Any], kinds: Sequence[Activity]) -> list[Any]:
+        """Values in the form of a given activity: what does not differ is a twin of itself where it must be one."""
+        return [self._lift(value, kind) for value, kind in zip(values, kinds, strict=True)]
+
+    def _lift(self, value: Any, kind: Activity) -> Any:
+        if kind is CONSTANT:
+            return _here(value)
+        twin = value if isinstance(value, Twin) else Twin(value, value)
+        if kind is not ACTIVE:
+            return Twin(twin.x, twin.x0)
+        if twin.linear:
+            return twin
+        nothing = (_compat.zeros_like(twin.x),) * self._n_parts
+        return Twin(twin.x, twin.x0, nothing if self._n_parts > 1 else (), nothing)
+
+
+def _here(value: Any) -> Any:
+    return value.x if isinstance(value, Twin) else value
+
+
+def _there(value: Any) -> Any:
+    return value.x0 if isinstance(value, Twin) else value
+
+
+def _and_jump(outputs: list[Any]) -> tuple[list[Any], jax.Array]:
+    return outputs[:-1], outputs[-1]
+
+
+def _zero_like(inputs: Sequence[Any]) -> jax.Array:
+    """Zero, varying over the `shard_map` axes of the inputs, so that all branches return the same type."""
+    zero = jnp.int32(0)
+    for value in inputs:
+        zero = _compat.varying_like(zero, jax.typeof(_here(value)))
+    return zero
+
+
+def _largest(jumps: list[jax.Array]) -> jax.Array:
+    largest = jumps[0]
+    for jump in jumps[1:]:
+        largest = jnp.maximum(largest, jump)
+    return largest
+
+
+def _is_unexplained(twin: Twin, parts: Parts, by_element: bool) -> jax.Array:
+    """Whether the parts of a change do not sum to it, by more than rounding can do: of the element, or of all that is summed."""
+    change = difference(twin.x, twin.x0)
+    missing = jnp.abs(change - sum(part.astype(change.dtype) for part in parts))
+    sizes = [jnp.where(jnp.isfinite(v), jnp.abs(v), 0) for v in (twin.x, twin.x0)]
+    size = jnp.maximum(*sizes)
+    size = size if by_element else jnp.max(size, initial=0)
+    return ~jnp.all(missing <= jnp.sqrt(jnp.finfo(twin.x.dtype).eps) * size)  # NaN is no explanation
+
+
+def wide(v: jax.Array) -> jax.Array:
+    """In float32 or better."""
+    return v.astype(jnp.promote_types(v.dtype, jnp.float32))
+
+
+def difference(x: jax.Array, x0: jax.Array) -> jax.Array:
+    """x − x₀ in float32 or better; zero between equal infinities (masked logits)."""
+    x, x0 = wide(x), wide(x0)
+    same = x == x0
+    return jnp.where(same, 0, jnp.where(same, 0, x) - jnp.where(same, 0, x0))

@@ -1,0 +1,183 @@
+"""Stage a function once into a program, and refuse programs that cannot be explained honestly.
+
+Staging once per call is what keeps "one trace of the score per compile" true for every method: path steps, noise
+samples and forward values all replay the staged program, never the user's Python. Only the explained leaves are
+abstract: every other argument is closed over as it is, so a Python label stays a Python number inside the score.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxplain import _compat
+from jaxplain._cpu.rewrites import faster
+from jaxplain._errors import ModelModeError, ScoreError, TransformError, explain_error
+
+
+class Program:
+    """A staged function: called with arrays of the staged shapes, it replays the recorded equations.
+
+    A replay uses the kernels of `_cpu.rewrites`; `gradient` differentiates the recorded equations, not the kernels.
+    """
+
+    def __init__(self, method: str, function: Callable, *args: Any):
+        with _training_mode_named(method):
+            closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        self.method = method
+        self.out_shape = shape
+        self.closed = closed = _compat.without_dead_code(closed)
+        self._args = args
+        self._recorded = _compat.jaxpr_as_function(closed)
+        self._faster = faster(closed)
+        self._out_tree = jax.tree.structure(shape)
+
+    def _outputs(self, run: Callable[..., list], args: tuple) -> Any:
+        # A constant output comes back as it was written: a Python number.
+        return jax.tree.unflatten(self._out_tree, map(jnp.asarray, run(*jax.tree.leaves(args))))
+
+    def __call__(self, *args: Any) -> Any:
+        return self._outputs(self._faster, args)
+
+    @cached_property
+    def value_and_gradient(self) -> "Program":
+        """The program `(f(x), ∇f(x))` of a program `f` with one real output; one backward pass."""
+
+        def run(x: Any) -> tuple[Any, Any]:
+            out, pullback = jax.vjp(lambda x: self._outputs(self._recorded, (x,)), x)
+            return out, pullback(jnp.ones_like(out))[0]
+
+        return Program(self.method, run, *self._args)
+
+    def refuse_randomness(self) -> "Program":
+        """Raise if a random draw reaches the output: the explanation would change from call to call."""
+        # Only what reaches the output counts: models split keys, and draw, for things that nothing uses.
+        draws = (_find(e, _compat.is_random) for e in _compat.live_equations(self.closed))
+        where, draw = next((found for found in draws if found), (None, None))
+        if draw is not None:
+            raise ModelModeError(
+                explain_error(
+                    f"{self.method}: the score draws random numbers.",
+                    where=_compat.source_line(where, draw),
+                    got=f"primitive {draw.primitive}",
+                    why="dropout or noise left on makes explanations of the same input differ (unless its key is fixed)",
+                    fix=(
+                        "switch the model to evaluation: model.eval(), nnx.view(model, deterministic=True), "
+                        "train=False or deterministic=True",
+                        "if the randomness is meant, pass allow_random=True",
+                    ),
+                )
+            )
+        return self
+
+    def refuse_while_in_reverse(self) -> "Program":
+        """Raise if the derivative would have to go backwards through a `while_loop`."""
+        loops = (_find(e, _compat.is_while) for e in _compat.open_jaxpr(self.closed).eqns)
+        loop = next((found[0] for found in loops if found), None)
+        if loop is None:
+            return self
+        try:
+            self.value_and_gradient  # noqa: B018 - staging it is the test
+        except ValueError as error:
+            raise TransformError(
+                explain_error(
+                    f"{self.method}: the score has no reverse-mode derivative through a while loop.",
+                    where=_compat.source_line(loop),
+                    got="lax.while_loop, or lax.fori_loop with a bound known only at run time",
+                    why="the number of iterations to store is unknown when the program is compiled",
+                    fix=(
+                        "lax.scan, or lax.fori_loop with Python integers as bounds",
+                        "lax.scan over the largest count, with lax.cond inside to stop early",
+                        "give the loop a derivative of its own with jax.custom_vjp",
+                    ),
+                )
+            ) from error
+        return self
+
+
+def stage_score(
+    method: str, score: Callable[[Any], Any], leaves: Any, *, allow_random: bool, differentiated: bool = True
+) -> Program:
+    """Stage `score(leaves) -> real scalar`, checking everything that can be checked without running it."""
+    program = Program(method, score, leaves)
+    require_scalar(method, program.out_shape)
+    if not allow_random:
+        program.refuse_randomness()
+    return program.refuse_while_in_reverse() if differentiated else program
+
+
+def require_scalar(method: str, shape: Any) -> None:
+    leaf = shape
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        raise ScoreError(
+            explain_error(
+                f"{method}: the score must return one number, not a {type(shape).__name__}.",
+                got=jax.tree.map(lambda s: f"{s.dtype}{list(s.shape)}", shape),
+                need="a real scalar",
+                fix="return the number alone: lambda x, *args: f(x, *args)[0]",
+            )
+        )
+    if leaf.shape != ():
+        raise ScoreError(
+            explain_error(
+                f"{method}: the score must be one number for one example, but it is an array.",
+                got=f"{leaf.dtype}{list(leaf.shape)}",
+                need="a real scalar",
+                fix=(
+                    "pick the output to explain, for one example:\n"
+                    "          score = lambda x, label: model(x[None])[0, label]\n"
+                    "          maps = jax.vmap(explain)(xs, labels)        # the batch comes from vmap",
+                    "for a batched classifier: score = jx.logit(model)",
+                ),
+            )
+        )
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise ScoreError(
+            explain_error(
+                f"{method}: the score must be a real number.",
+                got=str(leaf.dtype),
+                need="a float scalar",
+                why="a class index or a comparison is no degree of evidence, and its derivative is zero",
+                fix="explain the logit or the probability, not the prediction",
+            )
+        )
+
+
+_FLAX_TRAINING = ("TraceContextError", "ModifyScopeVariableError", "InvalidRngError")
+
+
+@contextmanager
+def _training_mode_named(method: str) -> Iterator[None]:
+    """Turns Flax's errors about state and random streams into one that says: this is training mode."""
+    try:
+        yield
+    except Exception as error:
+        kind = type(error)
+        if not kind.__module__.startswith("flax") or kind.__name__ not in _FLAX_TRAINING:
+            raise
+        raise ModelModeError(
+            explain_error(
+                f"{method}: the model changes its own state or asks for randomness while it is explained: "
+                "it is in training mode.",
+                got=f"{kind.__name__}: {str(error).splitlines()[0]}",
+                why="batch statistics and dropout make the score of one example depend on the batch and on chance",
+                fix=(
+                    "Flax NNX: model.eval(), or nnx.view(model, deterministic=True, use_running_average=True)",
+                    "Flax Linen: model.apply(variables, x, train=False), without mutable=",
+                ),
+            )
+        ) from error
+
+
+def _find(equation: Any, wanted: Callable[[Any], bool]) -> tuple[Any, Any] | None:
+    """The first wanted equation in `equation` or its bodies, behind `equation` itself, which knows the user's line."""
+    if wanted(equation):
+        return equation, equation
+    for jaxpr in _compat.inner_jaxprs(equation):
+        for inner in jaxpr.eqns:
+            if found := _find(inner, wanted):
+                return equation, found[1]
+    return None

@@ -1,0 +1,1 @@
+"""Finding and cutting hidden layers."""

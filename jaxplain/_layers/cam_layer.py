@@ -1,0 +1,275 @@
+"""A hidden layer read as maps of the input: which layer, which of its axes are places, and its values with the channels last."""
+
+import itertools
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxplain._analysis.analyze import Analysis
+from jaxplain._errors import LayerError, SettingError, explain_error
+from jaxplain._explainer import LayerName
+from jaxplain._ir.graph import Value
+from jaxplain._ir.program import Program, require_scalar
+from jaxplain._layers.axes import Label, Map, Places, is_place
+from jaxplain._layers.split import Site
+from jaxplain._split import Inside
+from jaxplain._tree import upcast
+
+
+class Layout(NamedTuple):
+    """How the axes of a layer are laid out, where the program does not tell; fields that are `None` are found from it.
+
+    Attributes:
+        channel_axis: the axis of the channels (features of a token).
+        grid: the shape of the grid that tokens stand for, in row-major order.
+        class_tokens: how many tokens before the grid stand for no place.
+    """
+
+    channel_axis: int | None = None
+    grid: tuple[int, ...] | None = None
+    class_tokens: int | None = None
+
+
+class MapLayer:
+    """The layer of one call: its maps with the channels last, and the score as a function of them."""
+
+    def __init__(self, inside: Inside, at: Any, layout: Layout):
+        self.method = inside.method
+        self.inside = inside
+        require_scalar(self.method, inside.program.out_shape)
+        self.places = Places(inside.graph, inside.activity)
+        self.site = self._default() if at is None else self._named(at)
+        self.map = self._read(layout)
+
+    # Which layer, and how to read it
+
+    def _default(self) -> Site:
+        sites = self.places.last_maps()
+        if len(sites) > 1:
+            raise LayerError(
+                explain_error(
+                    f"{self.method}: a map is over one input, and several have a layer of their own.",
+                    got=", ".join(f"{site.name} {list(site.values[0].shape)}" for site in sites),
+                    fix="one of them: argnums=0, or at=…",
+                )
+            )
+        if not sites:
+            raise LayerError(
+                explain_error(
+                    f"{self.method}: no layer of this score is a map of the input that all of the score passes through.",
+                    why="a class activation map needs a layer with places (rows, columns, tokens) and channels: "
+                    "convolutions or tokens, not dense layers of a flattened input, nor a recurrent state",
+                    fix=(
+                        "name the layer: at='last conv', at='encoder/Block_3' (jx.split says how); print(jx.layers(score)(x)) lists them",
+                        "a method that needs no such layer: jx.input_x_gradient, jx.integrated_gradients, jx.lrp",
+                    ),
+                )
+            )
+        return sites[0]
+
+    def _named(self, at: Any) -> Site:
+        sites = self.inside.find(at)
+        if len(sites) != 1 or len(sites[0].values) != 1:
+            raise LayerError(
+                explain_error(
+                    f"{self.method}: `at` must name one value.",
+                    got=f"{sum(len(site.values) for site in sites)} values at {at!r}",
+                    fix="one map for each layer: [jx.grad_cam(score, at=name) for name in names]",
+                )
+            )
+        if sites[0].is_stacked:
+            raise LayerError(
+                explain_error(
+                    f"{self.method}: `at` names a layer inside a scan, all of its iterations at once.",
+                    got=f"{at!r}, stacked to {list(sites[0].shapes[0].shape)}",
+                    fix=f"one of them: at='{at}@-1' is the last",
+                )
+            )
+        return sites[0]
+
+    def _read(self, layout: Layout) -> Map:
+        value = self.site.values[0]
+        found = self.places.map_of(value)
+        if layout.channel_axis is not None:
+            found = self._as_told(value, layout.channel_axis, layout.grid)
+        if found is None:
+            raise LayerError(
+                explain_error(
+                    f"{self.method}: the layer is no map of the input: it is not known which of its axes are places and which are channels.",
+                    where=self.site.name,
+                    got=f"shape {list(value.shape)}",
+                    need="places that come from rows, columns or tokens of the input, and one axis of channels",
+                    fix=(
+                        "another layer: at='last conv'",
+                        "say it: layout=jx.Layout(channel_axis=-1), and grid=(14, 14), class_tokens=1 for tokens",
+                    ),
+                )
+            )
+        told = layout.grid is not None or layout.class_tokens is not None
+        n_axes = len(found.places[0][1].of)
+        if told and (len(found.places) > 1 or (layout.grid is not None and len(layout.grid) != n_axes)):
+            raise SettingError(
+                explain_error(
+                    f"{self.method}: `layout` gives a grid or class tokens to a layer that has no such tokens.",
+                    where=self.site.name,
+                    got=f"grid={layout.grid}, class_tokens={layout.class_tokens} for shape {list(value.shape)}",
+                    need=f"one axis of tokens over {n_axes} axes of the input"
+                    if len(found.places) == 1
+                    else "none: rows and columns",
+                )
+            )
+        places = []
+        for axis, label in found.places:
+            start = label.start if layout.class_tokens is None else layout.class_tokens
+            sizes = label.sizes if layout.grid is None else tuple(layout.grid)
+            end = start + math.prod(sizes)
+            # Who gives the grid accounts for every token.
+            if start < 0 or end > value.shape[axis] or (layout.grid is not None and end < value.shape[axis]):
+                raise LayerError(
+                    explain_error(
+                        f"{self.method}: the layer does not hold that grid.",
+                        where=self.site.name,
+                        got=f"{value.shape[axis]} tokens",
+                        need=f"{start} class tokens and {' × '.join(map(str, sizes))} places",
+                        fix="layout=jx.Layout(grid=…, class_tokens=…)",
+                    )
+                )
+            places.append((axis, label._replace(start=start, sizes=sizes)))
+        return found._replace(places=tuple(places))
+
+    def _as_told(self, value: Value, channel_axis: int, grid: tuple[int, ...] | None) -> Map | None:
+        """The layer with its channels at `channel_axis`; places are those that are known, or else all other wide axes."""
+        shape, labels = value.shape, self.places.labels(value)
+        if not -len(shape) <= channel_axis < len(shape):
+            raise SettingError(
+                explain_error(f"{self.method}: the layer has no axis {channel_axis}.", got=f"shape {list(shape)}")
+            )
+        channel = channel_axis % len(shape)
+        wide = [axis for axis, n in enumerate(shape) if n > 1 and axis != channel]
+        known = {axis: label for axis, label in enumerate(labels) if is_place(label)}
+        if channel in known or (known and len(known) < len(wide)):
+            raise SettingError(
+                explain_error(
+                    f"{self.method}: `layout` does not fit what is known of the layer.",
+                    where=self.site.name,
+                    got=f"channel_axis={channel_axis} for shape {list(shape)}, whose axes {sorted(known)} are places of the input",
+                    need="one axis of channels beside the places",
+                    fix="name the value before or after its features are split into several axes (heads)",
+                )
+            )
+        if known:
+            places = tuple(known.items())
+            numbers = {number for label in known.values() for number, _ in label.of}
+            axes = tuple(axis for label in known.values() for _, axis in label.of)
+            return (
+                Map(numbers.pop(), channel, places, axes) if len(numbers) == 1 and len(set(axes)) == len(axes) else None
+            )
+        sizes = [(shape[axis],) for axis in wide] if grid is None or len(wide) != 1 else [tuple(grid)]
+        chosen = self._axes_of_input([n for size in sizes for n in size]) if wide else None
+        if chosen is None:
+            return None  # which axes of which input, nobody knows
+        of = iter((0, axis) for axis in chosen)
+        told = [Label(tuple(next(of) for _ in size), size) for size in sizes]
+        return Map(0, channel, tuple(zip(wide, told, strict=True)), chosen)
+
+    def _axes_of_input(self, sizes: list[int]) -> tuple[int, ...] | None:
+        """The axes of the one input that are at least that long, in order; None if there are several inputs, or no such axes."""
+        if len(self.inside.arrays) > 1:
+            return None
+        shape = self.inside.arrays[0].shape
+        fits = [
+            axes
+            for axes in itertools.combinations([axis for axis, n in enumerate(shape) if n > 1], len(sizes))
+            if all(shape[axis] >= n for axis, n in zip(axes, sizes, strict=True))
+        ]
+        if len(fits) > 1:
+            raise LayerError(
+                explain_error(
+                    f"{self.method}: places of the layer fit several axes of the input, and the program does not tell which.",
+                    where=self.site.name,
+                    got=f"{' × '.join(map(str, sizes))} places of an input {list(shape)}: axes {' or '.join(map(str, fits))}",
+                    fix="a layer nearer to the input, or an earlier one whose axes are followed: at='last conv'",
+                )
+            )
+        return fits[0] if fits else None
+
+    @cached_property
+    def name(self) -> LayerName:
+        value = self.site.values[0]
+        if (source := value.source) is None:
+            return LayerName(self.site.name, "", tuple(value.shape), "")
+        nodes = Analysis(self.inside.graph, self.inside.activity).all_nodes()
+        kind = next((node.kind for node in nodes if value in node.outputs), source.primitive)
+        return LayerName(source.path, kind, tuple(value.shape), source.line)
+
+    # Its values
+
+    def evaluated(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The maps, their gradient, and the score; nothing below the layer is differentiated."""
+
+        def run(arrays: tuple) -> tuple:
+            (given,) = self.inside.encode([self.site], arrays)
+            value, pullback = jax.vjp(lambda given: self.inside.decode([self.site], [given], arrays), given)
+            return given[0], pullback(jnp.ones_like(value))[0][0], value
+
+        maps, gradient, value = upcast(Program(self.method, run, self.inside.arrays)(self.inside.arrays))
+        return self.folded(maps), self.folded(gradient), value
+
+    def raw(self) -> jax.Array:
+        """The layer as the program has it."""
+        run = Program(self.method, lambda arrays: self.inside.encode([self.site], arrays)[0][0], self.inside.arrays)
+        return run(self.inside.arrays)
+
+    def value(self) -> jax.Array:
+        return upcast((self.inside.program(self.inside.arrays),))[0]
+
+    def value_at(self, x: jax.Array) -> jax.Array:
+        """The score with x in place of the input that the layer is a map of."""
+        arrays = list(self.inside.arrays)
+        arrays[self.map.input] = x.astype(arrays[self.map.input].dtype)
+        return upcast((self.inside.program(tuple(arrays)),))[0]
+
+    def tail(self, raw: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        """The score as a function of the layer, as the program has it."""
+
+        def run(given: jax.Array, arrays: tuple) -> Any:
+            return self.inside.decode([self.site], [(given,)], arrays)
+
+        program = Program(self.method, run, raw, self.inside.arrays)
+        return lambda given: upcast((program(given, self.inside.arrays),))[0]
+
+    def among_floats(self) -> int:
+        """Which of the float inputs the layer is a map of."""
+        return sum(jnp.issubdtype(a.dtype, jnp.floating) for a in self.inside.arrays[: self.map.input])
+
+    def folded(self, layer: jax.Array) -> jax.Array:
+        """The layer as (*grid, channels), the grid in the order of the input's axes."""
+        for axis, label in self.map.places:
+            layer = lax.slice_in_dim(layer, label.start, label.start + math.prod(label.sizes), axis=axis)
+        axes = [axis for axis, _ in self.map.places]
+        rest = [axis for axis in range(layer.ndim) if axis not in (*axes, self.map.channel)]  # of size 1
+        layer = jnp.transpose(layer, (*rest, *axes, self.map.channel))
+        sizes = [n for _, label in self.map.places for n in label.sizes]
+        layer = layer.reshape(*sizes, layer.shape[-1])
+        order = sorted(range(len(sizes)), key=self.map.axes.__getitem__)
+        return jnp.transpose(layer, (*order, len(sizes)))
+
+    @property
+    def input_axes(self) -> tuple[int, ...]:
+        """The axes of the input that the map is over."""
+        return tuple(sorted(self.map.axes))
+
+    def up(self, maps: jax.Array, method: str) -> jax.Array:
+        """Maps (*grid, …) at the places of the input."""
+        shape = [self.inside.arrays[self.map.input].shape[axis] for axis in self.input_axes]
+        return jax.image.resize(maps, (*shape, *maps.shape[len(shape) :]), method)
+
+    def beside_input(self, heat: jax.Array) -> jax.Array:
+        """A map of the size of the input, with an axis of size 1 where the input has another."""
+        rank = self.inside.arrays[self.map.input].ndim
+        return jnp.expand_dims(heat, [axis for axis in range(rank) if axis not in self.input_axes])

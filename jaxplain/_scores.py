@@ -1,0 +1,241 @@
+"""From a batched classifier to a score for one example, and a check that the model may be explained at all."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxplain._errors import LabelError, ModelModeError, NonFiniteError, ScoreError, SettingError, explain_error
+from jaxplain._explainer import require_callable
+from jaxplain._ir.program import Program
+
+
+def logit(
+    apply: Callable[..., jax.Array],
+    *,
+    of: Literal["logit", "log_prob", "prob", "margin", "contrast", "centered"] = "logit",
+) -> Callable[..., jax.Array]:
+    r"""The score of one class of a batched classifier: `apply(x_batch, *rest)` → `score(x, label, *rest)`.
+
+    With z the classifier's output for `x[None]`, shape (1, classes):
+
+    | `of` | score | |
+    | --- | --- | --- |
+    | `"logit"` | $z_c$ | the usual choice; maps of different classes are comparable |
+    | `"log_prob"` | $z_c - \log\sum_j e^{z_j}$ | includes the evidence against all others |
+    | `"prob"` | softmax | saturates: its gradient vanishes where the model is sure |
+    | `"margin"` | $z_c - \max_{j \ne c} z_j$ | why c rather than the runner-up |
+    | `"contrast"` | $z_a - z_b$ | why a rather than b: `score(x, a, b, *rest)` |
+    | `"centered"` | $z_c - \frac1n\sum_j z_j$ | invariant to adding a constant to all logits |
+
+    Arguments:
+        apply: `apply(x_batch, *rest)` → outputs of shape (batch, classes). A Flax NNX or Equinox model works as it is; for Linen,
+            `lambda x: model.apply(variables, x)`. x may be a pytree: every leaf gets the batch axis.
+        of: which score, as above.
+
+    Returns:
+        `score(x, label, *rest)` for one example; label is an integer. A label outside [0, classes) is a `LabelError`
+        if its value is known and NaN if it is traced (JAX's own indexing would clamp 12 of 10 to class 9 silently).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxplain as jx
+        >>> weights = jnp.array([[1.0, 2.0], [3.0, 5.0]])
+        >>> score = jx.logit(lambda x: x @ weights)
+        >>> print(jx.gradient(score)(jnp.array([1.0, 1.0]), 1))
+        [2. 5.]
+    """
+    require_callable("logit", apply)
+    if of not in _SCORES:
+        raise SettingError(explain_error("logit: unknown `of`.", got=repr(of), need=", ".join(map(repr, _SCORES))))
+
+    def outputs(x: Any, rest: tuple) -> jax.Array:
+        out = apply(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], x), *rest)
+        if not hasattr(out, "shape") or len(out.shape) != 2 or out.shape[0] != 1:
+            raise ScoreError(
+                explain_error(
+                    "logit: the classifier must return one row of class scores for each example.",
+                    got=(f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__)
+                    + f" for x of shape {', '.join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(x))}",
+                    need="x is one example; logit adds the batch axis, and needs shape (1, classes)",
+                    fix=(
+                        "x is a batch: jax.vmap(explain)(xs, labels), or one of it, explain(xs[0], labels[0])",
+                        "several outputs: jx.logit(lambda x: model(x)[0])",
+                        "another kind of output: write the score yourself, score = lambda x: model(x[None])[…]",
+                    ),
+                )
+            )
+        return out[0]
+
+    if of == "contrast":
+
+        def contrast(x: Any, a: Any, b: Any, *rest: Any) -> jax.Array:
+            return _SCORES[of](outputs(x, rest), a, b)
+
+        return contrast
+
+    def score(x: Any, label: Any, *rest: Any) -> jax.Array:
+        return _SCORES[of](outputs(x, rest), label)
+
+    return score
+
+
+def _pick(values: jax.Array, label: Any) -> jax.Array:
+    """values[label]; out of range an error, or NaN (in its derivative too) for a traced label."""
+    n = values.shape[0]
+    shape, dtype = getattr(label, "shape", ()), getattr(label, "dtype", type(label))
+    if shape != () or not jnp.issubdtype(dtype, jnp.integer):
+        raise LabelError(
+            explain_error(
+                "logit: the label must be one integer for one example.",
+                got=f"{dtype}{list(shape)}" if hasattr(label, "dtype") else repr(label),
+                need=f"0 to {n - 1}: the model has {n} classes",
+                fix=(
+                    "a batch of labels: jax.vmap(explain)(images, labels)",
+                    "a class by its name: explain(image, names.index(name))",
+                ),
+            )
+        )
+    if not isinstance(label, jax.core.Tracer):
+        if not 0 <= int(label) < n:
+            raise LabelError(
+                explain_error(
+                    f"logit: there is no class {int(label)}.",
+                    got=f"label {int(label)}",
+                    need=f"0 to {n - 1}: the model has {n} classes",
+                )
+            )
+        return values[int(label)]
+    # A factor, not a `where`: the derivative of an unselected branch would be a silent zero.
+    valid = jnp.where((label >= 0) & (label < n), 1.0, jnp.nan).astype(values.dtype)
+    return values[jnp.clip(label, 0, n - 1)] * valid
+
+
+def _margin(z: jax.Array, label: Any) -> jax.Array:
+    if z.shape[0] < 2:
+        raise ScoreError(explain_error("logit: a margin needs at least two classes.", got=f"{z.shape[0]} class"))
+    picked = _pick(z, label)
+    return picked - jnp.max(jnp.where(jnp.arange(z.shape[0]) == label, -jnp.inf, z))
+
+
+_SCORES: dict[str, Callable[..., jax.Array]] = {
+    "logit": _pick,
+    "log_prob": lambda z, label: _pick(jax.nn.log_softmax(z), label),
+    "prob": lambda z, label: _pick(jax.nn.softmax(z), label),
+    "margin": _margin,
+    "contrast": lambda z, a, b: _pick(z, a) - _pick(z, b),
+    "centered": lambda z, label: _pick(z, label) - jnp.mean(z),
+}
+
+
+def check(apply: Callable[..., Any], xs: Any, *rest: Any, n_examples: int = 4, rtol: float = 1e-3) -> None:
+    """Check that `apply(xs, *rest)` treats every example on its own and the same way each time.
+
+    Run it once on a few examples before explaining a model. It traces `apply` (training-mode state changes and dropout
+    surface there, without touching the model's state), looks for random draws, and runs the batch twice through separate
+    traces. Then it compares each example in its batch with
+
+    * itself among copies of itself. Batch statistics and any other mixing change it. Shapes and program are the same, so
+      every digit must be: mixing shows even beside a large offset, as long as it moves the last digit of the output's dtype;
+    * itself alone. What depends on the size of the batch changes it, by more than `rtol` or it goes unseen.
+
+    Arguments:
+        apply: the batched model: outputs with a leading batch axis (any pytree).
+        xs: inputs with a leading batch axis of at least 2; take real, different examples.
+        *rest: further arguments of `apply`, the same for all examples.
+        n_examples: how many examples are compared.
+        rtol: largest difference accepted of an example alone, relative to the spread of the outputs, largest minus smallest.
+            Sums are rounded differently in batches of another size: 16 units in the last place of the largest output are
+            accepted beside it.
+
+    Raises:
+        NonFiniteError: the output holds NaN or infinity.
+        ModelModeError: naming what was found, the size of the difference, and the fix.
+    """
+    require_callable("check", apply)
+    size = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(xs)}
+    if len(size) != 1 or next(iter(size)) in ((), (0,), (1,)):
+        raise SettingError(
+            explain_error(
+                "check: needs a batch of at least two examples on the leading axis of every leaf.",
+                got=f"leading axes {sorted(map(list, size))}",
+            )
+        )
+    xs = jax.tree.map(jnp.asarray, xs)
+    run = Program("check", lambda x: apply(x, *rest), xs).refuse_randomness()
+    together = run(xs)
+    _require_finite(together)
+    again = Program("check", lambda x: apply(x, *rest), xs)(xs)
+    _compare("two runs of the same batch differ", together, again, "it keeps state or draws random numbers in Python")
+    alone = Program("check", lambda x: apply(x, *rest), _example(xs, 0)).refuse_randomness()
+    allowed = [_allowed(leaf, rtol) for leaf in jax.tree.leaves(together)]
+    for i in range(min(n_examples, next(iter(size))[0])):
+        expected = _example(together, i)
+        _compare(
+            f"example {i} changes with the other examples of its batch",
+            expected,
+            _example(run(_copies(xs, i)), i),
+            "batch statistics (batch-norm in training mode), or an operation across the batch axis",
+        )
+        _compare(
+            f"example {i} alone and in the batch differ",
+            expected,
+            alone(_example(xs, i)),
+            "something depends on the size of the batch",
+            allowed,
+        )
+
+
+def _example(batch: Any, i: int) -> Any:
+    """Example i as a batch of one."""
+    return jax.tree.map(lambda leaf: leaf[i : i + 1], batch)
+
+
+def _copies(batch: Any, i: int) -> Any:
+    """The batch with example i in every place."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[i], leaf.shape), batch)
+
+
+def _require_finite(outputs: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(outputs):
+        if not np.isfinite(_wide(leaf)).all():
+            raise NonFiniteError(
+                explain_error(
+                    "check: the model's output holds NaN or infinity.",
+                    where=f"output{jax.tree_util.keystr(path)}",
+                    got=f"{np.sum(~np.isfinite(_wide(leaf)))} of {leaf.size} numbers",
+                    fix=("look for NaN in xs and in the weights", "find where it begins: jax.debug_nans(True)"),
+                )
+            )
+
+
+def _wide(leaf: Any) -> np.ndarray:
+    """The leaf in double precision, in which neither bf16 nor differences of unsigned integers lose anything."""
+    array = np.asarray(leaf)
+    return array.astype(np.promote_types(array.dtype, np.float64))
+
+
+def _allowed(leaf: jax.Array, rtol: float) -> float:
+    """How far an example may differ between two batch sizes: `rtol` of the outputs' spread, and rounding of the largest."""
+    values = _wide(leaf)
+    rounding = 16 * jnp.finfo(leaf.dtype).eps if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
+    return float(rtol * np.ptp(values) + rounding * np.max(np.abs(values))) if values.size else 0.0
+
+
+def _compare(what: str, expected: Any, got: Any, why: str, allowed: list[float] | None = None) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(expected)
+    for (path, a), b, limit in zip(leaves, jax.tree.leaves(got), allowed or [0.0] * len(leaves), strict=True):
+        a, b = _wide(a), _wide(b)
+        difference = np.max(np.abs(a - b), initial=0.0) if a.shape == b.shape else np.inf
+        if not difference <= limit:
+            raise ModelModeError(
+                explain_error(
+                    f"check: {what}.",
+                    where=f"output{jax.tree_util.keystr(path)}",
+                    got=f"largest difference {difference:.2e}",
+                    need=f"at most {limit:.2e}",
+                    why=why,
+                    fix="model.eval(), nnx.view(model, deterministic=True, use_running_average=True), or train=False",
+                )
+            )

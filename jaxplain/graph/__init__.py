@@ -1,1 +1,0 @@
-"""Program analysis: what the traced score is, before any method looks at it. Knows no method."""

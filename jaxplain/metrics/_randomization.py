@@ -1,0 +1,534 @@
+r"""Randomization: does the explanation depend on what the model has learned, and on the class that it is asked about?
+
+An explanation that stays the same when the weights are replaced, or when another class is explained, does not explain this model's decision, however well it looks. Both metrics
+compare two maps by a *similarity*, and low is good:
+
+| `similarity` | | |
+| --- | --- | --- |
+| `"spearman"` | rank correlation, ties share their mean rank | of any maps |
+| `"pearson"` | correlation | of any maps |
+| `"cosine"` | $\langle a, b \rangle / \lVert a \rVert \lVert b \rVert$ | of any maps |
+| `"ssim"` | structural similarity | of maps (height, width[, channels]) |
+| a function | `similarity(a, b)` → a number | of whatever it takes |
+
+All four are unchanged by positive factors on either map. A pair of which one is constant (for the cosine: zero) or not finite has the similarity NaN.
+
+How low is low? Maps of two unrelated models are not always unlike: input × gradient keeps the outline of the digit, whatever the weights are. Compare with the level that an
+explanation without the model has (`lambda params: lambda x, *args: x`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxplain import _compat
+from jaxplain._accumulate import evaluate
+from jaxplain._errors import LabelError, LayerError, SettingError, StructureError, explain_error
+from jaxplain._explainer import Explainer, chunk_of, positive_int
+from jaxplain._ir.program import Program
+from jaxplain._tree import Arguments
+from jaxplain.metrics._explained import ExplainerMeasure, explainer_key, float_map, require_explaining
+from jaxplain.metrics.similarity import Similarity, comparison
+
+Order: TypeAlias = Literal["cascading", "bottom_up", "independent", "all"]
+
+
+def parameter_randomization(
+    make_explain: Callable[[Any], Callable[..., Any]],
+    *,
+    order: Order = "cascading",
+    layers: Sequence[str] | None = None,
+    similarity: Similarity = "spearman",
+    absolute: bool = True,
+    draw: Callable[[jax.Array, Any], Any] | None = None,
+    chunk_size: int | None = None,
+    key: jax.Array | None = None,
+) -> "ParameterRandomisation":
+    r"""Model parameter randomization test: $\frac1L \sum_{l=1}^L s\left(R_{\theta}(x), R_{\theta^{(l)}}(x)\right)$, $\theta^{(l)}$ the weights with layers randomized.
+
+    Arguments:
+        make_explain: `make_explain(params)` → an explainer of the model with these weights: `lambda params: jx.gradient(lambda x, y: apply(params, x)[y])`.
+            Weights that the explainer closes over are out of reach, and would count as an explanation that does not depend on them.
+        order: "cascading": from the last layer down, keeping what is randomized (the paper's). "bottom_up": the same from the first layer. "independent":
+            one layer at a time, from the last. "all": one step, everything.
+        layers: path prefixes, **from the input to the output**, each of which is randomized as one: `["params/Conv_0", "params/Dense_0"]`; other weights stay.
+            `None`: arrays of params that share a parent path (kernel and bias) are one layer, an array at the root is one by itself, and layers are put in the order
+            in which the traced explanation uses them on values that depend on x. Layers that it does not use (an auxiliary head) are left out; if it uses none, all count.
+        similarity: s; see above.
+        absolute: compare |R|, which is how maps are looked at; with signs, a last layer that is turned around counts as a change.
+        draw: `draw(key, params)` → other weights of the same structure. `None` permutes the entries of each array: what has been learned is
+            gone from the arrangement of the entries; their distribution stays, and so do signs of what must be positive (variances of a batch norm). **The paper's re-initialization**: `draw=lambda key, params: model.init(key, x)`.
+        chunk_size: steps explained together; each needs a copy of the weights.
+        key: random key shared by all examples; otherwise `measure(params, x, *args, key=key)`.
+
+    Returns:
+        `measure(params, x, *args, key=key)` → the mean similarity over all steps; low is good. `measure.curve(params, x, *args, key=key)` → (steps,), and
+        `measure.layers(params, x, *args)` → the names of the layers that the steps randomize.
+
+    Params are any pytree: Linen variables, an `nnx.State`, an Equinox model. Only its float arrays are randomized; integers, keys, Python numbers and functions stay.
+
+    Guarantees: an explanation that does not depend on the weights has 1 at every step. One draw for all steps: the weights are drawn with `fold_in(key, 0)`, and the
+    explainer's own key is `fold_in(key, 2**32 - 1)` at every step. A step whose layer does not change (constants, permuted) tests nothing: it is NaN in the curve, and does
+    not count in the mean.
+    Under `vmap` over examples, one key for all of them (`key=` here) tests them with the same random model.
+    Cost: 1 + steps explanations in one compiled program; three copies of the weights, one more for each of `chunk_size`.
+    Errors: `LayerError` for prefixes that fit nothing; `SettingError` if the explainer reads no weight, but closes over arrays of their shapes.
+    Differs from: the paper re-initializes; so does Quantus, in the order in which modules were registered, with the same seed for each layer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxplain as jx
+        >>> score = lambda params, x: jnp.tanh(x @ params["first"]["kernel"]) @ params["last"]["kernel"]
+        >>> measure = jx.metrics.parameter_randomization(lambda params: jx.gradient(lambda x: score(params, x)))
+        >>> one, two = jax.random.split(jax.random.key(0))
+        >>> params = {"last": {"kernel": jax.random.normal(one, (8,))}, "first": {"kernel": jax.random.normal(two, (5, 8))}}
+        >>> measure.layers(params, jnp.ones(5))
+        ('last', 'first')
+        >>> measure.curve(params, jnp.ones(5), key=jax.random.key(1)).shape
+        (2,)
+
+    References:
+        Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018.
+    """
+    return ParameterRandomisation(make_explain, order, layers, similarity, absolute, draw, chunk_size, key)
+
+
+class ParameterRandomisation(ExplainerMeasure):
+    """What `parameter_randomization` returns: the mean similarity when called, and the similarity of each step as `curve`."""
+
+    def __init__(
+        self,
+        make_explain: Callable[[Any], Callable[..., Any]],
+        order: Order,
+        layers: Sequence[str] | None,
+        similarity: Similarity,
+        absolute: bool,
+        draw: Callable[[jax.Array, Any], Any] | None,
+        chunk_size: int | None,
+        key: jax.Array | None,
+    ):
+        def mean(args: tuple, key: Any) -> jax.Array:
+            similarities, counts = self._steps(args, key)
+            return jnp.mean(similarities, where=counts)
+
+        super().__init__("parameter_randomization", mean, stochastic=True, key=key)
+        if not callable(make_explain) or isinstance(make_explain, Explainer):
+            raise SettingError(
+                explain_error(
+                    f"{self.method}: its first argument must make an explainer from weights.",
+                    got=repr(make_explain) if isinstance(make_explain, Explainer) else type(make_explain).__name__,
+                    why="weights that an explainer closes over cannot be replaced",
+                    fix="lambda params: jx.gradient(lambda x, label: apply(params, x)[label])",
+                )
+            )
+        if order not in ("cascading", "bottom_up", "independent", "all"):
+            raise SettingError(
+                explain_error(
+                    f"{self.method}: unknown `order`.",
+                    got=repr(order),
+                    need="'cascading', 'bottom_up', 'independent' or 'all'",
+                )
+            )
+        if isinstance(layers, str) or (layers is not None and not layers):
+            raise SettingError(
+                explain_error(f"{self.method}: `layers` must be a sequence of path prefixes.", got=repr(layers))
+            )
+        if draw is not None and not callable(draw):
+            raise SettingError(
+                explain_error(
+                    f"{self.method}: `draw` must be a function (key, params) -> params.",
+                    got=type(draw).__name__,
+                    fix="draw=lambda key, params: model.init(key, x)",
+                )
+            )
+        self._make_explain, self._order, self._layers, self._draw = make_explain, order, layers, draw
+        self._similarity = comparison(self.method, similarity, absolute)
+        self._chunk = chunk_of(self.method, chunk_size)
+
+    def curve(self, params: Any, *args: Any, key: jax.Array | None = None) -> jax.Array:
+        """The similarity after each step, in the order of `layers`."""
+        similarities, counts = self._steps((params, *args), self._checked(key))
+        return jnp.where(counts, similarities, jnp.nan)
+
+    def layers(self, params: Any, *args: Any) -> tuple[str, ...]:
+        """What each step randomizes, for the cascades in addition to the steps before; nothing is run."""
+        weights = _Weights(self.method, params)
+        named = self._in_order(weights, self._staged(weights, args, jax.random.key(0))[0])
+        return tuple(named) if self._order != "all" else ("all",)
+
+    def _staged(self, weights: "_Weights", args: tuple, key: Any) -> tuple[Program, Callable[[Sequence], Any]]:
+        """The explanation as a program of the weights and of the explained input, and as a function of the weights alone."""
+        explain = self._explainer_of(weights.params)
+        arguments = Arguments(self.method, args, getattr(explain, "argnums", 0))
+
+        def explained(values: tuple, leaves: tuple, keyword: dict) -> Any:
+            attribution = self._explainer_of(weights.fill(values))(*arguments.fill(leaves), **keyword)
+            float_map(self.method, "the explanation", attribution)
+            return attribution
+
+        keyword = explainer_key(explain, key)
+        program = Program(self.method, explained, weights.values, arguments.leaves, keyword)
+        return program, lambda values: program(tuple(values), arguments.leaves, keyword)
+
+    def _explainer_of(self, params: Any) -> Callable[..., Any]:
+        explain = self._make_explain(params)
+        if not callable(explain):
+            raise SettingError(
+                explain_error(
+                    f"{self.method}: make_explain(params) must return an explainer.",
+                    got=type(explain).__name__,
+                    fix="lambda params: jx.gradient(lambda x, label: apply(params, x)[label])",
+                )
+            )
+        require_explaining(self.method, explain)
+        return explain
+
+    def _in_order(self, weights: "_Weights", program: Program) -> dict[str, list[int]]:
+        """The layers in the order of the steps: the numbers of their arrays."""
+        used = _order_of_use(program.closed, len(weights.values))
+        if not used:
+            _refuse_closure(self.method, weights, program)
+        if self._layers is None:
+            groups: dict[str, list[int]] = {}
+            for i, name in enumerate(weights.layer_names):
+                groups.setdefault(name, []).append(i)
+            rank = {i: position for position, i in enumerate(used)}
+            first = {
+                name: min(rank[i] for i in arrays if i in rank)
+                for name, arrays in groups.items()
+                if rank.keys() & arrays
+            }
+            # An explanation that uses no weight is the failure that is looked for; a layer that one does not use tests nothing.
+            forward = sorted(first, key=lambda name: first[name]) or list(groups)
+        else:
+            groups = weights.groups(self._layers)
+            forward = list(self._layers)
+        steps = forward if self._order == "bottom_up" else forward[::-1]
+        return {name: groups[name] for name in steps}
+
+    def _steps(self, args: tuple, key: Any) -> tuple[jax.Array, jax.Array]:
+        """The similarity after each step, and whether the step changed anything."""
+        if len(args) < 2:
+            one_argument = explain_error(
+                f"{self.method}: the weights and the input are needed.", fix="measure(params, x, *args, key=key)"
+            )
+            raise SettingError(one_argument)
+        weights = _Weights(self.method, args[0])
+        program, explained = self._staged(weights, args[1:], key)
+        layers = list(self._in_order(weights, program).values())
+        n = len(layers)
+        steps = {"independent": np.eye(n, dtype=bool), "all": np.ones((1, n), bool)}
+        table = jnp.asarray(steps.get(self._order, np.tri(n, dtype=bool)))
+        layer_of = {i: number for number, arrays in enumerate(layers) for i in arrays}
+
+        draw_key = jax.random.fold_in(key, 0)
+        fresh = weights.permuted(draw_key) if self._draw is None else weights.like(self._draw(draw_key, weights.params))
+        pairs = list(zip(weights.values, fresh, strict=True))
+        has_changed = jnp.array(
+            [jnp.array([jnp.any(a != b) for a, b in map(pairs.__getitem__, s)]).any() for s in layers]
+        )
+        trained = explained(weights.values)
+
+        def step(k: jax.Array) -> jax.Array:
+            chosen = table[k]
+            mixed = [
+                jnp.where(chosen[layer_of[i]], new, old) if i in layer_of else old for i, (old, new) in enumerate(pairs)
+            ]
+            return self._similarity(trained, explained(mixed))
+
+        counts = jnp.any(has_changed, keepdims=True) if self._order == "all" else has_changed
+        return evaluate(step, len(table), self._chunk), counts
+
+
+def random_logit(
+    explain: Callable[..., Any],
+    *,
+    n_classes: int,
+    argnum: int = 1,
+    average: bool = False,
+    similarity: Similarity = "ssim",
+    absolute: bool = True,
+    chunk_size: int | None = None,
+    key: jax.Array | None = None,
+) -> ExplainerMeasure:
+    r"""Random logit test: $s\left(R(x, c), R(x, c')\right)$, the similarity of the maps for class c and for another class c′.
+
+    Arguments:
+        explain: an explainer of this library, or any function `(x, label, *args) -> map`; the label of the other class is traced.
+        n_classes: labels are 0 … n − 1.
+        argnum: which argument of `explain` is the label.
+        average: the mean over all other classes, instead of one drawn uniformly from them.
+        similarity: s; see above. "ssim" is the paper's, and takes images alone.
+        absolute: compare |R|.
+        chunk_size: classes explained together, if `average`.
+        key: random key shared by all examples; otherwise `measure(x, label, key=key)`, if a class is drawn or the explainer is stochastic.
+
+    Returns:
+        `measure(x, label, *args, key=key)` → a number; low is good. 1 for a map that does not depend on the class.
+
+    Guarantees: the class is drawn with `fold_in(key, 0)`: j = `jax.random.randint(..., 0, n − 1)`, then j + 1 if j ≥ c. The explainer's own key, `fold_in(key, 2**32 - 1)`, is the same for all classes.
+    With two classes and contrasting scores, |R| is the same for both. A traced label out of range gives NaN.
+    Cost: 2 explanations; `n_classes` with `average`.
+    Errors: `LabelError` for a label that is no integer, or out of range.
+    Differs from: Quantus flattens the map first, so that its SSIM is that of one long row.
+
+    References:
+        Sixt, Granz, Landgraf, When explanations lie: why many modified BP attributions fail, ICML 2020.
+    """
+    method = "metrics.random_logit"
+    require_explaining(method, explain)
+    positive_int(method, "n_classes", n_classes, minimum=2)
+    compare = comparison(method, similarity, absolute)
+    chunk = chunk_of(method, chunk_size)
+    argnums = getattr(explain, "argnums", 0)
+
+    def compute(args: tuple, key: Any) -> jax.Array:
+        if not -len(args) <= argnum < len(args):
+            raise SettingError(
+                explain_error(
+                    f"{method}: there is no argument {argnum} that could be the label.",
+                    got=f"{len(args)} positional argument(s)",
+                    fix="measure(x, label, key=key); argnum says which one is the label",
+                )
+            )
+        place = argnum % len(args)
+        if place in {a % len(args) for a in (argnums if isinstance(argnums, Sequence) else (argnums,))}:
+            raise SettingError(
+                explain_error(f"{method}: the label cannot be an explained argument.", got=f"argnum={argnum}")
+            )
+        arguments = Arguments(method, args, argnums)
+        label = args[place]
+        is_label = _require_label(method, label, n_classes)
+
+        def explained(label: jax.Array, leaves: tuple, keyword: dict) -> Any:
+            call_args = list(arguments.fill(leaves))
+            call_args[place] = label
+            attribution = explain(*call_args, **keyword)
+            float_map(method, "the explanation", attribution)
+            return attribution
+
+        keyword = explainer_key(explain, key)
+        label = jnp.asarray(label)
+        program = Program(method, explained, label, arguments.leaves, keyword)
+        here = program(label, arguments.leaves, keyword)
+
+        def other(j: jax.Array) -> jax.Array:
+            another = (j + (j >= label)).astype(label.dtype)
+            return compare(here, program(another, arguments.leaves, keyword))
+
+        if average:
+            value = jnp.mean(evaluate(other, n_classes - 1, chunk))
+        else:
+            value = other(jax.random.randint(jax.random.fold_in(key, 0), (), 0, n_classes - 1))
+        return jnp.where(is_label, value, jnp.nan)
+
+    stochastic = not average or getattr(explain, "needs_key", False)
+    return ExplainerMeasure("random_logit", compute, stochastic=stochastic, key=key)
+
+
+class _Weights:
+    """The float arrays of params, by number, with the rest held."""
+
+    def __init__(self, method: str, params: Any):
+        self.method, self.params = method, params
+        flat, self._tree = jax.tree_util.tree_flatten_with_path(params)
+        self._rest = [leaf for _, leaf in flat]
+        self._places = [i for i, (_, leaf) in enumerate(flat) if _is_weight(leaf)]
+        self.values = tuple(jnp.asarray(flat[i][1]) for i in self._places)
+        paths = [_path(flat[i][0]) for i in self._places]
+        self.names = ["/".join(path) for path in paths]
+        self.layer_names = ["/".join(path[:-1] or path) for path in paths]
+        if not self.values:
+            raise StructureError(
+                explain_error(
+                    f"{method}: params hold no float array.",
+                    got=f"{len(flat)} leaves: {sorted({type(leaf).__name__ for _, leaf in flat})}",
+                    fix="the order of arguments: measure(params, x, *args, key=key)",
+                )
+            )
+
+    def fill(self, values: Sequence[Any]) -> Any:
+        leaves = list(self._rest)
+        for place, value in zip(self._places, values, strict=True):
+            leaves[place] = value
+        return jax.tree.unflatten(self._tree, leaves)
+
+    def permuted(self, key: Any) -> tuple[jax.Array, ...]:
+        keys = jax.random.split(key, len(self.values))
+        return tuple(
+            jax.random.permutation(k, jnp.ravel(value)).reshape(value.shape)
+            for k, value in zip(keys, self.values, strict=True)
+        )
+
+    def like(self, drawn: Any) -> tuple[jax.Array, ...]:
+        """The float arrays of other weights, which must have the paths and shapes of these."""
+        other = _Weights(self.method, drawn)
+        got, need = (
+            [f"{name} {list(v.shape)}" for name, v in zip(w.names, w.values, strict=True)] for w in (other, self)
+        )
+        if got != need:
+            raise StructureError(
+                explain_error(
+                    f"{self.method}: `draw` must return weights of the same structure and shapes.",
+                    got=", ".join(sorted(set(got) - set(need))) or "fewer arrays",
+                    need=", ".join(sorted(set(need) - set(got))) or "no more arrays than params has",
+                )
+            )
+        return tuple(new.astype(old.dtype) for new, old in zip(other.values, self.values, strict=True))
+
+    def groups(self, prefixes: Sequence[str]) -> dict[str, list[int]]:
+        found = {
+            prefix: [i for i, name in enumerate(self.names) if f"{name}/".startswith(f"{prefix}/")]
+            for prefix in prefixes
+        }
+        missing = [prefix for prefix, arrays in found.items() if not arrays]
+        if missing:
+            raise LayerError(
+                explain_error(
+                    f"{self.method}: `layers` names what is not in params.",
+                    got=", ".join(map(repr, missing)),
+                    need="prefixes of " + ", ".join(dict.fromkeys(self.layer_names)),
+                )
+            )
+        everything = [i for arrays in found.values() for i in arrays]
+        if len(set(everything)) < len(everything) or len(found) < len(prefixes):
+            raise LayerError(
+                explain_error(f"{self.method}: `layers` names some weights twice.", got=repr(list(prefixes)))
+            )
+        return found
+
+
+def _is_weight(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _path(path: tuple) -> tuple[str, ...]:
+    parts = tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+    # An NNX variable is a node of its own around its array.
+    is_variable = len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and parts[-1] == "value"
+    return parts[:-1] if is_variable else parts
+
+
+def _refuse_closure(method: str, weights: _Weights, program: Program) -> None:
+    """Raise if no weight is read, and arrays of the shapes of weights are closed over: then it is not the explanation that ignores them."""
+    shapes = {(v.shape, v.dtype) for v in weights.values if v.ndim > 1}
+    held = [np.shape(c) for c in _constants(program.closed) if (np.shape(c), getattr(c, "dtype", None)) in shapes]
+    if held:
+        raise SettingError(
+            explain_error(
+                f"{method}: the explainer does not read its weights from params, but closes over others of the same shapes.",
+                got=", ".join(map(str, map(list, held[:3]))),
+                why="weights that are closed over cannot be randomized, and every similarity would be 1",
+                fix=(
+                    "lambda params: jx.gradient(lambda x, label: apply(params, x)[label])",
+                    "NNX: graphdef, params = nnx.split(model); lambda params: jx.gradient(jx.logit(nnx.merge(graphdef, params)))",
+                ),
+            )
+        )
+
+
+def _constants(closed: Any) -> Iterator[Any]:
+    yield from _compat.constants(closed)
+    for equation in _compat.open_jaxpr(closed).eqns:
+        for body in _compat.closed_bodies(equation):
+            yield from _constants(body)
+
+
+# What a value is made of, in the order in which it was mixed in: weights, by number, or the data (and then perhaps weights, too).
+_Made: TypeAlias = "tuple[int, ...] | None"
+_DATA = None
+
+
+def _order_of_use(closed: Any, n_weights: int) -> list[int]:
+    """The weights that a program uses, in the order of the forward pass.
+
+    A weight is used where it first meets a value that depends on the data: what is made of weights alone (casts of all of them at the start, norms of kernels) has no place in
+    the network. What only the way back uses, such as the last layer, whose output a gradient does not need, is met in the opposite order.
+    """
+    jaxpr = _compat.open_jaxpr(closed)
+    forward: dict[int, None] = {}
+    back: dict[int, None] = {}
+    made: list[_Made] = [(i,) if i < n_weights else _DATA for i in range(len(jaxpr.invars))]
+    _follow(jaxpr, made, forward, back, False)
+    return [*forward, *reversed([i for i in back if i not in forward])]
+
+
+def _follow(jaxpr: Any, inputs: Sequence[_Made], forward: dict, back: dict, is_back: bool) -> list[_Made]:
+    made: dict[Any, _Made] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def look(atom: Any) -> _Made:
+        return () if _compat.is_literal(atom) else made.get(atom, ())  # a constant is made of nothing
+
+    for equation in jaxpr.eqns:
+        operands = [look(atom) for atom in equation.invars]
+        names = [entry.name for entry in _compat.scopes_of(equation)]
+        # The way back through a checkpoint goes forward again first.
+        transposed = (is_back or "transpose" in names) and "rematted_computation" not in names
+        outputs = _follow_bodies(equation, operands, forward, back, transposed)
+        if outputs is None:
+            joined = _joined(operands)
+            if joined is _DATA:
+                for i in (i for operand in operands if operand is not _DATA for i in operand):
+                    (back if transposed else forward).setdefault(i)
+            outputs = [joined] * len(equation.outvars)
+        made.update(zip(equation.outvars, outputs, strict=True))
+    return [look(atom) for atom in jaxpr.outvars]
+
+
+def _follow_bodies(equation: Any, operands: list, forward: dict, back: dict, is_back: bool) -> list[_Made] | None:
+    """What a call, a branch or a loop makes of its operands; None if it has no body that maps them to its outputs."""
+    kinds = [variable.aval.dtype for variable in equation.outvars]
+    bodies = [
+        body
+        for body in _compat.inner_jaxprs(equation)
+        if len(body.invars) <= len(operands) and [atom.aval.dtype for atom in body.outvars] == kinds
+    ]
+    if not bodies:
+        return None
+    results = []
+    for body in bodies:
+        # A branch does not read the operand that chooses it, nor a loop's body what only its condition reads; they come first.
+        inputs = operands[len(operands) - len(body.invars) :]
+        outputs = _follow(body, inputs, forward, back, is_back)
+        while (again := _carried(equation, inputs, outputs)) != inputs:
+            inputs = again
+            outputs = _follow(body, inputs, forward, back, is_back)
+        results.append(outputs)
+    return [_joined(parts) for parts in zip(*results, strict=True)]
+
+
+def _carried(equation: Any, inputs: list, outputs: list) -> list[_Made]:
+    """The inputs of a loop's body once outputs of an earlier iteration are among them."""
+    if _compat.is_while(equation):
+        first, n = len(inputs) - len(outputs), len(outputs)
+    elif equation.primitive.name == "scan":
+        first, n = _compat.scan_counts(equation)
+    else:
+        return inputs
+    carry = [_joined(pair) for pair in zip(inputs[first : first + n], outputs[:n], strict=True)]
+    return [*inputs[:first], *carry, *inputs[first + n :]]
+
+
+def _joined(parts: Sequence[_Made]) -> _Made:
+    if any(part is _DATA for part in parts):
+        return _DATA
+    return tuple(dict.fromkeys(i for part in parts if part is not _DATA for i in part))
+
+
+def _require_label(method: str, label: Any, n_classes: int) -> jax.Array:
+    """Whether the label is one of the classes, where that is known only when it runs."""
+    if jnp.shape(label) != () or not jnp.issubdtype(jnp.result_type(label), jnp.integer):
+        raise LabelError(
+            explain_error(
+                f"{method}: the label must be one integer for one example.",
+                got=f"{jnp.result_type(label)}{list(jnp.shape(label))}",
+                fix="a batch: jax.vmap(measure)(images, labels, key=jax.random.split(key, len(images)))",
+            )
+        )
+    if not isinstance(label, jax.core.Tracer) and not 0 <= int(label) < n_classes:
+        raise LabelError(
+            explain_error(f"{method}: there is no class {int(label)}.", need=f"0 to n_classes − 1 = {n_classes - 1}")
+        )
+    return (jnp.asarray(label) >= 0) & (jnp.asarray(label) < n_classes)

@@ -1,0 +1,382 @@
+r"""Robustness: how much does the explanation change when the input hardly does? Lower is better.
+
+Every metric compares the explanation R at the input x with those at its neighbors x′: it takes the largest (or the mean) of a ratio, and is
+`metric(explain, neighbors=..., **settings) -> measure`, `measure(x, *args, key=key)` → one number for one example. What a neighbor is, the user says: `ball`,
+`gaussian`, `translations`, `given` (a list), `drawn` (any function) or `ascent`, which looks for the worst one.
+
+All metrics hold the other arguments of the explainer (the label) fixed, and a stochastic explainer gets the same key everywhere: what changes is x alone. Inputs and maps
+may be pytrees; norms run over all of their float leaves together. Neighbors equal to x (a radius below the resolution of x's dtype) do not count. The result is NaN if
+there is none left, or if the explanation of x, or of one neighbor, is not finite.
+
+A robust explanation is not a right one: a constant map is perfectly robust. Where the score itself jumps, a robust explanation would be wrong.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jaxplain._accumulate import evaluate
+from jaxplain._errors import SettingError, explain_error
+from jaxplain._explainer import chunk_of
+from jaxplain._ir.program import Program
+from jaxplain._tree import Arguments, Leaves, cast_like, subtract, upcast
+from jaxplain.metrics._explained import (
+    ExplainerMeasure,
+    all_finite,
+    explainer_key,
+    float_map,
+    norm_of,
+    require_explaining,
+    require_function,
+)
+from jaxplain.metrics.neighbors import Neighbors
+
+
+def max_sensitivity(
+    explain: Callable[..., Any],
+    *,
+    neighbors: Neighbors,
+    normalize: bool = True,
+    predict: Callable[..., Any] | None = None,
+    chunk_size: int | None = None,
+    key: jax.Array | None = None,
+) -> ExplainerMeasure:
+    r"""Maximum sensitivity: $\max_{x'} \lVert R(x') - R(x) \rVert_2 \big/ \lVert R(x) \rVert_2$.
+
+    Arguments:
+        explain: an explainer of this library, or any function `(x, *args) -> map`; a map may have another shape than x.
+        neighbors: the x′, e.g. `jx.metrics.ball(0.02)`; `jx.metrics.ascent(0.02)` looks for the largest value.
+        normalize: divide by ‖R(x)‖₂, as Captum and Quantus do, so that methods with other units can be compared; `False` is the paper's.
+        predict: `predict(x, *args) -> class`; then only neighbors of the same predicted class count.
+        chunk_size: neighbors explained together; memory is that of so many explanations, whatever their number.
+        key: random key shared by all examples; otherwise `measure(x, *args, key=key)`, if neighbors are drawn or the explainer is stochastic.
+
+    Returns:
+        `measure(x, *args, key=key)` → a number ≥ 0, lower is better. A share of ‖R(x)‖₂, or without `normalize` in units of R.
+
+    Guarantees: 0 iff the explanation is the same at all neighbors. Normalized, unchanged by a factor on R; then NaN for R(x) = 0, of which nothing can be a share. A sample is a lower bound of
+    the supremum. Neighbor k is drawn with `fold_in(key, k)`: results do not depend on `chunk_size`, and more neighbors only make it larger. The explainer's own key is
+    `fold_in(key, 2**32 - 1)`, at x and at every neighbor.
+    Cost: 1 + `neighbors.n` explanations (see `ascent`), none of which is stored.
+    Errors: `SettingError` for `neighbors` of another type. `predict` and `explain` must be traceable.
+    Differs from: Captum and Quantus give x the same label but a stochastic explainer other draws at each neighbor; Captum takes ‖R(x)‖ = 1 if it is 0.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxplain as jx
+        >>> near = jx.metrics.ball(0.1, n_samples=50)
+        >>> measure = jx.metrics.max_sensitivity(jx.gradient(lambda x: jnp.sum(x**2)), neighbors=near)
+        >>> print(measure(jnp.array([3.0, 4.0]), key=jax.random.key(0)) < 0.1 * 2**0.5 / 5)
+        True
+
+    References:
+        Yeh et al., On the (in)fidelity and sensitivity of explanations, NeurIPS 2019.
+    """
+    return _measure("max_sensitivity", explain, neighbors, _change(2, False, normalize), predict, chunk_size, key)
+
+
+def avg_sensitivity(
+    explain: Callable[..., Any],
+    *,
+    neighbors: Neighbors,
+    normalize: bool = True,
+    predict: Callable[..., Any] | None = None,
+    chunk_size: int | None = None,
+    key: jax.Array | None = None,
+) -> ExplainerMeasure:
+    r"""Average sensitivity: the mean over neighbors of $\lVert R(x') - R(x) \rVert_2 \big/ \lVert R(x) \rVert_2$.
+
+    Arguments, guarantees and costs as in `max_sensitivity`, of whose samples it is the mean. An estimate of the expectation over the neighbors' distribution, so that `ascent` is refused.
+
+    References:
+        Yeh et al., On the (in)fidelity and sensitivity of explanations, NeurIPS 2019 (the maximum); Bhatt, Weller, Moura, Evaluating and
+        aggregating feature-based model explanations, IJCAI 2020 (the mean).
+    """
+    if isinstance(neighbors, Neighbors) and neighbors.is_search:
+        raise SettingError(
+            explain_error(
+                "metrics.avg_sensitivity: a mean needs neighbors that are drawn, not searched for.",
+                got="ascent",
+                fix="neighbors=jx.metrics.ball(radius, n_samples=50)",
+            )
+        )
+    ratio = _change(2, False, normalize)
+    return _measure("avg_sensitivity", explain, neighbors, ratio, predict, chunk_size, key, mean=True)
+
+
+def local_lipschitz_estimate(
+    explain: Callable[..., Any],
+    *,
+    neighbors: Neighbors,
+    normalize: bool = False,
+    predict: Callable[..., Any] | None = None,
+    chunk_size: int | None = None,
+    key: jax.Array | None = None,
+) -> ExplainerMeasure:
+    r"""Local Lipschitz estimate: $\max_{x'} \lVert R(x') - R(x) \rVert_2 \big/ \lVert x' - x \rVert_2$.
+
+    Arguments, guarantees and costs as in `max_sensitivity`; `normalize` divides by ‖R(x)‖₂, which the paper does not. Units are those of R over those of x.
+
+    Near x the ratio is that of rounding errors: neighbors should be further away than about √ε ‖x‖ (float32: 3·10⁻⁴ of it).
+
+    Differs from: Quantus adds 1e-10 to the denominator.
+
+    References:
+        Alvarez-Melis, Jaakkola, On the robustness of interpretability methods, ICML workshop 2018 (arXiv:1806.08049).
+    """
+    ratio = _change(2, True, normalize)
+    return _measure("local_lipschitz_estimate", explain, neighbors, ratio, predict, chunk_size, key)
+
+
+def continuity(
+    explain: Callable[..., Any],
+    *,
+    neighbors: Neighbors,
+    normalize: bool = False,
+    predict: Callable[..., Any] | None = None,
+    chunk_size: int | None = None,
+    key: jax.Array | None = None,
+) -> ExplainerMeasure:
+    r"""Explanation continuity: $\max_{x'} \lVert R(x') - R(x) \rVert_1 \big/ \lVert x' - x \rVert_2$.
+
+    Arguments, guarantees and costs as in `max_sensitivity`. `normalize` divides by ‖R(x)‖₁ = Σ|R(x)|: both maps by the same number, so that one whose evidence fades away does count as
+    changed. Without it methods of a larger scale lose by their units alone, and numbers of different methods cannot be compared. To divide each map by a sum of its own, let `explain` do so.
+
+    The paper's maximum is over all pairs of inputs; take it over a data set's x, with the neighbors of each. Its series on MNIST is `translations(20, axes=1)`.
+
+    Differs from: Quantus' Continuity divides each map by its own largest value, takes |R|, adds 1e-9 to the denominator, and moves by 28 steps until nothing of the image is left.
+
+    References:
+        Montavon, Samek, Müller, Methods for interpreting and understanding deep neural networks, Digital Signal Processing 73, 2018, section 7.1.
+    """
+    return _measure("continuity", explain, neighbors, _change(1, True, normalize), predict, chunk_size, key)
+
+
+def relative_input_stability(
+    explain: Callable[..., Any],
+    *,
+    neighbors: Neighbors,
+    eps_min: float = 1e-6,
+    predict: Callable[..., Any] | None = None,
+    chunk_size: int | None = None,
+    key: jax.Array | None = None,
+) -> ExplainerMeasure:
+    r"""Relative input stability: $\max_{x'} \lVert \tfrac{R(x) - R(x')}{R(x)} \rVert_2 \big/ \max(\lVert \tfrac{x - x'}{x} \rVert_2, \epsilon)$.
+
+    Quotients inside the norms are entry by entry: each feature's change is a share of its own size. **Where R(x) or x is 0, `eps_min` stands in its place**: on images with a
+    black background that moves, or on maps with zeros, those pixels decide the result.
+
+    Arguments:
+        explain, neighbors, chunk_size, key: as in `max_sensitivity`.
+        eps_min: ε, the smallest denominator.
+        predict: `predict(x, *args) -> class`; the paper takes only neighbors of the same predicted class.
+
+    Returns:
+        `measure(x, *args, key=key)` → a number ≥ 0 without units, lower is better.
+
+    Guarantees: where no entry of x and of R is 0, unchanged by factors on R, one for each entry, and 1 for input × gradient of a linear score. Cost: 1 + `neighbors.n` explanations.
+    Differs from: Quantus puts `eps_min` into the denominator only where that is 0, and gives NaN as soon as one prediction changes.
+
+    References:
+        Agarwal et al., Rethinking stability for attribution-based explanations, arXiv:2203.06877, 2022.
+    """
+
+    def ratio(here: "_Point", there: "_Point") -> jax.Array:
+        change = norm_of(_relative_change(here.x, there.x, eps_min), 2)
+        return norm_of(_relative_change(here.map, there.map, eps_min), 2) / jnp.maximum(change, eps_min)
+
+    return _measure("relative_input_stability", explain, neighbors, ratio, predict, chunk_size, key, eps_min=eps_min)
+
+
+def relative_output_stability(
+    explain: Callable[..., Any],
+    *,
+    output: Callable[..., Any],
+    neighbors: Neighbors,
+    eps_min: float = 1e-6,
+    predict: Callable[..., Any] | None = None,
+    chunk_size: int | None = None,
+    key: jax.Array | None = None,
+) -> ExplainerMeasure:
+    r"""Relative output stability: $\max_{x'} \lVert \tfrac{R(x) - R(x')}{R(x)} \rVert_2 \big/ \max(\lVert h(x) - h(x') \rVert_2, \epsilon)$.
+
+    Arguments:
+        output: h, `output(x, *args)` → the logits, all of them: `lambda x, label: model(x[None])[0]`.
+        explain, neighbors, eps_min, predict, chunk_size, key: as in `relative_input_stability`.
+
+    Returns, guarantees and costs as there; units are one over those of h. The change of h is not relative, as in the paper. Where the output does not change but the
+    explanation does, the result is of the order 1/ε.
+
+    References:
+        Agarwal et al., Rethinking stability for attribution-based explanations, arXiv:2203.06877, 2022.
+    """
+
+    def ratio(here: "_Point", there: "_Point") -> jax.Array:
+        change = norm_of(subtract(here.beside, there.beside), 2)
+        return norm_of(_relative_change(here.map, there.map, eps_min), 2) / jnp.maximum(change, eps_min)
+
+    name = "relative_output_stability"
+    beside = ("output", output)
+    return _measure(name, explain, neighbors, ratio, predict, chunk_size, key, eps_min=eps_min, beside=beside)
+
+
+def relative_representation_stability(
+    explain: Callable[..., Any],
+    *,
+    representation: Callable[..., Any],
+    neighbors: Neighbors,
+    eps_min: float = 1e-6,
+    predict: Callable[..., Any] | None = None,
+    chunk_size: int | None = None,
+    key: jax.Array | None = None,
+) -> ExplainerMeasure:
+    r"""Relative representation stability: $\max_{x'} \lVert \tfrac{R(x) - R(x')}{R(x)} \rVert_2 \big/ \max(\lVert \tfrac{L(x) - L(x')}{L(x)} \rVert_2, \epsilon)$.
+
+    Arguments:
+        representation: L, `representation(x, *args)` → the values of a hidden layer, an array or a pytree: `encode` of `encode, decode = jx.split(score, at)`.
+        explain, neighbors, eps_min, predict, chunk_size, key: as in `relative_input_stability`.
+
+    Returns, guarantees and costs as there. Units that are 0 at x, as half of a ReLU layer's are, count with 1/ε as soon as they change: take the layer before its activation.
+
+    References:
+        Agarwal et al., Rethinking stability for attribution-based explanations, arXiv:2203.06877, 2022.
+    """
+
+    def ratio(here: "_Point", there: "_Point") -> jax.Array:
+        change = norm_of(_relative_change(here.beside, there.beside, eps_min), 2)
+        return norm_of(_relative_change(here.map, there.map, eps_min), 2) / jnp.maximum(change, eps_min)
+
+    name = "relative_representation_stability"
+    beside = ("representation", representation)
+    return _measure(name, explain, neighbors, ratio, predict, chunk_size, key, eps_min=eps_min, beside=beside)
+
+
+class _Point(NamedTuple):
+    """What a ratio may look at: an input (as the model saw it), its map, what else was asked for, and its predicted class."""
+
+    x: Leaves
+    map: Leaves
+    beside: Leaves
+    label: Any
+
+
+Ratio: TypeAlias = Callable[[_Point, _Point], jax.Array]
+
+
+def _change(order: int, per_distance: bool, normalize: bool) -> Ratio:
+    """‖R(x′) − R(x)‖ in the norm of that order, over ‖x′ − x‖₂, over ‖R(x)‖."""
+
+    def ratio(here: _Point, there: _Point) -> jax.Array:
+        change = norm_of(subtract(there.map, here.map), order)
+        if per_distance:
+            change = change / norm_of(subtract(there.x, here.x), 2)
+        if normalize:
+            size = norm_of(here.map, order)
+            change = change / jnp.where(size > 0, size, jnp.nan)
+        return change
+
+    return ratio
+
+
+def _measure(
+    name: str,
+    explain: Callable[..., Any],
+    neighbors: Neighbors,
+    ratio: Ratio,
+    predict: Callable[..., Any] | None,
+    chunk_size: int | None,
+    key: jax.Array | None,
+    *,
+    mean: bool = False,
+    eps_min: float = 1.0,
+    beside: tuple[str, Callable[..., Any]] | None = None,
+) -> ExplainerMeasure:
+    """The largest (or mean) ratio over the neighbors; `beside`: what the ratio needs to know of a point beside its map."""
+    method = f"metrics.{name}"
+    require_explaining(method, explain)
+    _require_neighbors(method, neighbors)
+    if not eps_min > 0:
+        raise SettingError(explain_error(f"{method}: `eps_min` must be positive.", got=repr(eps_min)))
+    for setting, function in (("predict", predict), beside or ("", None)):
+        if function is not None or setting in ("output", "representation"):
+            require_function(method, setting, function)
+    chunk = chunk_of(method, chunk_size)
+    argnums = getattr(explain, "argnums", 0)
+
+    def compute(args: tuple, key: Any) -> jax.Array:
+        arguments = Arguments(method, args, argnums)
+
+        def look(leaves: Leaves, keyword: dict) -> tuple[Leaves, Leaves, Any]:
+            call_args = arguments.fill(leaves)
+            relevance = float_map(method, "the explanation", explain(*call_args, **keyword))
+            others = () if beside is None else float_map(method, f"`{beside[0]}`", beside[1](*call_args))
+            return relevance, others, None if predict is None else _require_class(method, predict(*call_args))
+
+        keyword = explainer_key(explain, key)
+        program = Program(method, look, arguments.leaves, keyword)
+
+        def at(point: Leaves) -> _Point:
+            # The model sees x′ in its own dtype: distances must be those of what it sees.
+            native = cast_like(point, arguments.leaves)
+            return _Point(upcast(native), *program(native, keyword))
+
+        here = at(upcast(arguments.leaves))
+
+        def compare(point: Leaves) -> tuple[jax.Array, jax.Array]:
+            there = at(point)
+            is_finite = all_finite(tuple(a for p in (here, there) for part in (p.x, p.map, p.beside) for a in part))
+            has_moved = jnp.array([jnp.any(a != b) for a, b in zip(here.x, there.x, strict=True)]).any()
+            same_class = [
+                jnp.all(a == b) for a, b in zip(jax.tree.leaves(here.label), jax.tree.leaves(there.label), strict=True)
+            ]
+            return jnp.where(is_finite, ratio(here, there), jnp.nan), jnp.array([has_moved, *same_class]).all()
+
+        visit = neighbors.visit(arguments, compare)
+
+        def one(k: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return visit(k, jax.random.fold_in(key, k) if neighbors.stochastic else None)
+
+        values, counted = evaluate(one, neighbors.n, chunk)
+        if mean:
+            value = jnp.sum(jnp.where(counted, values, 0)) / jnp.sum(counted)
+        else:
+            value = jnp.max(jnp.where(counted, values, -jnp.inf))
+        return jnp.where(counted.any(), value, jnp.nan)
+
+    stochastic = neighbors.stochastic or getattr(explain, "needs_key", False)
+    return ExplainerMeasure(name, compute, stochastic=stochastic, key=key)
+
+
+def _require_class(method: str, found: Any) -> Any:
+    """Logits would never be equal at two inputs, so that no neighbor would count."""
+    for leaf in jax.tree.leaves(found):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise SettingError(
+                explain_error(
+                    f"{method}: `predict` must return the predicted class.",
+                    got=f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}",
+                    need="an integer",
+                    fix="predict=lambda x, *args: jnp.argmax(model(x[None])[0])",
+                )
+            )
+    return found
+
+
+def _require_neighbors(method: str, neighbors: Any) -> None:
+    if not isinstance(neighbors, Neighbors):
+        raise SettingError(
+            explain_error(
+                f"{method}: `neighbors` says which inputs are near to x.",
+                got=type(neighbors).__name__,
+                fix=(
+                    "drawn from a box around x: neighbors=jx.metrics.ball(0.02), in units of x",
+                    "translations: neighbors=jx.metrics.translations(3)",
+                    "your own: neighbors=jx.metrics.drawn(lambda key, x: …)",
+                ),
+            )
+        )
+
+
+def _relative_change(here: Leaves, there: Leaves, eps_min: float) -> Leaves:
+    return tuple((a - b) / jnp.where(a == 0, eps_min, a) for a, b in zip(here, there, strict=True))

@@ -1,0 +1,364 @@
+"""Neighborhoods: which inputs the metrics of robustness compare x with. A new one is a function that returns `Neighbors`."""
+
+import itertools
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxplain._errors import SettingError, StructureError, TransformError, explain_error
+from jaxplain._explainer import positive_int
+from jaxplain._tree import Arguments, Leaves, require_not_negative, upcast
+from jaxplain.metrics._explained import (
+    norm_of,
+    require_function,
+)
+
+# compare(x′) -> (the ratio, whether x′ counts as a neighbor)
+Compare: TypeAlias = Callable[[Leaves], tuple[jax.Array, jax.Array]]
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """Which inputs count as neighbors of x; made by `ball`, `gaussian`, `translations`, `given`, `drawn` and `ascent`.
+
+    Attributes:
+        n: how many there are.
+        stochastic: whether they are drawn: neighbor k with the key `fold_in(key, k)`.
+        visit: `visit(arguments, compare)` → a function of k and that key: the largest ratio found there, and whether it counts.
+    """
+
+    n: int
+    stochastic: bool
+    visit: Callable[[Arguments, Compare], Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]]
+    is_search: bool = False
+
+
+def ball(radius: Any, *, n_samples: int = 10, norm: Literal["inf", "2"] = "inf") -> Neighbors:
+    r"""Inputs drawn uniformly from a ball around x: $\lVert (x' - x) / r \rVert \le 1$.
+
+    Arguments:
+        radius: r, in units of x; a number, a pytree like x, or a function of x. With several argnums a tuple (`None`: not moved). What has radius 0
+            does not move, and is no dimension of the ball.
+        n_samples: neighbors drawn (Python integer).
+        norm: "inf": every element moves by a number of its own from [−r, r). "2": the ball of the Euclidean norm over all leaves together (an ellipsoid, if radii
+            differ). In d dimensions nearly all of it is at its surface, where elements move by about r/√d.
+
+    Draws: leaf i of x is moved by r · `jax.random.uniform(keys[i], minval=-1, maxval=1)` with `keys = jax.random.split(key, leaves)`, in float32 or better. "2":
+    by r · u · g/‖g‖, with `keys = split(key, leaves + 1)`, g standard normal from `keys[i]`, $u = v^{1/d}$ and v uniform from the last. Then x′ is rounded to x's dtype. It is not clipped
+    to the range of the data: see `drawn`.
+    """
+    positive_int("metrics.ball", "n_samples", n_samples)
+    unit = _Ball("metrics.ball", radius, norm)
+
+    def points(arguments: Arguments) -> Callable[[jax.Array, Any], Leaves]:
+        move, draw, _ = unit.at(arguments)
+        return lambda _k, key: move(draw(key))
+
+    return _sampled(n_samples, True, points)
+
+
+def gaussian(noise: Any, *, n_samples: int = 10) -> Neighbors:
+    r"""Inputs with noise: $x' = x + \epsilon$, $\epsilon \sim \mathcal N(0, \sigma^2)$.
+
+    Arguments:
+        noise: σ in units of x; a number, a pytree like x, or a function of x. With several argnums a tuple (`None`: no noise there).
+        n_samples: neighbors drawn (Python integer).
+
+    Draws: leaf i gets σ · `jax.random.normal(keys[i])`, `keys = jax.random.split(key, leaves)`; then x′ is rounded to x's dtype.
+    """
+    positive_int("metrics.gaussian", "n_samples", n_samples)
+
+    def points(arguments: Arguments) -> Callable[[jax.Array, Any], Leaves]:
+        x = upcast(arguments.leaves)
+        sigma = arguments.like(noise, "noise", none=jnp.zeros_like)
+        return lambda _k, key: _shifted(x, sigma, _each(jax.random.normal, jax.random.split(key, len(x)), x))
+
+    return _sampled(n_samples, True, points)
+
+
+def drawn(draw: Callable[[jax.Array, Any], Any], *, n_samples: int = 10) -> Neighbors:
+    """Inputs drawn by a function of the user's: `draw(key, x) -> x′`, like x (with several argnums, the tuple of them).
+
+    Rotations, other lighting, or a ball that is clipped to the range of the data.
+    """
+    method = "metrics.drawn"
+    positive_int(method, "n_samples", n_samples)
+    require_function(method, "draw", draw)
+
+    def points(arguments: Arguments) -> Callable[[jax.Array, Any], Leaves]:
+        x = arguments.explained
+
+        def point(_k: jax.Array, key: Any) -> Leaves:
+            value = draw(key, x)
+            got, need = (jax.tree.map(jnp.shape, tree) for tree in (value, x))
+            trees: list[Any] = [jax.tree.structure(tree) for tree in (value, x)]
+            if trees[0] != trees[1] or got != need:
+                raise StructureError(
+                    explain_error(
+                        f"{method}: `draw` must return a neighbor with the structure and shapes of x.",
+                        got=got,
+                        need=need,
+                        fix="one neighbor at a time: draw(key, x) -> x′; n_samples says how many",
+                    )
+                )
+            return arguments.float_leaves(value, "neighbor")
+
+        return point
+
+    return _sampled(n_samples, True, points)
+
+
+def given(points: Any) -> Neighbors:
+    """Given inputs: a pytree like x with one more leading axis, of all neighbors (with several argnums, the tuple of them). No randomness.
+
+    Other neighbors for each example: build the measure inside `vmap`, `jax.vmap(lambda x, y, points: continuity(explain, neighbors=given(points))(x, y))`.
+    """
+    leaves = jax.tree.leaves(points)
+    sizes = {jnp.shape(leaf)[:1] for leaf in leaves}
+    if len(sizes) != 1 or sizes & {(), (0,)}:
+        raise SettingError(
+            explain_error(
+                "metrics.given: the leaves of `points` need one leading axis, of the neighbors.",
+                got=f"leading axes {sorted(map(list, sizes))}",
+                fix="jnp.stack([one, another]); a single one: point[None]",
+            )
+        )
+
+    def visit(arguments: Arguments) -> Callable[[jax.Array, Any], Leaves]:
+        stacked = arguments.float_leaves(points, "points", batched=True)
+        return lambda k, _key: tuple(leaf[k] for leaf in stacked)
+
+    return _sampled(jnp.shape(leaves[0])[0], False, visit)
+
+
+def translations(shifts: int | Sequence, *, axes: int | tuple[int, ...] = (0, 1), fill: Any = 0.0) -> Neighbors:
+    """All translations of x by the given numbers of places; what comes in at the edge is `fill`. No randomness.
+
+    Arguments:
+        shifts: for one axis an integer m (−m … m) or a sequence of integers; for several axes one of these for each, of which all
+            combinations are taken, or one integer for all of them. Positive shifts move the content to higher indices. The shift by zero is left out.
+        axes: which axes of x move, of every explained leaf: an integer, or a tuple of them. (0, 1) are the rows and columns of an image.
+        fill: a number, a pytree like x, or a function of x; from a pytree the value is taken at the place that it fills.
+
+    The tutorials of Montavon et al. move a digit sideways by up to 20 places: `translations(20, axes=1)`.
+    """
+    method = "metrics.translations"
+    table, named = _shift_table(method, shifts, axes)
+
+    def points(arguments: Arguments) -> Callable[[jax.Array, Any], Leaves]:
+        x = upcast(arguments.leaves)
+        fills = arguments.like(fill, "fill", none=lambda leaf: leaf)
+        for leaf in x:
+            if any(not -leaf.ndim <= axis < leaf.ndim for axis in named) or len({a % leaf.ndim for a in named}) < len(
+                named
+            ):
+                raise SettingError(
+                    explain_error(
+                        f"{method}: every explained array must have the axes that move, each named once.",
+                        got=f"axes {named} of shape {list(leaf.shape)}",
+                        fix="axes=0 for (time, channels), axes=(1, 2) for (channels, rows, columns)",
+                    )
+                )
+
+        def point(k: jax.Array, _key: Any) -> Leaves:
+            shift = jnp.asarray(table)[k]
+            return tuple(_translate(leaf, other, shift, named) for leaf, other in zip(x, fills, strict=True))
+
+        return point
+
+    return _sampled(len(table), False, points)
+
+
+def ascent(
+    radius: Any,
+    *,
+    n_steps: int = 20,
+    step_size: Any = None,
+    n_starts: int = 5,
+    norm: Literal["inf", "2"] = "inf",
+) -> Neighbors:
+    r"""The worst neighbor in a ball around x, looked for by projected gradient ascent on the ratio itself.
+
+    Arguments:
+        radius, norm: of the ball, as in `ball`.
+        n_steps: steps from each start (Python integer).
+        step_size: of a step, in radii; `None` is 2.5 / `n_steps`. Steps go along the sign of the gradient ("inf") or along the gradient ("2"), then back into the ball.
+        n_starts: random starts (Python integer), which are the draws of `ball`.
+
+    Guarantees: a lower bound of the supremum, like every sample; no less than `ball` with the same radius, norm, key and `n_samples=n_starts` finds, because the largest ratio
+    on the whole path counts. It only finds more if the derivative of the explanation says where: the gradient of a ReLU network is piecewise constant, so that its
+    sensitivity has no slope and nothing moves (ratios by the distance are pulled toward x), unless the explanation is multiplied by x or smoothed.
+    Cost: `n_starts` · (1 + `n_steps` · (one explanation and its gradient)).
+    Errors: `TransformError` if the explanation has no derivative in reverse mode.
+    References: Madry et al., Toward deep learning models resistant to adversarial attacks, ICLR 2018 (of whom the steps are).
+    """
+    method = "metrics.ascent"
+    positive_int(method, "n_steps", n_steps)
+    positive_int(method, "n_starts", n_starts)
+    size = 2.5 / n_steps if step_size is None else step_size
+    require_not_negative(method, "step_size", size)
+    unit = _Ball(method, radius, norm)
+
+    def visit(arguments: Arguments, compare: Compare) -> Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]:
+        move, draw, project = unit.at(arguments)
+
+        def height(offset: Leaves) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            found = compare(move(offset))
+            return found[0], found
+
+        def climb(carry: tuple, _: None) -> tuple[tuple, None]:
+            offset, best, counted = carry
+            (_, found), slope = _in_reverse(method, height, offset)
+            # 0/0 at x itself; at a jump there is no direction either.
+            slope = tuple(jnp.where(jnp.isfinite(s), s, 0) for s in slope)
+            if norm == "inf":
+                direction = tuple(map(jnp.sign, slope))
+            else:
+                length = norm_of(slope, 2)
+                direction = tuple(s / jnp.where(length > 0, length, 1) for s in slope)
+            offset = project(tuple(o + size * d.astype(o.dtype) for o, d in zip(offset, direction, strict=True)))
+            return (offset, *_larger(best, counted, found)), None
+
+        def one(_k: jax.Array, key: Any) -> tuple[jax.Array, jax.Array]:
+            start = draw(key)
+            first = compare(move(start))
+            (offset, best, counted), _ = lax.scan(climb, (start, *_larger(-jnp.inf, False, first)), None, n_steps)
+            return _larger(best, counted, compare(move(offset)))
+
+        return one
+
+    return Neighbors(n_starts, True, visit, is_search=True)
+
+
+def _sampled(n: int, stochastic: bool, points: Callable[[Arguments], Callable[[jax.Array, Any], Leaves]]) -> Neighbors:
+    """Neighbors of which each is looked at as it is."""
+
+    def visit(arguments: Arguments, compare: Compare) -> Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]:
+        point = points(arguments)
+        return lambda k, key: compare(point(k, key))
+
+    return Neighbors(n, stochastic, visit)
+
+
+def _larger(best: Any, counted: Any, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    value, counts = found
+    return jnp.where(counts, jnp.maximum(best, value), jnp.asarray(best, value.dtype)), counted | counts
+
+
+class _Ball:
+    """The ball around x, in coordinates in which it is the unit ball: offsets u, with x′ = x + r u."""
+
+    def __init__(self, method: str, radius: Any, norm: str):
+        if norm not in ("inf", "2"):
+            raise SettingError(
+                explain_error(f"{method}: unknown `norm`.", got=repr(norm), need="'inf' (a box) or '2' (Euclidean)")
+            )
+        if isinstance(radius, int | float):
+            require_not_negative(method, "radius", radius)
+        self.method, self.radius, self.norm = method, radius, norm
+
+    def at(
+        self, arguments: Arguments
+    ) -> tuple[Callable[[Leaves], Leaves], Callable[[Any], Leaves], Callable[[Leaves], Leaves]]:
+        """u → x′, key → u, and u → the nearest one in the ball."""
+        x = upcast(arguments.leaves)
+        radius = arguments.like(self.radius, "radius", none=jnp.zeros_like)
+        for r in radius:
+            require_not_negative(self.method, "radius", r)
+
+        def draw(key: Any) -> Leaves:
+            if self.norm == "inf":
+                keys = jax.random.split(key, len(x))
+                return _each(lambda k, shape, dtype: jax.random.uniform(k, shape, dtype, -1, 1), keys, x)
+            keys = jax.random.split(key, len(x) + 1)
+            normal = _each(jax.random.normal, keys[:-1], x)
+            normal = tuple(jnp.where(r > 0, g, 0) for r, g in zip(radius, normal, strict=True))
+            length = norm_of(normal, 2)
+            dimensions = sum(jnp.sum(r > 0) for r in radius)
+            share = jax.random.uniform(keys[-1], (), length.dtype) ** (1 / jnp.maximum(dimensions, 1))
+            return tuple((g * (share / jnp.where(length > 0, length, 1))).astype(g.dtype) for g in normal)
+
+        def project(offset: Leaves) -> Leaves:
+            if self.norm == "inf":
+                return tuple(jnp.clip(o, -1, 1) for o in offset)
+            length = jnp.maximum(norm_of(offset, 2), 1)
+            return tuple((o / length).astype(o.dtype) for o in offset)
+
+        return lambda offset: _shifted(x, radius, offset), draw, project
+
+
+def _each(sample: Callable[[Any, tuple, Any], jax.Array], keys: Any, like: Leaves) -> Leaves:
+    return tuple(sample(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, like, strict=True))
+
+
+def _shifted(x: Leaves, scale: Leaves, offset: Leaves) -> Leaves:
+    return tuple(a + s * o for a, s, o in zip(x, scale, offset, strict=True))
+
+
+def _shift_table(
+    method: str, shifts: int | Sequence, axes: int | tuple[int, ...]
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """All combinations of shifts, one column for each axis, without the one that moves nothing."""
+    named = (axes,) if isinstance(axes, int) else tuple(axes)
+    parts = [shifts] if isinstance(axes, int) else [shifts] * len(named) if isinstance(shifts, int) else list(shifts)
+    try:
+        if len(parts) != len(named) or not named:
+            raise TypeError
+        ranges = [
+            range(-part, part + 1) if isinstance(part, int) else [operator.index(s) for s in part] for part in parts
+        ]
+    except TypeError:
+        raise SettingError(
+            explain_error(
+                f"{method}: `shifts` must be a number of places, or a sequence of them, for each axis.",
+                got=f"shifts={shifts!r}, axes={axes!r}",
+                fix=(
+                    "sideways by up to 20 places: translations(20, axes=1)",
+                    "rows by 1, columns by 0, 2 or 4: translations([1, [0, 2, 4]], axes=(0, 1))",
+                ),
+            )
+        ) from None
+    table = [combined for combined in dict.fromkeys(itertools.product(*ranges)) if any(combined)]
+    if not table:
+        raise SettingError(
+            explain_error(
+                f"{method}: no shift is left that moves x.", got=f"shifts={shifts!r}", need="a shift other than 0"
+            )
+        )
+    return np.array(table, np.int32), named
+
+
+def _translate(leaf: jax.Array, fill: jax.Array, shift: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """leaf, moved by a traced number of places along each of the axes."""
+    inside = jnp.ones((), bool)
+    for s, axis in zip(shift, axes, strict=True):
+        size = leaf.shape[axis]
+        source = jnp.arange(size) - s
+        leaf = jnp.take(leaf, jnp.clip(source, 0, max(size - 1, 0)), axis=axis)
+        line = [1] * leaf.ndim
+        line[axis] = size
+        inside = inside & ((source >= 0) & (source < size)).reshape(line)
+    return jnp.where(inside, leaf, fill)
+
+
+def _in_reverse(method: str, height: Callable[[Leaves], Any], offset: Leaves) -> Any:
+    """The value and gradient; the explanation has been staged before, so that what fails here is its derivative."""
+    try:
+        return jax.value_and_grad(height, has_aux=True)(offset)
+    except Exception as error:
+        raise TransformError(
+            explain_error(
+                f"{method}: the explanation has no derivative in reverse mode, which ascent follows.",
+                got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                fix=(
+                    "sample instead: neighbors=jx.metrics.ball(radius, n_samples=100)",
+                    "loops of a fixed length: lax.scan; integrated_gradients without tol",
+                ),
+            )
+        ) from error

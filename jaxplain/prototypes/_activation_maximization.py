@@ -1,0 +1,395 @@
+"""Activation maximization: what input does a score look for?"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from tqdm import tqdm
+
+from jaxplain._errors import (
+    InputError,
+    JaxplainError,
+    NonFiniteError,
+    ScoreError,
+    SettingError,
+    StructureError,
+    TransformError,
+    explain_error,
+)
+from jaxplain._explainer import one_key, positive_int, require_callable
+from jaxplain._ir.program import Program, require_scalar
+from jaxplain._tree import compute_dtype
+from jaxplain.prototypes import Parametrization, pixels
+
+_METHOD = "activation_maximization"
+_LONG = 1000  # steps from which a bar shows how far they are
+_PIECES = 20
+
+
+class History(NamedTuple):
+    """What was optimized at each step: before it, and under its transforms.
+
+    Attributes:
+        score: (n_steps,).
+        penalties: {name: (n_steps,)}, those of x and those of the code.
+        watched: {name: (n_steps,)}, of `watch`: recorded, not optimized.
+    """
+
+    score: jax.Array
+    penalties: dict[str, jax.Array]
+    watched: dict[str, jax.Array]
+
+    @property
+    def objective(self) -> jax.Array:
+        """The score minus the penalties, (n_steps,)."""
+        return sum((-penalty for penalty in self.penalties.values()), self.score)
+
+
+class Prototype(NamedTuple):
+    """An input that was optimized.
+
+    Attributes:
+        x: the input.
+        parameters: of its parametrization: the code, for a decoder.
+        score: of x, without transforms.
+        history: of all steps.
+    """
+
+    x: Any
+    parameters: Any
+    score: jax.Array
+    history: History
+
+    def require_finite(self) -> "Prototype":
+        """This prototype, or the error that says which term broke first, and when. For those made under `jit` or `vmap`, which cannot stop."""
+        if any(_is_traced(leaf) for leaf in jax.tree.leaves(self)):
+            raise TransformError(
+                explain_error(
+                    "require_finite: the numbers are not known yet.",
+                    why="this runs inside of jit, vmap or grad",
+                    fix="call it on what the compiled function returns",
+                )
+            )
+        _require_finite(self.history, (self.score, self.x, self.parameters), 0)
+        return self
+
+
+def activation_maximization(
+    f: Callable[..., Any],
+    *,
+    penalties: Mapping[str, Callable[..., Any]] | None = None,
+    code_penalties: Mapping[str, Callable[..., Any]] | None = None,
+    parametrization: Parametrization | None = None,
+    transforms: Sequence[Callable[..., Any]] = (),
+    optimizer: optax.GradientTransformation | None = None,
+    n_steps: int = 256,
+    watch: Mapping[str, Callable[..., Any]] | None = None,
+    progress: bool | None = None,
+    allow_random: bool = False,
+) -> Callable[..., Prototype]:
+    r"""Activation maximization: $\max_u\; f(T(x(u))) - \sum_m P_m(x(u)) - \sum_n Q_n(u)$ over the parameters u of an input.
+
+    Arguments:
+        f: what to maximize, `f(x, *args) -> real scalar`: a logit, a channel's mean (`split(f, at)[0]`), a neuron, a direction, a difference.
+        penalties: {name: function `(x, *args) -> scalar`}, $P_m$, of x before the transforms: `jx.prototypes.l2`, `total_variation`, `expert`, ….
+        code_penalties: {name: function `(u, *args) -> scalar`}, $Q_n$: `jx.prototypes.shell()` for the code of a decoder with a Gaussian prior.
+        parametrization: how x is written; `jx.prototypes.pixels()` (the default), `box`, `fourier`, `fixed_magnitude`, `decoder`.
+        transforms: functions `(key, x) -> x`, T, drawn anew at each step and applied in order: `jx.prototypes.jitter`, `rotate`, `scale`, `crop`, `noise`.
+        optimizer: any of optax (`optax.lbfgs()`, too); `None` is `optax.adam(0.05)`.
+        n_steps: steps of the optimizer (Python integer).
+        watch: {name: function `(x, *args) -> number`}, recorded at each step: the confidence of another network, say.
+        progress: whether to show a bar, and to stop early where a term breaks; `None`: from 1,000 steps on.
+        allow_random: as in `gradient`.
+
+    Returns:
+        `maximize(start, *args, key=None) -> Prototype(x, parameters, score, history)`. `start` is an input like x (for a decoder: a code), a
+        pytree of floats; it is computed with in float32 or better, and f is given its dtype. A key is needed with transforms. All classes, strengths and seeds at
+        once: `jax.vmap(maximize, in_axes=(None, 0))(start, classes)`, with `key=jax.random.split(key, 10)` if there are transforms.
+
+    Guarantees: the same for the same key, under `jit` and `vmap` to rounding. A stationary point of the objective at best, not its maximum; no
+        completeness. x and its penalties are in the units that the network takes.
+    Cost: `n_steps` gradients, in one compiled loop; outside of `jit` that loop is compiled by each call, and long runs show a bar.
+    Errors: `NonFiniteError` names the step and the term that broke; under `jit` and `vmap`, where nothing can stop, the history holds the NaN and
+        `.require_finite()` of the result says the same. `StructureError` when the score cannot take what the parametrization makes.
+    Differs from: Lucid and tf-explain need graphs of one framework and a loop in Python, and normalize gradients; nothing is normalized here
+        (`optax.normalize_by_update_norm` does).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxplain as jx, optax
+        >>> w = jnp.array([1.0, -2.0])
+        >>> maximize = jx.activation_maximization(
+        ...     lambda x: w @ x, penalties={"l2": jx.prototypes.l2(0.5)}, optimizer=optax.sgd(1.0), n_steps=100
+        ... )
+        >>> print(maximize(jnp.zeros(2)).x)  # w / λ
+        [ 2. -4.]
+
+    References:
+        Erhan, Bengio, Courville, Vincent: Visualizing higher-layer features of a deep network. Technical report, Montréal 2009.
+        Simonyan, Vedaldi, Zisserman: Deep inside convolutional networks. ICLR workshop 2014.
+        Montavon, Samek, Müller: Methods for interpreting and understanding deep neural networks. Digital Signal Processing 73, 2018.
+    """
+    require_callable(_METHOD, f)
+    positive_int(_METHOD, "n_steps", n_steps)
+    written = pixels() if parametrization is None else parametrization
+    if not isinstance(written, Parametrization):
+        raise SettingError(
+            explain_error(
+                f"{_METHOD}: `parametrization` must be a Parametrization.",
+                got=repr(parametrization),
+                fix="jx.prototypes.box(0, 1), jx.prototypes.fourier((28, 28, 1)), jx.prototypes.Parametrization(decode, encode)",
+            )
+        )
+    descend = optax.adam(0.05) if optimizer is None else optimizer
+    if not (hasattr(descend, "init") and hasattr(descend, "update")):  # `optax.MultiSteps` is no GradientTransformation
+        raise SettingError(
+            explain_error(f"{_METHOD}: `optimizer` must be one of optax.", got=repr(optimizer), fix="optax.adam(0.05)")
+        )
+    descend = optax.with_extra_args_support(descend)
+    shaken = _shakes(transforms)
+    of_x, of_code, watched = (
+        _functions(setting, given)
+        for setting, given in (("penalties", penalties), ("code_penalties", code_penalties), ("watch", watch))
+    )
+    if twice := of_x.keys() & of_code.keys():
+        raise SettingError(
+            explain_error(f"{_METHOD}: a penalty and a code penalty have one name.", got=repr(min(twice)))
+        )
+
+    def maximize(start: Any, *args: Any, key: jax.Array | None = None) -> Prototype:
+        key = one_key(_METHOD, key) if shaken or key is not None else jax.random.key(0)
+        start = _floats(start)
+        # As for attributions: computed in float32 or better, and f sees what it was given.
+        parameters = written.encode(jax.tree.map(lambda leaf: leaf.astype(compute_dtype(leaf)), start))
+
+        def as_given(x: Any) -> Any:
+            same = jax.tree.map(jnp.shape, x) == jax.tree.map(jnp.shape, start)
+            return jax.tree.map(lambda x, given: x.astype(given.dtype), x, start) if same else x
+
+        x = _tried("the parametrization failed on", "the start", partial(jax.eval_shape, written.decode), parameters)
+        for number, transform in enumerate(shaken):
+            _require_like(f"transforms[{number}]", jax.eval_shape(transform, key, x), x)
+        score = _staged("the score", lambda p: f(as_given(written.decode(p)), *args), parameters, x)
+        require_scalar(_METHOD, score.out_shape)
+        score.refuse_while_in_reverse()
+        if not allow_random:
+            score.refuse_randomness()
+        for setting, functions, decode in (
+            ("penalties", of_x, written.decode),
+            ("code_penalties", of_code, lambda p: p),
+            ("watch", watched, written.decode),
+        ):
+            for name, function in functions.items():
+                term = f"{setting}[{name!r}]"
+                given = x if setting != "code_penalties" else parameters
+                program = _staged(term, lambda p, g=function, decode=decode: g(decode(p), *args), parameters, given)
+                _require_number(term, program.out_shape, watched=setting == "watch")
+                if setting != "watch":
+                    program.refuse_while_in_reverse()
+
+        def loss(parameters: Any, key: jax.Array) -> tuple[jax.Array, History]:
+            x = written.decode(parameters)
+            each = {name: jnp.asarray(function(x, *args)) for name, function in of_x.items()}
+            each |= {name: jnp.asarray(function(parameters, *args)) for name, function in of_code.items()}
+            seen = {name: jnp.asarray(function(x, *args)) for name, function in watched.items()}
+            for number, transform in enumerate(shaken):
+                x = transform(jax.random.fold_in(key, number), x)
+            value = jnp.asarray(f(as_given(x), *args))
+            history = History(value, each, seen)
+            return -history.objective.astype(compute_dtype(value)), history
+
+        gradient = Program(_METHOD, jax.value_and_grad(loss, has_aux=True), parameters, key)
+
+        def step(carry: tuple, number: jax.Array) -> tuple[tuple, History]:
+            parameters, state = carry
+            now = jax.random.fold_in(key, number)
+            (value, history), slope = gradient(parameters, now)
+            # The last three are for optimizers that search along a line.
+            updates, state = descend.update(
+                slope, state, parameters, value=value, grad=slope, value_fn=lambda p: loss(p, now)[0]
+            )
+            return (optax.apply_updates(parameters, updates), state), history
+
+        (parameters, _), history = _loop(step, (parameters, descend.init(parameters)), n_steps, progress)
+        found = Prototype(as_given(written.decode(parameters)), parameters, score(parameters), history)
+        return found if any(map(_is_traced, jax.tree.leaves(found))) else found.require_finite()
+
+    return maximize
+
+
+def _shakes(transforms: Any) -> tuple[Callable[..., Any], ...]:
+    """The transforms, each callable."""
+    if callable(transforms) or not isinstance(transforms, Iterable):
+        raise SettingError(
+            explain_error(
+                f"{_METHOD}: `transforms` must be a sequence of functions (key, x) -> x.",
+                got=getattr(transforms, "__name__", repr(transforms)),
+                fix="transforms=(jx.prototypes.jitter(2),)",
+            )
+        )
+    transforms = tuple(transforms)
+    for number, transform in enumerate(transforms):
+        if not callable(transform):
+            raise SettingError(
+                explain_error(
+                    f"{_METHOD}: `transforms[{number}]` must be a function (key, x) -> x.", got=repr(transform)
+                )
+            )
+    return transforms
+
+
+def _floats(start: Any) -> Any:
+    """The start as arrays, which must be real floats: only those can be climbed with."""
+    leaves = jax.tree_util.tree_leaves_with_path(start)
+    wrong = [(path, leaf) for path, leaf in leaves if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    if wrong or not leaves:
+        where, leaf = wrong[0] if wrong else ((), None)
+        raise InputError(
+            explain_error(
+                f"{_METHOD}: the start must hold real floats alone.",
+                where="start" + jax.tree_util.keystr(where),
+                got=str(jnp.result_type(leaf)) if wrong else "no array at all",
+                why="a prototype moves along derivatives, and other numbers have none",
+                fix=(
+                    "photos: start.astype(jnp.float32) / 255",
+                    "masks and token ids go into the arguments after it: maximize(start, mask)",
+                ),
+            )
+        )
+    # Not weakly typed, or the first step would change the type and be compiled twice.
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), start)
+
+
+def _require_like(term: str, got: Any, x: Any) -> None:
+    described = [jax.tree.map(lambda s: f"{s.dtype}{list(s.shape)}", tree) for tree in (got, x)]
+    if described[0] != described[1]:
+        raise StructureError(
+            explain_error(
+                f"{_METHOD}: `{term}` must keep the structure, shape and dtype of x.",
+                got=f"{described[0]}",
+                need=f"{described[1]}",
+            )
+        )
+
+
+def _functions(setting: str, given: Mapping[str, Any] | None) -> dict[str, Callable[..., Any]]:
+    """The functions of a setting by name, each callable."""
+    if not isinstance(given or {}, Mapping):
+        raise SettingError(
+            explain_error(
+                f"{_METHOD}: `{setting}` must be a dictionary of functions.",
+                got=type(given).__name__,
+                fix=f"{setting}={{'l2': jx.prototypes.l2(0.1)}}",
+            )
+        )
+    for name, function in (given or {}).items():
+        if not callable(function):
+            raise SettingError(
+                explain_error(
+                    f"{_METHOD}: `{setting}[{name!r}]` must be a function (x, *args) -> scalar.",
+                    got=type(function).__name__,
+                    fix="jx.prototypes.l2(0.1), jx.prototypes.total_variation(1e-3)",
+                )
+            )
+    return dict(given or {})
+
+
+def _staged(term: str, function: Callable, parameters: Any, given: Any) -> Program:
+    return _tried(f"{term} failed on", "x", lambda _: Program(_METHOD, function, parameters), given)
+
+
+def _require_number(term: str, shape: Any, *, watched: bool) -> None:
+    wanted = jnp.number if watched else jnp.floating
+    if not (
+        isinstance(shape, jax.ShapeDtypeStruct)
+        and shape.shape == ()
+        and ((watched and shape.dtype == bool) or jnp.issubdtype(shape.dtype, wanted))
+    ):
+        raise ScoreError(
+            explain_error(
+                f"{_METHOD}: {term} must return one {'' if watched else 'real '}number.",
+                got=jax.tree.map(lambda s: f"{s.dtype}{list(s.shape)}", shape),
+                fix="sum over what it returns, or pick one",
+            )
+        )
+
+
+def _tried(what: str, name: str, function: Callable[[Any], Any], argument: Any) -> Any:
+    """`function(argument)`; an error, of shapes as a rule, names the argument's."""
+    try:
+        return function(argument)
+    except JaxplainError:
+        raise
+    except (TypeError, ValueError) as error:
+        shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), argument)
+        raise StructureError(
+            explain_error(
+                f"{_METHOD}: {what} {name}.",
+                got=f"{name} of shape {shapes}",
+                why=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            )
+        ) from error
+
+
+def _is_traced(leaf: Any) -> bool:
+    return isinstance(leaf, jax.core.Tracer)
+
+
+def _loop(step: Callable, carry: tuple, n_steps: int, progress: bool | None) -> tuple[tuple, History]:
+    """The steps in compiled pieces: what broke is known where it broke, and a long run shows a bar. While tracing there is nothing to look at."""
+    shown = n_steps >= _LONG if progress is None else progress
+    size = -(-n_steps // _PIECES) if shown else n_steps
+    run = jax.jit(lambda carry, steps: lax.scan(step, carry, steps))
+    carry = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), carry)
+    pieces: list[History] = []
+    bar = None
+    first = 0
+    while first < n_steps:
+        steps = jnp.arange(first, min(first + size, n_steps))
+        carry, history = run(carry, steps)
+        pieces.append(history)
+        if _is_traced(history.score):
+            size = n_steps  # all the rest
+        else:
+            _require_finite(history, (carry[0],), first)
+            bar = tqdm(total=n_steps, unit="step", disable=not shown) if bar is None else bar
+            bar.update(len(steps))
+        first += len(steps)
+    if bar is not None:
+        bar.close()
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *pieces)
+
+
+def _require_finite(history: History, after: Any, first: int) -> None:
+    """Raise for the term that broke first; `first` is the number of the history's first step, `after` what the last step led to."""
+    terms = {"the score": history.score} | {f"the penalty {name!r}": p for name, p in history.penalties.items()}
+    broken = [
+        (at, name, tuple(run), np.asarray(values)[*run, at])
+        for name, values in terms.items()
+        for *run, at in np.argwhere(~np.isfinite(np.asarray(values))).tolist()
+    ]
+    if broken:
+        at, name, run, value = min(broken, key=lambda found: (found[0], found[2]))
+        where = f"step {first + at}" + (f" of run {run}" if run else "")
+    elif not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(after)):
+        at, name, value = 1, "what it led to", "not finite: a gradient was not, or the score is not defined there"
+        where = f"step {first + history.score.shape[-1] - 1}"
+    else:
+        return
+    raise NonFiniteError(
+        explain_error(
+            f"{_METHOD}: the objective is not finite.",
+            where=where,
+            got=f"{name} is {value}",
+            fix=(
+                "smaller steps: optimizer=optax.adam(0.01)",
+                "a penalty or a box that keeps x where the score is defined",
+            )
+            if first + at
+            else "another start: it is so at the start",
+        )
+    )

@@ -1,0 +1,182 @@
+"""How an input is written as the parameters that are optimized."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.scipy.special import logit
+from jax.typing import ArrayLike
+
+from jaxplain._errors import SettingError, StructureError, explain_error
+
+
+class Parametrization(NamedTuple):
+    """How an input is written as the parameters that are optimized.
+
+    Attributes:
+        decode: parameters -> input.
+        encode: start -> parameters: of an input x, those with decode(encode(x)) = x.
+        of_code: the start is no input, but a code: encode leaves it as it is.
+    """
+
+    decode: Callable[[Any], Any]
+    encode: Callable[[Any], Any]
+    of_code: bool = False
+
+
+def pixels() -> Parametrization:
+    """The input itself."""
+    return Parametrization(lambda x: x, lambda x: x)
+
+
+def box(low: ArrayLike = 0.0, high: ArrayLike = 1.0, of: Parametrization | None = None) -> Parametrization:
+    r"""Inputs between `low` and `high`: $x = l + (h - l)\,\sigma(u)$, u written as `of` (itself, unless told).
+
+    Starts are moved inside by 1e-4 of the width, since the edges are at infinity (and hardly move from there: start inside). `low` and `high` may be arrays,
+    one for each channel.
+    """
+    if not any(isinstance(edge, jax.core.Tracer) for edge in (low, high)) and not np.all(np.asarray(low) < high):
+        raise SettingError(explain_error("box: `low` must be less than `high`.", got=f"low={low}, high={high}"))
+    inner = pixels() if of is None else of
+
+    def edges(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+        bottom = jnp.asarray(low, leaf.dtype)
+        return bottom, jnp.asarray(high, leaf.dtype) - bottom
+
+    def inside(u: jax.Array) -> jax.Array:
+        bottom, width = edges(u)
+        return bottom + width * jax.nn.sigmoid(u)
+
+    def outside(x: jax.Array) -> jax.Array:
+        bottom, width = edges(x)
+        return logit(jnp.clip((x - bottom) / width, 1e-4, 1 - 1e-4))
+
+    def encode(x: Any) -> Any:
+        return inner.encode(x if inner.of_code else jax.tree.map(outside, x))
+
+    return Parametrization(lambda u: jax.tree.map(inside, inner.decode(u)), encode, inner.of_code)
+
+
+def fourier(shape: Sequence[int], decay: float = 1.0, covariance: ArrayLike | None = None) -> Parametrization:
+    r"""Images (height, width, channels) by their spectrum, each frequency k scaled by $\max(|k|, 1/\max(H, W))^{-\text{decay}}$.
+
+    A step of the optimizer then changes low frequencies, which photographs are made of, more than high ones: a change of basis and of
+    metric, which makes no image impossible. With `decay=0` the metric is that of pixels. Parameters are (height, width // 2 + 1, channels, 2), real and
+    imaginary parts. `covariance` (channels, channels) of the colors of your images decorrelates them: channels are mixed by its square root.
+
+    References:
+        Olah, Mordvintsev, Schubert: Feature visualization. Distill 2017.
+    """
+    height, width, channels = image_shape("fourier", shape)
+    rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    cycles = np.maximum(
+        np.hypot(rows, columns), 1 / max(height, width)
+    )  # per pixel; the mean gets those of the lowest other
+    # An inner column stands for its mirror image, too, and would move the image twice as far.
+    paired = np.full(width // 2 + 1, np.sqrt(0.5))
+    paired[0] = 1
+    paired[-1] = 1 if width % 2 == 0 else paired[-1]
+    scale = (cycles**-decay * paired * np.sqrt(height * width))[..., None]
+    mix = _root(covariance, channels)
+    unmix = np.linalg.inv(mix)
+
+    def decode(u: jax.Array) -> jax.Array:
+        spectrum = lax.complex(u[..., 0], u[..., 1]) * scale.astype(u.dtype)
+        return jnp.fft.irfft2(spectrum, s=(height, width), axes=(0, 1)) @ mix.astype(u.dtype)
+
+    def encode(x: jax.Array) -> jax.Array:
+        x = _of_shape("fourier", x, shape)
+        spectrum = jnp.fft.rfft2(x @ unmix.astype(x.dtype), axes=(0, 1)) / scale.astype(x.dtype)
+        return jnp.stack([spectrum.real, spectrum.imag], -1)
+
+    return Parametrization(decode, encode)
+
+
+def fixed_magnitude(images: ArrayLike) -> Parametrization:
+    r"""MACO: images whose spectrum has the mean magnitude of `images` (n, height, width, channels); the phases alone are optimized.
+
+    Starts keep their phases, and lose their magnitudes: decode(encode(x)) = x only for x of that spectrum. The mean and the up to three other coefficients
+    that are real have a sign in place of a phase: they stay those of the mean image.
+
+    References:
+        Fel et al.: Unlocking feature visualization for deeper networks with magnitude constrained optimization. NeurIPS 2023.
+    """
+    images = np.asarray(images)
+    height, width, _ = shape = image_shape("fixed_magnitude", images.shape[1:])
+    if not len(images):
+        raise StructureError(explain_error("fixed_magnitude: there are no images.", got=f"shape {images.shape}"))
+    spectra = np.fft.rfft2(images, axes=(1, 2))
+    magnitude = np.abs(spectra).mean(0)
+    real = np.ix_(*([0, n // 2] if n % 2 == 0 else [0] for n in (height, width)))
+    signed = np.zeros_like(magnitude)
+    signed[real] = magnitude[real] * np.where(spectra.mean(0).real[real] < 0, -1, 1)
+    magnitude[real] = 0
+
+    def decode(phase: jax.Array) -> jax.Array:
+        spectrum = magnitude.astype(phase.dtype) * jnp.exp(1j * phase) + signed.astype(phase.dtype)
+        return jnp.fft.irfft2(spectrum, s=(height, width), axes=(0, 1))
+
+    def encode(x: jax.Array) -> jax.Array:
+        return jnp.angle(jnp.fft.rfft2(_of_shape("fixed_magnitude", x, shape), axes=(0, 1)))
+
+    return Parametrization(decode, encode)
+
+
+def decoder(generate: Callable[[Any], Any]) -> Parametrization:
+    """Inputs that a decoder makes of a code, x = G(z): activation maximization in code space. The start is a code, not an input.
+
+    References:
+        Nguyen, Dosovitskiy, Yosinski, Brox, Clune: Synthesizing the preferred inputs for neurons in neural networks via deep
+        generator networks. NeurIPS 2016.
+    """
+    return Parametrization(generate, lambda z: z, of_code=True)
+
+
+def image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
+    """`shape`, which must be (height, width, channels)."""
+    if np.ndim(shape) != 1 or len(shape) != 3 or min(shape) < 1:
+        raise StructureError(
+            explain_error(
+                f"{name}: images are (height, width, channels).",
+                got=f"shape {shape}",
+                fix=(
+                    "a gray image: x[..., None]",
+                    "several at once: jax.vmap of the function, or of its decode and encode",
+                ),
+            )
+        )
+    height, width, channels = shape
+    return height, width, channels
+
+
+def _root(covariance: ArrayLike | None, channels: int) -> np.ndarray:
+    """The symmetric square root of a covariance of channels."""
+    if covariance is None:
+        return np.eye(channels)
+    matrix = np.asarray(covariance, np.float64)
+    if matrix.shape != (channels, channels):
+        raise StructureError(
+            explain_error(
+                "fourier: `covariance` must be that of the channels.",
+                got=f"shape {matrix.shape}",
+                need=f"{(channels, channels)}",
+                fix="np.cov(images.reshape(-1, channels).T)",
+            )
+        )
+    variances, directions = np.linalg.eigh(matrix)
+    if not variances[0] > 0:
+        raise SettingError(
+            explain_error("fourier: `covariance` must be positive definite.", got=f"eigenvalues {variances}")
+        )
+    return (directions * np.sqrt(variances)) @ directions.T
+
+
+def _of_shape(name: str, x: jax.Array, shape: Sequence[int]) -> jax.Array:
+    if jnp.shape(x) != tuple(shape):
+        raise StructureError(
+            explain_error(f"{name}: the start has another shape.", got=f"{jnp.shape(x)}", need=f"{tuple(shape)}")
+        )
+    return x

@@ -1,0 +1,98 @@
+"""Functions `(key, x) -> x`: a prototype that survives them is one for more than a single arrangement of pixels.
+
+All keep the shape of x, and all but `noise` take images (height, width, channels); what comes in from outside is as at the edge.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy import ndimage
+
+from jaxplain._errors import SettingError, explain_error
+from jaxplain.prototypes._parametrizations import image_shape
+
+Transform = Callable[[jax.Array, Any], Any]
+
+
+def jitter(pixels: int) -> Transform:
+    """Images moved by up to so many pixels each way."""
+    if not isinstance(pixels, int) or pixels < 1:
+        raise SettingError(explain_error("jitter: `pixels` must be a positive integer.", got=repr(pixels)))
+
+    def transform(key: jax.Array, x: jax.Array) -> jax.Array:
+        image_shape("jitter", jnp.shape(x))
+        padded = jnp.pad(x, ((pixels, pixels), (pixels, pixels), (0, 0)), mode="edge")
+        rows, columns = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
+        return lax.dynamic_slice(padded, (rows, columns, 0), x.shape)
+
+    return transform
+
+
+def rotate(degrees: float) -> Transform:
+    """Images turned about their middle by up to so many degrees each way (bilinear)."""
+    _not_negative("rotate", "degrees", degrees)
+
+    def transform(key: jax.Array, x: jax.Array) -> jax.Array:
+        angle = jnp.deg2rad(jax.random.uniform(key, minval=-degrees, maxval=degrees))
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        return _resampled("rotate", x, jnp.array([[cos, -sin], [sin, cos]]))
+
+    return transform
+
+
+def scale(low: float, high: float) -> Transform:
+    """Images enlarged about their middle by a factor between the two (bilinear)."""
+    if not 0 < low <= high:
+        raise SettingError(explain_error("scale: needs 0 < low ≤ high.", got=f"low={low}, high={high}"))
+
+    def transform(key: jax.Array, x: jax.Array) -> jax.Array:
+        return _resampled("scale", x, jnp.eye(2) / jax.random.uniform(key, minval=low, maxval=high))
+
+    return transform
+
+
+def crop(share: float) -> Transform:
+    """A window of that share of the height and of the width, placed at random and enlarged to the size of the image (bilinear)."""
+    if not 0 < share <= 1:
+        raise SettingError(explain_error("crop: `share` must be in (0, 1].", got=repr(share)))
+
+    def transform(key: jax.Array, x: jax.Array) -> jax.Array:
+        height, width, _ = image_shape("crop", jnp.shape(x))
+        room = (1 - share) * jnp.array([height, width]) / 2
+        return _resampled("crop", x, jnp.eye(2) * share, jax.random.uniform(key, (2,), minval=-room, maxval=room))
+
+    return transform
+
+
+def noise(sigma: float) -> Transform:
+    """Gaussian noise of standard deviation σ, in units of x."""
+    _not_negative("noise", "sigma", sigma)
+
+    def transform(key: jax.Array, x: Any) -> Any:
+        leaves, structure = jax.tree.flatten(x)
+        keys = jax.random.split(key, len(leaves))
+        noisy = [
+            leaf + sigma * jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(structure, noisy)
+
+    return transform
+
+
+def _not_negative(name: str, setting: str, value: Any) -> None:
+    if not isinstance(value, jax.core.Tracer) and not value >= 0:
+        raise SettingError(explain_error(f"{name}: `{setting}` must not be negative.", got=repr(value)))
+
+
+def _resampled(name: str, x: jax.Array, matrix: jax.Array, offset: Any = 0.0) -> jax.Array:
+    """The image whose place p shows what was at `matrix` (p − middle) + middle + `offset`."""
+    height, width, _ = image_shape(name, jnp.shape(x))
+    middle = jnp.array([(height - 1) / 2, (width - 1) / 2])
+    places = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
+    source = (places - middle) @ matrix.T + middle + offset
+    sample = partial(ndimage.map_coordinates, coordinates=[source[..., 0], source[..., 1]], order=1, mode="nearest")
+    return jax.vmap(sample, in_axes=-1, out_axes=-1)(x).astype(x.dtype)

@@ -1,0 +1,167 @@
+"""The tour: ten held-out digits explained by every method, a prototype of each class, one table. `python -m tour`."""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import jaxplain as jx
+
+
+class Row(NamedTuple):
+    """One line of the tour: a method as a user would set it up for digits."""
+
+    name: str
+    explain: Callable[..., Any]
+
+
+def rows(score: Callable[..., jax.Array], background: np.ndarray) -> list[Row]:
+    """Every method there is. A new method adds one line here."""
+    gradient, patches = jx.gradient(score), jx.patches(4, 4)
+    has_maps = any(node.kind == "convolution" for node in jx.layers(score)(background[0], 0))
+    maps = [
+        Row("Grad-CAM", jx.grad_cam(score)),
+        Row("Grad-CAM++", jx.grad_cam_plus_plus(score)),
+        Row("HiResCAM", jx.hires_cam(score, at="last conv:in")),
+        Row("guided Grad-CAM", jx.guided_grad_cam(score)),
+    ]
+    return [
+        Row("gradient", gradient),
+        Row("saliency", jx.saliency(score)),
+        Row("sensitivity", jx.sensitivity(score)),
+        Row("input × gradient", jx.input_x_gradient(score)),
+        Row("simple Taylor", jx.taylor(score, root=jx.line_search())),
+        Row("integrated gradients", jx.integrated_gradients(score)),
+        Row("IG, error ≤ 1 %", jx.integrated_gradients(score, n_steps=20, tol=1e-2, max_steps=1000)),
+        Row("expected gradients", jx.expected_gradients(score, references=jx.references(background), n_samples=50)),
+        Row("LRP ε⁺-flat", jx.lrp(score, rules=jx.composites.epsilon_plus_flat())),
+        Row("LRP εγ-box", jx.lrp(score, rules=jx.composites.epsilon_gamma_box(0.0, 1.0))),
+        Row("deep Taylor", jx.deep_taylor(score, low=0.0, high=1.0)),
+        Row("excitation backprop", jx.excitation_backprop(score)),
+        Row("DeepLIFT Rescale", jx.deeplift(score)),
+        Row("DeepLIFT RevealCancel", jx.deeplift(score, rule="reveal_cancel", fallback="rescale")),
+        Row("DeepLIFT, 20 references", jx.deeplift(score, baseline=jx.references(background[:20]))),
+        *(maps if has_maps else ()),
+        Row("occlusion", jx.occlusion(score, window=(4, 4), strides=2)),
+        Row("ablation", jx.ablation(score, groups=patches, share=True)),
+        Row("Shapley sampling", jx.shapley_sampling(score, groups=patches, share=True, n_samples=10)),
+        Row("guided backprop", jx.guided_backprop(score)),
+        Row("deconvolution", jx.deconvnet(score)),
+        Row("SmoothGrad", jx.smoothgrad(gradient)),
+        Row("squared SmoothGrad", jx.smoothgrad_squared(gradient)),
+        Row("VarGrad", jx.vargrad(gradient)),
+    ]
+
+
+def prototypes(network: jx.zoo.Network) -> tuple[dict[str, Any], float]:
+    """What the network looks for in each class, with and without an idea of what digits are; and seconds for each prototype of the last."""
+    score = jx.logit(network, of="log_prob")
+    decode = jx.zoo.load_expert("vae").decode
+    jitter, noise = jx.prototypes.jitter(2), jx.prototypes.noise(0.3)
+    in_pixels = {"parametrization": jx.prototypes.box(0, 1)}
+    in_code_space = {
+        "parametrization": jx.prototypes.decoder(decode),
+        "code_penalties": {"prior": jx.prototypes.shell()},
+        "transforms": (jitter, noise),
+    }
+    pixels = jnp.full((1, 10, 28, 28, 1), 0.1)
+    codes = jax.random.normal(jax.random.key(0), (4, 10, 16))
+    images = {}
+    for name, starts, settings in (
+        ("no prior", pixels, in_pixels),
+        ("survives movements", pixels, in_pixels | {"transforms": (jitter, noise)}),
+        ("code space", codes, in_code_space),
+    ):
+        over_classes = jax.vmap(jx.activation_maximization(score, **settings))
+        maximize = jax.jit(jax.vmap(over_classes, in_axes=(0, None)))
+        keys = jax.random.split(jax.random.key(1), starts.shape[:2])
+        found, seconds = _timed(maximize, starts, jnp.arange(10), key=keys)
+        best = jnp.argsort(-found.require_finite().score, axis=0)[:2]  # not every start gets there
+        for rank, x in enumerate(jnp.take_along_axis(found.x, best[..., None, None, None], 0), start=1):
+            images[f"{name}, {rank}" if len(best) > 1 else name] = x
+    return images, seconds / found.score.size
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="tour", description=__doc__)
+    parser.add_argument("--network", default="cnn_maxpool", choices=jx.zoo.NAMES)
+    parser.add_argument("--train", action="store_true", help="train the network here instead of loading its weights")
+    parser.add_argument("--digits", type=int, default=64, help="how many digits each method is timed on (at least 10)")
+    parser.add_argument("--output", type=Path, default=Path("tour.png"))
+    options = parser.parse_args(arguments)
+
+    data = jx.datasets.mnist()
+    network = jx.zoo.train(options.network) if options.train else jx.zoo.load(options.network)
+    accuracy = jx.zoo.accuracy(network, data.x_test, data.y_test)
+    print(f"{network.name}: {100 * accuracy:.1f} % of the 1,000 held-out digits right\n")
+
+    images, labels = _ten_first(data.x_test, data.y_test, max(options.digits, 10))
+    score = jx.logit(network)
+    maps, table = {}, []
+    keys = jax.random.split(jax.random.key(0), len(images))
+    lines = rows(score, data.x_train[:100])
+    for row in (bar := tqdm(lines, unit="method")):
+        bar.set_postfix_str(row.name)
+        attribution, info, seconds = _explain(row.explain, images, labels, keys)
+        maps[row.name] = attribution[:10]
+        table.append((row.name, *_figures(info, attribution), 1000 * seconds / len(images)))
+    examples, seconds = prototypes(network)
+    table.append(("prototype of a class", 256.0, None, 1000 * seconds))
+    _print(table, len(images))
+
+    figure = jx.plot.grid(maps, images[:10], titles=[f"digit {label}" for label in labels[:10]])
+    figure.savefig(options.output, dpi=200, bbox_inches="tight", pad_inches=0.05)
+    beside = options.output.with_stem(f"{options.output.stem}_prototypes")
+    classes = [f"digit {c}" for c in range(10)]
+    figure = jx.plot.images(examples, titles=classes, suptitle="What the network looks for: activation maximization")
+    figure.savefig(beside, dpi=200, bbox_inches="tight", pad_inches=0.05)
+    print(f"\nThe pictures: {options.output}, {beside}")
+
+
+def _ten_first(images: np.ndarray, labels: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """`n` examples, led by the first of each class."""
+    first = [int(np.flatnonzero(labels == c)[0]) for c in range(10)]
+    rest = [i for i in range(len(labels)) if i not in first]
+    order = np.array(first + rest)[:n]
+    return images[order], labels[order]
+
+
+def _explain(explain: Callable[..., Any], images: Any, labels: Any, keys: jax.Array) -> tuple[Any, jx.Info, float]:
+    """Attributions and info of all images, and the seconds of a second, compiled run."""
+    run = jax.jit(jax.vmap(lambda x, y, k: jx.with_info(explain)(x, y, key=k)))
+    (attribution, info), seconds = _timed(run, images, labels, keys)
+    return np.asarray(attribution), info, seconds
+
+
+def _timed(run: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
+    """What `run` returns, and the seconds of a second call."""
+    jax.block_until_ready(run(*args, **kwargs))
+    start = time.perf_counter()
+    out = jax.block_until_ready(run(*args, **kwargs))
+    return out, time.perf_counter() - start
+
+
+def _figures(info: jx.Info, attribution: np.ndarray) -> tuple[float, float | None]:
+    """Gradients per example, and the median completeness gap relative to max(|Δf|, Σ|attribution|)."""
+    gradients = float(np.mean(np.asarray(info.n_gradients)))
+    if info.gap is None or info.layer is not None:  # the gap of a layer is not that of the sum over pixels
+        return gradients, None
+    delta = np.asarray(info.value) - (0 if info.baseline_value is None else np.asarray(info.baseline_value))
+    size = np.maximum(np.abs(delta), np.abs(attribution).sum(axis=(1, 2, 3)))
+    return gradients, float(np.nanmedian(np.abs(np.asarray(info.gap)) / size))
+
+
+def _print(table: list[tuple[str, float, float | None, float]], n: int) -> None:
+    print(f"{'method':<22} {'gradients':>10} {'s / 1,000 digits':>17} {'completeness gap':>17}")
+    for name, gradients, gap, seconds in table:
+        print(f"{name:<22} {gradients:>10.0f} {seconds:>17.2f} {'–' if gap is None else f'{gap:.1e}':>17}")
+    print(
+        f"\ngradients: per example (of methods without any: values of the score). Seconds: compiled, on {n} digits, one run.\n"
+        "Gap: median of |Σ R − Δf| / max(|Δf|, Σ|R|); – for methods that do not claim to sum to anything."
+    )
