@@ -37,19 +37,20 @@ class LayerName:
 
 
 class Info(NamedTuple):
-    """What a method knows beside its attribution. Fields that a method does not fill are `None`.
+    """Diagnostics of an attribution. Fields that a method does not report are `None`.
 
     Attributes:
-        value: the score f(x).
+        value: The score f(x).
         baseline_value: f(baseline), or its mean over several references.
-        gap: Σ attribution − (value − baseline_value); what completeness or conservation misses (units of f).
-        residual: what a Taylor expansion leaves out: f(x) − f(root) − Σ attribution (units of f).
-        root: the root point of a Taylor expansion, with the structure of x.
+        gap: Σ attribution − (value − baseline_value), the error of completeness or conservation (units of f).
+        residual: Remainder of a Taylor expansion, f(x) − f(root) − Σ attribution (units of f).
+        root: Root point of a Taylor expansion, with the structure of x.
         standard_error: Monte-Carlo standard error of each attribution, with the structure of x.
-        n_steps: path steps used.
-        n_gradients: gradients of the score evaluated, for one example; for methods without gradients, values of it.
-        converged: whether the requested accuracy was reached.
-        layer: the layer that a class activation map is of, a `LayerName`.
+        n_steps: Number of path steps.
+        n_gradients: Number of gradients of the score computed for one example, each with its forward pass.
+        n_evaluations: Number of further evaluations of the score, i.e. forward passes without a gradient.
+        converged: Whether the requested accuracy was reached.
+        layer: Layer of a class activation map.
     """
 
     value: jax.Array | None = None
@@ -60,6 +61,7 @@ class Info(NamedTuple):
     standard_error: Any = None
     n_steps: jax.Array | None = None
     n_gradients: jax.Array | None = None
+    n_evaluations: jax.Array | None = None
     converged: jax.Array | None = None
     layer: LayerName | None = None
 
