@@ -5,7 +5,7 @@ import inspect
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,50 @@ def compare(
         >>> print(f"{table.mean('estimate', 'input × gradient'):.3f}")
         1.000
     """
+    return scheduled(
+        score,
+        methods,
+        metrics,
+        make_score=make_score,
+        batch_size=batch_size,
+        in_axes=in_axes,
+        progress=progress,
+        cells=Cells(),
+    )
+
+
+class Cells:
+    """Provides maps and cells, where a cell is the numbers of one method by one metric. This one computes them all.
+
+    A subclass may look them up first, store them as soon as they are finished, or leave cells out.
+    """
+
+    def maps(self, method: str, compute: Callable[[], Any]) -> Any:
+        """The maps of all examples."""
+        del method
+        return compute()
+
+    def columns(self, metric: str, methods: Sequence[str], compute: "Columns") -> dict[str, np.ndarray]:
+        """The cells of one metric. Metrics that explain again ask for one method at a time, others for all methods."""
+        del metric
+        return compute(methods)
+
+
+Columns: TypeAlias = Callable[[Sequence[str]], dict[str, np.ndarray]]  # method → one number for each example
+
+
+def scheduled(
+    score: Callable[..., Any],
+    methods: Mapping[str, Callable[..., Any]],
+    metrics: Mapping[str, Callable[..., Any]],
+    *,
+    make_score: Callable[[Any], Callable[..., Any]] | None,
+    batch_size: int,
+    in_axes: int | None | Sequence[int | None],
+    progress: bool,
+    cells: Cells,
+) -> Callable[..., Comparison]:
+    """`compare` whose maps and cells come from `cells`."""
     _require_functions(score, methods, metrics)
     kinds = {name: _kind(name, metric) for name, metric in metrics.items()}
     if "make_explain" in kinds.values():
@@ -133,19 +177,32 @@ def compare(
         drawing += [f"metric {n!r} of {m!r}" for (n, m), f in again.items() if f.needs_key or f.draws_once]
         key = _key(key, drawing)
 
-        maps = {m: explain(xs, *args, key=_named(key, "explanation")) for m, explain in explainers.items() if of_maps}
-        values: dict[str, dict[str, np.ndarray]] = {}
-        for name, kind in kinds.items():
+        @functools.cache
+        def maps_of(method: str) -> Any:
+            return cells.maps(method, lambda: explainers[method](xs, *args, key=_named(key, "explanation")))
+
+        def of_maps_together(name: str, together: Sequence[str]) -> dict[str, np.ndarray]:
             found: dict[str, np.ndarray] = {}
+            maps = {method: maps_of(method) for method in together}
+            others = beside[kinds[name]]
+            for alike in stackable(maps):
+                stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *(maps[m] for m in alike))
+                columns = of_all(name, len(alike), len(others))(stacked, *others, key=_named(key, name))
+                found |= zip(alike, np.moveaxis(_number_each(name, columns, 2), 1, 0), strict=True)
+            return found
+
+        def of_explainers(name: str, together: Sequence[str]) -> dict[str, np.ndarray]:
             of_name = _named(key, name)
-            for together in stackable(maps) if name in of_maps else []:
-                stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *(maps[m] for m in together))
-                columns = of_all(name, len(together), len(beside[kind]))(stacked, *beside[kind], key=of_name)
-                found |= zip(together, np.moveaxis(_number_each(name, columns, 2), 1, 0), strict=True)
-            for method in methods if kind in _AGAIN else []:
-                first = (arrays, of_name) if kind == "make_explain" else ()
-                found[method] = _number_each(name, again[name, method](*first, xs, *args, key=of_name), 1)
-            values[name] = {method: found[method] for method in methods}
+            first = (arrays, of_name) if kinds[name] == "make_explain" else ()
+            return {m: _number_each(name, again[name, m](*first, xs, *args, key=of_name), 1) for m in together}
+
+        values: dict[str, dict[str, np.ndarray]] = {}
+        for name in metrics:
+            compute = functools.partial(of_maps_together if name in of_maps else of_explainers, name)
+            found: dict[str, np.ndarray] = {}
+            for together in [list(methods)] if name in of_maps else [[method] for method in methods]:
+                found |= cells.columns(name, together, compute)
+            values[name] = {method: found[method] for method in methods if method in found}
         return Comparison(values)
 
     return run
