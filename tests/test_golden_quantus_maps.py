@@ -82,7 +82,7 @@ def test_complexity(kind):
     # Quantus adds 1e-7 to |R|, in the second case after a division by the largest of all, and 1e-12 to each share.
     measure = jax.jit(jax.vmap(sparseness()))
     agree(measure(sizes + 1e-7), want[f"sparseness/{kind}"])
-    agree(measure(sizes + 1e-7 * sizes.max()), want[f"sparseness_normalized/{kind}"])
+    agree(measure(sizes + 1e-7 * sizes.max()), want[f"sparseness_normalised/{kind}"])
     agree(jax.jit(jax.vmap(complexity()))(maps_of(kind)), want[f"complexity/{kind}"], rtol=1e-9)
 
 
