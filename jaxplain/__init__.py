@@ -11,6 +11,7 @@ from jaxplain import prototypes as prototypes
 from jaxplain import rules as rules
 from jaxplain import zoo as zoo
 from jaxplain._batch import batched as batched
+from jaxplain._cam_layer import Layout as Layout
 from jaxplain._errors import DataError as DataError
 from jaxplain._errors import InputError as InputError
 from jaxplain._errors import JaxplainError as JaxplainError
@@ -33,7 +34,6 @@ from jaxplain._inspection import Ledger as Ledger
 from jaxplain._inspection import layers as layers
 from jaxplain._inspection import ledger as ledger
 from jaxplain._inspection import plan as plan
-from jaxplain._layers.cam_layer import Layout as Layout
 from jaxplain._references import references as references
 from jaxplain._scores import check as check
 from jaxplain._scores import logit as logit

@@ -53,7 +53,7 @@ LAYERS = [
     ["_explainer", "rules"],
     ["_groups", "_references", "_quadrature", "_batch"],
     ["_split", "prototypes"],
-    ["_layers.cam_layer"],
+    ["_cam_layer"],
     ["metrics", "_scores", "methods", "experts"],
     ["_inspection", "nnx", "plot"],
     ["datasets"],

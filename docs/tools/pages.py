@@ -26,7 +26,7 @@ GROUPS: list[tuple[str, str, tuple[str, ...]]] = [
     ("noise", "Averages over noise", ("methods._noise",)),
     ("deeplift", "DeepLIFT", ("methods._deeplift",)),
     ("propagation", "Propagation", ("methods._propagation",)),
-    ("cam", "Class activation maps", ("methods._cam", "_layers.cam_layer")),
+    ("cam", "Class activation maps", ("methods._cam", "_cam_layer")),
     ("perturbation", "Perturbation", ("methods._perturbation", "_groups")),
     ("inside", "Layers and inspection", ("_split", "methods._conductance", "_inspection")),
     ("prototype", "Activation maximization", ("prototypes._activation_maximization",)),

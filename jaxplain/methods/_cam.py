@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxplain._cam_layer import Layout, MapLayer
 from jaxplain._errors import InputError, LayerError, SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, positive_int, require_callable
 from jaxplain._ir.graph import opens_activations
-from jaxplain._layers.cam_layer import Layout, MapLayer
 from jaxplain._split import Inside, staged
 from jaxplain._tree import Arguments, Leaves, upcast
 from jaxplain.methods._propagation import computed
