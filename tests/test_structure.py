@@ -43,7 +43,7 @@ REPOSITORY = ROOT.parent
 
 # Each layer imports only from those above it (and from itself).
 LAYERS = [
-    ["_errors"],
+    ["_errors", "_types"],
     ["_compat", "_tree"],
     ["_cpu"],
     ["_accumulate", "_ir"],
@@ -75,7 +75,12 @@ def _modules():
 
 
 def _imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    """What a file imports, except for type checkers."""
+    tree = ast.parse(path.read_text())
+    for block in ast.walk(tree):
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
+            block.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
