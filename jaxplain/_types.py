@@ -70,4 +70,4 @@ class Traits(NamedTuple):
 
 def traits(f: Callable[..., Any]) -> Traits:
     """The traits of `f`, read from its attributes of the same names."""
-    return Traits(*(getattr(f, name, default) for name, default in Traits._field_defaults.items()))
+    return Traits._make(getattr(f, name, default) for name, default in Traits._field_defaults.items())
