@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jaxplain._checks import one_key, positive_int, require_callable
 from jaxplain._errors import MissingKeyError, NonFiniteError, SettingError, StructureError, explain_error
-from jaxplain._explainer import one_key, positive_int, require_callable, with_info
+from jaxplain._explainer import with_info
 
 
 def batched(

@@ -17,8 +17,8 @@ from jaxplain._ir.graph import Value
 from jaxplain._ir.program import Program, require_scalar
 from jaxplain._layers.axes import Label, Map, Places, is_place
 from jaxplain._layers.split import Site
+from jaxplain._leaves import upcast
 from jaxplain._split import Inside
-from jaxplain._tree import upcast
 
 
 class Layout(NamedTuple):

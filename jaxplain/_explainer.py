@@ -11,11 +11,13 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 
-from jaxplain._errors import MissingKeyError, SettingError, explain_error
+from jaxplain._arguments import Arguments
+from jaxplain._checks import one_key, require_callable
+from jaxplain._errors import SettingError, explain_error
 from jaxplain._ir.program import Program, stage_score
-from jaxplain._tree import Arguments, Leaves, cast_like, total, upcast
+from jaxplain._leaves import cast_like, total, upcast, wide_dtype
+from jaxplain._types import Leaves
 
 
 @jax.tree_util.register_static
@@ -87,12 +89,12 @@ class Call:
     def value(self, point: Leaves) -> jax.Array:
         """f(point), in float32 or better."""
         out = self.program(self._native(point))
-        return out.astype(jnp.promote_types(out.dtype, jnp.float32))
+        return out.astype(wide_dtype(out))
 
     def value_and_gradient(self, point: Leaves) -> tuple[jax.Array, Leaves]:
         """f(point) and ∇f(point), both in float32 or better; one backward pass."""
         out, gradient = self.program.value_and_gradient(self._native(point))
-        return out.astype(jnp.promote_types(out.dtype, jnp.float32)), upcast(gradient)
+        return out.astype(wide_dtype(out)), upcast(gradient)
 
     def gradient(self, point: Leaves) -> Leaves:
         return self.value_and_gradient(point)[1]
@@ -240,17 +242,6 @@ class with_info:  # noqa: N801 - used as a function: with_info(explain)(x, *args
         return attribution, info or Info()
 
 
-def require_callable(method: str, f: Any) -> None:
-    if not callable(f):
-        raise SettingError(
-            explain_error(
-                f"{method}: its first argument must be a function.",
-                got=type(f).__name__,
-                fix=f"explain = jx.{method}(score, …); attribution = explain(x, *args)",
-            )
-        )
-
-
 def explainer_behind(f: Any) -> Any:
     """The explainer (or `with_info`) that jit, vmap, partial … were applied to, or None for a function of the user's."""
     while f is not None and not isinstance(f, Explainer | with_info):
@@ -273,52 +264,3 @@ def require_explainer(method: str, explain: Any) -> None:
                 ),
             )
         )
-
-
-def one_key(method: str, key: Any) -> jax.Array:
-    """`key` if it is exactly one random key, else an error that says how to pass one."""
-    if key is None:
-        raise MissingKeyError(
-            explain_error(
-                f"{method}: this method is stochastic and needs a random key.",
-                fix=(
-                    "explain(x, *args, key=jax.random.key(0))",
-                    "a batch: jax.vmap(explain)(xs, labels, key=jax.random.split(key, len(xs)))",
-                    "the same draws for every example: give key= when building the method",
-                ),
-            )
-        )
-    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    raw = hasattr(key, "dtype") and key.dtype == jnp.uint32
-    if not (typed and key.shape == ()) and not (raw and key.shape == (2,)):
-        got = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else type(key).__name__
-        raise MissingKeyError(
-            explain_error(
-                f"{method}: `key` must be one random key for this example.",
-                got=got,
-                why="under vmap, keyword arguments are mapped over their leading axis",
-                fix="one key for each example: jax.vmap(explain)(xs, labels, key=jax.random.split(key, len(xs)))",
-            )
-        )
-    return jax.random.wrap_key_data(key) if raw else key
-
-
-DEFAULT_CHUNK = 1  # under vmap the batch is parallel enough: see docs/internals.md, "Chunks"
-
-
-def chunk_of(method: str, chunk_size: int | None) -> int:
-    return positive_int(method, "chunk_size", DEFAULT_CHUNK if chunk_size is None else chunk_size)
-
-
-def positive_int(method: str, name: str, value: Any, *, minimum: int = 1) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise SettingError(
-            explain_error(
-                f"{method}: `{name}` must be a positive Python integer.",
-                got=repr(value),
-                need=f"at least {minimum}",
-                why="it fixes the shape of the compiled program",
-                fix=f"{name}=50",
-            )
-        )
-    return value

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxplain._arguments import Arguments
+from jaxplain._checks import positive_int
 from jaxplain._errors import InputError, SettingError, StructureError, explain_error
-from jaxplain._explainer import positive_int
-from jaxplain._tree import Arguments, Leaves
+from jaxplain._types import Leaves
 
 Masks: TypeAlias = tuple[jax.Array, ...]  # for each explained leaf, which of its features are meant
 

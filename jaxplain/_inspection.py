@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain._analysis.analyze import Analysis, Node, analyze
+from jaxplain._arguments import Arguments
+from jaxplain._checks import require_callable
 from jaxplain._engine.node_view import Layer
-from jaxplain._explainer import require_callable
 from jaxplain._ir.program import Program, stage_score
 from jaxplain._layers.table import Nodes, row, table
 from jaxplain._split import staged
-from jaxplain._tree import Arguments, Leaves
+from jaxplain._types import Leaves
 from jaxplain.methods._propagation import OnMissing, Start, analyzed, chosen_rules, propagated, rule_of, rules_setting
 from jaxplain.rules._rule import Rule
 from jaxplain.rules.composites import Composite

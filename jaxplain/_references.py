@@ -8,9 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxplain import _compat
+from jaxplain._arguments import Arguments
+from jaxplain._checks import positive_int
 from jaxplain._errors import SettingError, StructureError, explain_error
-from jaxplain._explainer import positive_int
-from jaxplain._tree import Arguments, Leaves, beside
+from jaxplain._leaves import mapped_like
+from jaxplain._types import Leaves
+
+_STACK = "stack them like a batch of x: jx.references(x_train[:100]); from a function: one reference like x"
 
 
 class References:
@@ -25,7 +29,7 @@ class References:
 
     def leaves(self, arguments: Arguments) -> tuple[Leaves, int]:
         """The pool laid out beside the explained leaves, with one leading axis, and its size."""
-        pool = arguments.float_leaves(self.pool, "references", batched=True)
+        pool = arguments.float_leaves(self.pool, "references", batched=True, fix=_STACK)
         sizes = {leaf.shape[0] for leaf in pool}
         if len(sizes) != 1 or 0 in sizes:
             raise StructureError(
@@ -69,7 +73,7 @@ def pool_of(arguments: Arguments, baseline: Any, key: Any) -> tuple[Leaves, int]
 
 def hidden(point: Leaves, x: Leaves) -> Leaves:
     """`point`, unknown to the compiler, and not mapped by `vmap` if all examples share it (but on Explicit meshes: see `beside`)."""
-    return beside(x, point) if _compat.has_explicit_axes() else tuple(lax.optimization_barrier(p) for p in point)
+    return mapped_like(x, point) if _compat.has_explicit_axes() else tuple(lax.optimization_barrier(p) for p in point)
 
 
 def draw(source: Any, arguments: Arguments) -> Callable[[jax.Array], Leaves]:
@@ -78,7 +82,7 @@ def draw(source: Any, arguments: Arguments) -> Callable[[jax.Array], Leaves]:
         pool, size = source.leaves(arguments)
         return lambda key: tuple(leaf[jax.random.randint(key, (), 0, size)] for leaf in pool)
     if callable(source):
-        return lambda key: arguments.float_leaves(source(key), "references")
+        return lambda key: arguments.float_leaves(source(key), "references", fix=_STACK)
     raise SettingError(
         explain_error(
             f"{arguments.method}: `references` must say where references come from.",

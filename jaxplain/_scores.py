@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxplain._checks import require_callable
 from jaxplain._errors import LabelError, ModelModeError, NonFiniteError, ScoreError, SettingError, explain_error
-from jaxplain._explainer import require_callable
 from jaxplain._ir.program import Program
 
 

@@ -9,16 +9,19 @@ import jax.numpy as jnp
 
 from jaxplain._accumulate import accumulate
 from jaxplain._analysis.activity import ACTIVE, Activity, activities
+from jaxplain._arguments import Arguments
+from jaxplain._checks import chunk_of, positive_int, require_callable
 from jaxplain._errors import InputError, LayerError, SettingError, StructureError, explain_error
-from jaxplain._explainer import Explainer, Info, chunk_of, positive_int, require_callable, sum_gap
+from jaxplain._explainer import Explainer, Info, sum_gap
 from jaxplain._ir.graph import Graph, Value, flatten
 from jaxplain._ir.program import Program, require_scalar
 from jaxplain._layers import split as cut
 from jaxplain._layers.lookup import Sites
 from jaxplain._layers.split import Site
+from jaxplain._leaves import cast_like, mapped_like, multiply, subtract, upcast
 from jaxplain._quadrature import nodes_and_weights
 from jaxplain._references import References
-from jaxplain._tree import Arguments, Leaves, beside, cast_like, multiply, subtract, upcast
+from jaxplain._types import Leaves
 
 
 class Inside:
@@ -301,7 +304,7 @@ def conductance(
             )
         structure = jax.tree.structure(at)
         end = upcast(arguments.leaves)
-        start = beside(end, arguments.like(baseline, "baseline", none=lambda x: x))
+        start = mapped_like(end, arguments.like(baseline, "baseline", none=lambda x: x))
         delta = subtract(end, start)
 
         def arrays_at(point: Leaves) -> list[Any]:

@@ -158,7 +158,7 @@ def test_sources_may_be_of_other_dtypes() -> None:
     "key", [None, 0, KEYS, KEYS[:1], jax.random.key_data(KEYS), jnp.zeros(2, jnp.int32)], ids=lambda key: str(type(key))
 )
 def test_anything_but_one_key_is_refused(key) -> None:
-    with pytest.raises(MissingKeyError, match="must be one random key") as error:
+    with pytest.raises(MissingKeyError, match="random key") as error:
         cluttered_mnist(key)
     assert "jax.vmap(cluttered_mnist))(jax.random.split(" in text(error)
 

@@ -351,7 +351,7 @@ REFUSED = {
     "no chains": (lambda: train(bars(), key=KEY, n_chains=0), SettingError, "n_chains"),
     "batch": (lambda: train(bars(), key=KEY, batch_size=0), SettingError, "batch_size"),
     "traced": (lambda: jax.jit(lambda x: train(x, key=KEY))(bars()), TransformError, "train outside"),
-    "keys": (lambda: train(bars(), key=jax.random.split(KEY)), MissingKeyError, "(2,)"),
+    "keys": (lambda: train(bars(), key=jax.random.split(KEY)), MissingKeyError, "[2]"),
     "no images": (lambda: train(bars()[:0], key=KEY), StructureError, "(0,"),
     "rate": (lambda: train(bars(), key=KEY, learning_rate=0.0), SettingError, "learning_rate"),
     "decay": (lambda: train(bars(), key=KEY, weight_decay=-1.0), SettingError, "weight_decay"),

@@ -298,7 +298,7 @@ def test_training_refuses(train):
         train(IMAGES.astype(int), **settings)
     with pytest.raises(NonFiniteError, match="NaN"):
         train(IMAGES * np.nan, **settings)
-    with pytest.raises(MissingKeyError, match=r"NoneType(.|\n)*jax\.random\.key\(0\)"):
+    with pytest.raises(MissingKeyError, match=r"random key(.|\n)*jax\.random\.key\(0\)"):
         train(IMAGES, key=None)
     for name in ("epochs", "batch_size", "n_code" if train is vae else "n_hidden"):
         for value in (0, 2.0, True):
@@ -335,7 +335,7 @@ def test_wrong_shapes_are_refused_with_both(autoencoder, masked):
 def test_methods_refuse(autoencoder, masked):
     auto, x = autoencoder, PATTERNS[0]
     for call in (auto.sample, masked.sample, lambda key: auto.elbo(x, key), lambda key: auto.log_prob(x, key)):
-        with pytest.raises(MissingKeyError, match="needs one random key"):
+        with pytest.raises(MissingKeyError, match="needs a random key"):
             call(None)
     for call in (auto.elbo, auto.log_prob):
         with pytest.raises(SettingError, match="`n_samples` must be a positive"):

@@ -9,7 +9,7 @@ import pytest
 from helpers import relative, relu_net, text
 
 import jaxplain as jx
-from jaxplain._tree import Arguments
+from jaxplain._arguments import Arguments
 
 
 def _compiled(make):

@@ -44,7 +44,8 @@ REPOSITORY = ROOT.parent
 # Each layer imports only from those above it (and from itself).
 LAYERS = [
     ["_errors", "_types"],
-    ["_compat", "_tree"],
+    ["_compat", "_checks", "_leaves"],
+    ["_arguments"],
     ["_cpu"],
     ["_accumulate", "_ir"],
     ["_analysis"],

@@ -21,6 +21,7 @@ import numpy as np
 from jax import lax
 
 from jaxplain import _compat
+from jaxplain._leaves import wide_dtype
 
 FEW_CHANNELS = 4  # at most this many input or output channels: one matrix product over the window beats the convolution
 # … and from few input channels in two dimensions, only where the window is small, for XLA's own are fast there.
@@ -268,7 +269,7 @@ def _run_convolution(
         padding = tuple((max(low, 0), max(high, 0)) for low, high in window.padding)
         window = window._replace(padding=padding, input_dilation=(1,) * len(padding))
     # Sums in float32 or better, as the convolution has them.
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = wide_dtype(dtype)
     if method == "products":
         out = _products(x.astype(wide), kernel.astype(wide), window, groups)
     elif method == "columns":

@@ -17,6 +17,7 @@ from jaxplain._analysis.analyze import Analysis, Node
 from jaxplain._engine.node_view import Layer, evaluate, run_equation
 from jaxplain._engine.replay import run_bodies
 from jaxplain._ir.graph import Equation, Value
+from jaxplain._leaves import wide_dtype
 
 Parts = tuple[jax.Array, ...]  # one change, or what it is split into
 LinearMap = Callable[[Sequence[Parts]], list[Parts]]  # from the parts of each input to those of each output
@@ -202,7 +203,7 @@ def _is_unexplained(twin: Twin, parts: Parts, by_element: bool) -> jax.Array:
 
 def wide(v: jax.Array) -> jax.Array:
     """In float32 or better."""
-    return v.astype(jnp.promote_types(v.dtype, jnp.float32))
+    return v.astype(wide_dtype(v))
 
 
 def difference(x: jax.Array, x0: jax.Array) -> jax.Array:

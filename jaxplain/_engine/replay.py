@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from jaxplain import _compat
@@ -12,6 +11,7 @@ from jaxplain._analysis.analyze import Analysis, Node
 from jaxplain._engine.input_bounds import Box
 from jaxplain._engine.node_view import Layer, evaluate, run_equation
 from jaxplain._ir.graph import Equation
+from jaxplain._leaves import wide_dtype
 
 # From a node as it was evaluated and what arrives at its outputs to what goes on to its active inputs.
 Backward = Callable[[Layer, tuple[jax.Array, ...]], tuple[jax.Array, ...]]
@@ -76,7 +76,7 @@ def _overridden(node: Node, rule: Backward, tally: Tally | None) -> Callable[...
     def backwards(residuals: tuple, arriving: list) -> tuple:
         layer = Layer(node, *residuals)
         # In float32 or better: in bf16, 1e-3 + 1e-6 is 1e-3.
-        arriving = [r.astype(jnp.promote_types(r.dtype, jnp.float32)) for r in arriving]
+        arriving = [r.astype(wide_dtype(r)) for r in arriving]
         leaving = rule(layer, tuple(arriving))
         leaving = tuple(r.astype(x.dtype) for r, x in zip(leaving, layer.inputs, strict=True))
         return leaving, None, None, None if tally is None else tally(layer, tuple(arriving), leaving)

@@ -11,10 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxplain._errors import MissingKeyError, SettingError, StructureError, explain_error
+from jaxplain._checks import one_key
+from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain.datasets._mnist import mnist
 
 _SIDE = 28  # of a source digit
+_KEYS = (
+    "one image: cluttered_mnist(jax.random.key(0))",
+    "many: jax.jit(jax.vmap(cluttered_mnist))(jax.random.split(jax.random.key(0), 1000))",
+)
 
 
 class Scene(NamedTuple):
@@ -121,7 +126,7 @@ def cluttered_mnist(
         "border": border,
     }
     setting = _setting(preset, {name: value for name, value in given.items() if value is not None}, len(images))
-    return _scene(_one_key(key), images, labels, setting)
+    return _scene(one_key("cluttered_mnist", key, fix=_KEYS), images, labels, setting)
 
 
 @partial(jax.jit, static_argnames="setting")
@@ -281,21 +286,3 @@ def _require(name: str, value: object, low: int, high: int | None = None, *, why
                 why=why,
             )
         )
-
-
-def _one_key(key: Any) -> jax.Array:
-    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    raw = hasattr(key, "dtype") and key.dtype == jnp.uint32
-    if not (typed and key.shape == ()) and not (raw and key.shape == (2,)):
-        raise MissingKeyError(
-            explain_error(
-                "cluttered_mnist: `key` must be one random key.",
-                got=f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else type(key).__name__,
-                why="one key makes one image",
-                fix=(
-                    "one image: cluttered_mnist(jax.random.key(0))",
-                    "many: jax.jit(jax.vmap(cluttered_mnist))(jax.random.split(jax.random.key(0), 1000))",
-                ),
-            )
-        )
-    return jax.random.wrap_key_data(key) if raw else key

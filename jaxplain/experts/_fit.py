@@ -11,8 +11,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
+from jaxplain import _checks
 from jaxplain._errors import (
-    MissingKeyError,
     NonFiniteError,
     SettingError,
     StructureError,
@@ -55,11 +55,8 @@ def examples_of(name: str, images: ArrayLike, binary_range: bool = True) -> jax.
 
 
 def one_key(name: str, key: Any) -> jax.Array:
-    """`key`, which must be a random key."""
-    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)) or jnp.ndim(key):
-        got = f"an array of {key.dtype}, shape {jnp.shape(key)}" if hasattr(key, "dtype") else type(key).__name__
-        raise MissingKeyError(explain_error(f"{name}: needs one random key.", got=got, fix="key=jax.random.key(0)"))
-    return key
+    """`key`, which must be one random key."""
+    return _checks.one_key(name, key, fix=("key=jax.random.key(0)",))
 
 
 def minimizing(

@@ -11,8 +11,9 @@ from jax import lax
 from jax.scipy.special import logit
 from jax.typing import ArrayLike
 
+from jaxplain._checks import positive_int
 from jaxplain._errors import SettingError, StructureError, explain_error
-from jaxplain._explainer import positive_int
+from jaxplain._leaves import wide_dtype
 from jaxplain.experts._fit import examples_of, fit, minimizing, one_key
 
 
@@ -182,7 +183,7 @@ def made(
         Germain, Gregor, Murray, Larochelle: MADE: Masked Autoencoder for Distribution Estimation. ICML 2015.
     """
     examples = examples_of("made", images)
-    examples = examples.astype(jnp.promote_types(examples.dtype, jnp.float32))
+    examples = examples.astype(wide_dtype(examples))
     for name, value in (("n_hidden", n_hidden), ("epochs", epochs), ("batch_size", batch_size)):
         positive_int("made", name, value)
     if not 0 < learning_rate < math.inf:

@@ -10,8 +10,9 @@ from jax import lax
 from jax.scipy.special import logit
 from jax.typing import ArrayLike
 
+from jaxplain._checks import positive_int
 from jaxplain._errors import SettingError, StructureError, explain_error
-from jaxplain._explainer import positive_int
+from jaxplain._leaves import wide_dtype
 from jaxplain.experts._fit import examples_of, fit, minimizing, one_key
 
 
@@ -265,7 +266,7 @@ def rbm(
         )
     binary = visible == "bernoulli"
     examples = examples_of("rbm", images, binary_range=binary)
-    examples = examples.astype(jnp.promote_types(examples.dtype, jnp.float32))
+    examples = examples.astype(wide_dtype(examples))
     shape, dtype = examples.shape[1:], examples.dtype
     n_chains = batch_size if n_chains is None else n_chains
     learning_rate = (0.3 if binary else 0.03) if learning_rate is None else learning_rate
@@ -393,7 +394,7 @@ def log_partition(key: jax.Array, rbm: RBM, *, n_chains: int = 100, n_temperatur
     positive_int("log_partition", "n_chains", n_chains, minimum=2)
     positive_int("log_partition", "n_temperatures", n_temperatures, minimum=2)
     # In bfloat16 neighboring temperatures would be one.
-    rbm = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), rbm)
+    rbm = jax.tree.map(lambda leaf: leaf.astype(wide_dtype(leaf)), rbm)
     log_weights = _annealed(one_key("log_partition", key), rbm, n_chains, n_temperatures)
     if rbm.sigma is None:
         pixels = jnp.sum(jax.nn.softplus(rbm.visible_bias + _half(rbm)))

@@ -10,8 +10,9 @@ import optax
 from jax.scipy.special import logit, logsumexp
 from jax.typing import ArrayLike
 
+from jaxplain._checks import positive_int
 from jaxplain._errors import SettingError, StructureError, explain_error
-from jaxplain._explainer import positive_int
+from jaxplain._leaves import wide_dtype
 from jaxplain.experts._fit import examples_of, fit, minimizing, one_key
 
 Layer = tuple[jax.Array, jax.Array]  # W and b of x -> x · W + b, all axes of x being summed
@@ -252,7 +253,7 @@ def vae(
         Rezende, Mohamed, Wierstra: Stochastic Backpropagation and Approximate Inference in Deep Generative Models. ICML 2014.
     """
     examples = examples_of("vae", images)
-    examples = examples.astype(jnp.promote_types(examples.dtype, jnp.float32))
+    examples = examples.astype(wide_dtype(examples))
     for name, value in (("n_code", n_code), ("width", width), ("epochs", epochs), ("batch_size", batch_size)):
         positive_int("vae", name, value)
     if not 0 < learning_rate < math.inf:

@@ -12,12 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxplain._arguments import Arguments
 from jaxplain._cam_layer import Layout, MapLayer
+from jaxplain._checks import positive_int, require_callable
 from jaxplain._errors import InputError, LayerError, SettingError, explain_error
-from jaxplain._explainer import Call, Explainer, Info, make_explainer, positive_int, require_callable
+from jaxplain._explainer import Call, Explainer, Info, make_explainer
 from jaxplain._ir.graph import opens_activations
+from jaxplain._leaves import upcast
 from jaxplain._split import Inside, staged
-from jaxplain._tree import Arguments, Leaves, upcast
+from jaxplain._types import Leaves
 from jaxplain.methods._propagation import computed
 from jaxplain.rules import _backprop as backprop
 

@@ -11,12 +11,14 @@ from jaxplain import _compat
 from jaxplain._accumulate import accumulate
 from jaxplain._analysis.activity import ACTIVE, STOPPED
 from jaxplain._analysis.analyze import SOFTMAX, Analysis, Node, analyze
+from jaxplain._checks import chunk_of
 from jaxplain._engine.paired import Twin, TwinRule, difference, twin_replay, wide
 from jaxplain._errors import NonFiniteError, SettingError, UnexplainedChangeError, UnknownNodeError, explain_error
-from jaxplain._explainer import Call, Explainer, Info, chunk_of, make_explainer, sum_gap
+from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
 from jaxplain._ir.program import Program
+from jaxplain._leaves import cast_like, multiply, subtract, total, upcast
 from jaxplain._references import References, hidden, pool_of
-from jaxplain._tree import Leaves, cast_like, multiply, subtract, total, upcast
+from jaxplain._types import Leaves
 from jaxplain.rules._deeplift import by_sign, is_split, rescale, reveal_cancel
 
 # Which layers split a change into its positive and negative contributions. Where none does, RevealCancel is Rescale.

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
-from jaxplain._tree import Leaves, compute_dtype, multiply
+from jaxplain._leaves import multiply, wide_dtype
+from jaxplain._types import Leaves
 
 
 def _one_gradient(
@@ -167,7 +168,7 @@ def saliency(
                     fix="channel_axis=-1 for one (height, width, channels) image; None for no reduction",
                 )
             )
-        return reduce(leaf.astype(compute_dtype(leaf)), axis=channel_axis).astype(leaf.dtype)
+        return reduce(leaf.astype(wide_dtype(leaf)), axis=channel_axis).astype(leaf.dtype)
 
     def evaluate(args: tuple, key: Any, with_info: bool) -> tuple[Any, Info | None]:
         attribution, info = explain.run(args, key, with_info=with_info)

@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxplain._accumulate import accumulate
+from jaxplain._arguments import Arguments
+from jaxplain._checks import chunk_of, positive_int
 from jaxplain._engine.affine_prefix import Head, affine_head
-from jaxplain._explainer import Call, Explainer, Info, chunk_of, positive_int, require_explainer
+from jaxplain._explainer import Call, Explainer, Info, require_explainer
 from jaxplain._ir.program import Program
-from jaxplain._tree import Arguments, Leaves, multiply, upcast
+from jaxplain._leaves import multiply, upcast
+from jaxplain._types import Leaves
 from jaxplain.methods._path import spread_scale, standard_error
 
 
@@ -175,7 +178,7 @@ def _noisy(
     def evaluate(args: tuple, key: Any, with_info: bool) -> tuple[Any, Info | None]:
         arguments = Arguments(method, args, argnums)
         x = upcast(arguments.leaves)
-        sigma = arguments.like(noise, "noise", none=jnp.zeros_like)
+        sigma = arguments.like(noise, "noise", none=jnp.zeros_like, not_negative=True)
         if relative:
             sigma = tuple(s * jnp.ptp(leaf) if leaf.size else s for s, leaf in zip(sigma, x, strict=True))
 
@@ -186,7 +189,11 @@ def _noisy(
                 attribution, info = explain.run(call_args, keyword.get("key"), with_info=True)
             else:
                 attribution, info = explain(*call_args, **keyword), None
-            leaves = arguments.float_leaves(attribution, "inner attribution")
+            fix = (
+                f"an explainer, not the score: jx.{method}(jx.gradient(score))",
+                "smooth first, reduce channels after: saliency without channel_axis inside, then .max(axis=-1)",
+            )
+            leaves = arguments.float_leaves(attribution, "inner attribution", fix=fix)
             if info is None:
                 return tuple(map(statistic.transform, leaves)), (None, None)
             failed = None if info.converged is None else jnp.logical_not(info.converged).astype(jnp.int32)

@@ -12,12 +12,14 @@ from jax import lax
 
 from jaxplain import _compat
 from jaxplain._accumulate import accumulate
+from jaxplain._checks import chunk_of, not_negative, positive_int
 from jaxplain._engine.affine_prefix import affine_head
 from jaxplain._errors import SettingError, explain_error
-from jaxplain._explainer import Call, Explainer, Info, chunk_of, make_explainer, positive_int, sum_gap
+from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
+from jaxplain._leaves import mapped_like, multiply, subtract, total
 from jaxplain._quadrature import nodes_and_weights
 from jaxplain._references import References, draw, pool_of
-from jaxplain._tree import Leaves, beside, multiply, require_not_negative, subtract, total
+from jaxplain._types import Leaves
 
 
 class _Paths:
@@ -142,7 +144,7 @@ def integrated_gradients(
         )
     for name, value in (("tol", tol), ("atol", atol)):
         if value is not None:
-            require_not_negative(method, name, value)
+            not_negative(method, name, value)
     nodes, weights = nodes_and_weights(method, quadrature, n_steps)
     if tol is not None and positive_int(method, "max_steps", max_steps) < n_steps:
         raise SettingError(explain_error(f"{method}: max_steps={max_steps} is below n_steps={n_steps}."))
@@ -193,7 +195,7 @@ def integrated_gradients(
 
 def _paths(call: Call, baseline: Any, key: Any) -> _Paths:
     pool, size = pool_of(call.arguments, baseline, key)
-    return _Paths(call, beside(call.x, pool), size)
+    return _Paths(call, mapped_like(call.x, pool), size)
 
 
 def _scale(weight: jax.Array, leaves: Leaves) -> Leaves:

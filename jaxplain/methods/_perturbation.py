@@ -15,11 +15,13 @@ import numpy as np
 from jax import lax
 
 from jaxplain._accumulate import accumulate, evaluate
+from jaxplain._arguments import Arguments
+from jaxplain._checks import chunk_of, positive_int
 from jaxplain._errors import SettingError, explain_error
-from jaxplain._explainer import Call, Explainer, Info, chunk_of, make_explainer, positive_int
+from jaxplain._explainer import Call, Explainer, Info, make_explainer
 from jaxplain._groups import Masks, groups_of, per_leaf, require_some
 from jaxplain._references import References, pool_of
-from jaxplain._tree import Arguments, Leaves
+from jaxplain._types import Leaves
 from jaxplain.methods._path import spread_scale, standard_error
 
 

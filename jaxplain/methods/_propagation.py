@@ -15,7 +15,8 @@ from jaxplain._errors import SettingError, UnknownNodeError, explain_error
 from jaxplain._explainer import Call, Compute, Explainer, Info, make_explainer, sum_gap
 from jaxplain._ir.graph import Opens, is_opened, opens_activations
 from jaxplain._ir.program import Program
-from jaxplain._tree import Leaves, cast_like, upcast
+from jaxplain._leaves import cast_like, upcast, wide_dtype
+from jaxplain._types import Leaves
 from jaxplain.rules import _backprop as backprop
 from jaxplain.rules import composites
 from jaxplain.rules._rule import Rule
@@ -56,7 +57,7 @@ def computed(
         leaves = upcast(leaves)
         if not with_info:
             return leaves, None
-        value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+        value = value.astype(wide_dtype(value))
         gap = sum_gap(leaves, value) if start == "score" else None
         return leaves, Info(value=value, gap=gap, n_gradients=jnp.int32(1))
 

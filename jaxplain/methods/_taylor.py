@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxplain._checks import positive_int
 from jaxplain._errors import SettingError, explain_error
-from jaxplain._explainer import Call, Explainer, Info, make_explainer, positive_int
-from jaxplain._tree import Leaves, beside, multiply, subtract, total
+from jaxplain._explainer import Call, Explainer, Info, make_explainer
+from jaxplain._leaves import mapped_like, multiply, subtract, total
+from jaxplain._types import Leaves
 
 
 class Scaled(NamedTuple):
@@ -104,7 +106,7 @@ def taylor(
         elif isinstance(plan, LineSearch):
             point, converged = _search(call, plan)
         else:
-            point = beside(call.x, call.arguments.like(plan, "root", none=lambda x: x))
+            point = mapped_like(call.x, call.arguments.like(plan, "root", none=lambda x: x))
         root_value, gradient = call.value_and_gradient(point)
         attribution = multiply(subtract(call.x, point), gradient)
         if not with_info:

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxplain._accumulate import evaluate
+from jaxplain._arguments import Arguments
+from jaxplain._checks import chunk_of, not_negative, positive_int
 from jaxplain._errors import SettingError, explain_error
-from jaxplain._explainer import Call, chunk_of, explainer_behind, positive_int
+from jaxplain._explainer import Call, explainer_behind
+from jaxplain._leaves import cast_like, mapped_like, subtract, total, upcast
 from jaxplain._references import References, pool_of
-from jaxplain._tree import Arguments, Leaves, beside, cast_like, require_not_negative, subtract, total, upcast
+from jaxplain._types import Leaves
 from jaxplain.metrics._explained import (
     ExplainerMeasure,
     all_finite,
@@ -71,7 +74,7 @@ def completeness(
 
     def compute(call: Call, relevance: Leaves, key: Any) -> jax.Array:
         pool, n = pool_of(call.arguments, baseline, key)
-        base = evaluate(lambda r: call.value(beside(call.x, tuple(leaf[r] for leaf in pool))), n, chunk)
+        base = evaluate(lambda r: call.value(mapped_like(call.x, tuple(leaf[r] for leaf in pool))), n, chunk)
         summed = total(relevance)
         difference = (call.value(call.x) - jnp.mean(base)).astype(summed.dtype)
         gap = jnp.abs(summed - difference)
@@ -122,7 +125,7 @@ def non_sensitivity(
     """
     name = "non_sensitivity"
     positive_int(f"metrics.{name}", "n_samples", n_samples)
-    require_not_negative(f"metrics.{name}", "tolerance", tolerance)
+    not_negative(f"metrics.{name}", "tolerance", tolerance)
     chunk = chunk_of(f"metrics.{name}", chunk_size)
     is_drawn = draws(baseline)
     repeats = n_samples if is_drawn else 1

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain._batch import batched
+from jaxplain._checks import one_key, require_callable
 from jaxplain._errors import MissingKeyError, SettingError, StructureError, explain_error
-from jaxplain._explainer import Explainer, one_key, require_callable
+from jaxplain._explainer import Explainer
 from jaxplain.metrics._comparison import Comparison
 
 

@@ -17,9 +17,10 @@ from jax.scipy.special import entr
 from jax.typing import ArrayLike
 
 from jaxplain._accumulate import evaluate
+from jaxplain._checks import chunk_of, not_negative, positive_int
 from jaxplain._errors import SettingError, StructureError, explain_error
-from jaxplain._explainer import Call, chunk_of, positive_int
-from jaxplain._tree import Leaves, require_not_negative
+from jaxplain._explainer import Call
+from jaxplain._types import Leaves
 from jaxplain.metrics._explained import float_map
 from jaxplain.metrics._faithfulness import Sets
 from jaxplain.metrics._measure import CurveMeasure
@@ -133,7 +134,7 @@ def effective_complexity(
     """
     name = "effective_complexity"
     positive_int(f"metrics.{name}", "n_samples", n_samples)
-    require_not_negative(f"metrics.{name}", "tolerance", tolerance)
+    not_negative(f"metrics.{name}", "tolerance", tolerance)
     if not isinstance(tolerance, jax.core.Tracer) and tolerance == 0:
         raise SettingError(
             explain_error(

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxplain._checks import one_key
 from jaxplain._errors import InputError, SettingError, explain_error
-from jaxplain._explainer import one_key, require_explainer
-from jaxplain._tree import Leaves, upcast
+from jaxplain._explainer import require_explainer
+from jaxplain._leaves import upcast
+from jaxplain._types import Leaves
 
 
 class ExplainerMeasure:

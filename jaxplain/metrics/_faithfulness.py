@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain._accumulate import evaluate
+from jaxplain._checks import chunk_of, positive_int
 from jaxplain._errors import SettingError, explain_error
-from jaxplain._explainer import Call, chunk_of, positive_int
+from jaxplain._explainer import Call
 from jaxplain._groups import Groups, groups_of
-from jaxplain._tree import Leaves, cast_like, total, upcast
+from jaxplain._leaves import cast_like, total, upcast
+from jaxplain._types import Leaves
 from jaxplain.metrics._measure import CurveMeasure, Measure
 from jaxplain.metrics.removal import draws, filler
 from jaxplain.metrics.similarity import correlation, rank_correlation
@@ -348,7 +350,7 @@ def monotonicity(
 
 def _noisy(call: Call, noise: Any, key: jax.Array) -> Callable[[jax.Array], Leaves]:
     """x with Gaussian noise, number k."""
-    sigma = call.arguments.like(noise, "noise", none=jnp.zeros_like)
+    sigma = call.arguments.like(noise, "noise", none=jnp.zeros_like, not_negative=True)
 
     def point(k: jax.Array) -> Leaves:
         keys = jax.random.split(jax.random.fold_in(key, k), len(call.x))

@@ -17,10 +17,12 @@ from jax import lax
 
 from jaxplain import _compat
 from jaxplain._accumulate import evaluate
+from jaxplain._checks import chunk_of, positive_int, require_callable
 from jaxplain._errors import SettingError, StructureError, explain_error
-from jaxplain._explainer import Call, chunk_of, positive_int, require_callable
+from jaxplain._explainer import Call
 from jaxplain._groups import groups_of, patches
-from jaxplain._tree import Leaves, cast_like
+from jaxplain._leaves import cast_like
+from jaxplain._types import Leaves
 from jaxplain.metrics._measure import Compute, CurveMeasure, relevance_of
 from jaxplain.metrics.removal import draws, filler, impute
 

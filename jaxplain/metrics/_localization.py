@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxplain._checks import positive_int
 from jaxplain._errors import SettingError, StructureError, explain_error
-from jaxplain._explainer import positive_int
+from jaxplain._leaves import wide_dtype
 
 # measure(attribution, mask) -> a number in [0, 1]
 Measure = Callable[[ArrayLike, ArrayLike], jax.Array]
@@ -228,7 +229,7 @@ def _positive(method: str, attribution: ArrayLike, mask: ArrayLike) -> tuple[jax
         )
     _require_some(method, inside, "the mask is empty: there is nothing to point at.")
     heat = heat if jnp.issubdtype(heat.dtype, jnp.floating) else heat.astype(jnp.float32)
-    return jnp.maximum(heat.astype(jnp.promote_types(heat.dtype, jnp.float32)), 0), inside
+    return jnp.maximum(heat.astype(wide_dtype(heat)), 0), inside
 
 
 def _require_some(method: str, pixels: jax.Array, words: str) -> None:

@@ -10,9 +10,12 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxplain._arguments import Arguments
+from jaxplain._checks import one_key, require_callable
 from jaxplain._errors import StructureError, explain_error
-from jaxplain._explainer import Call, one_key, require_callable, stage_call
-from jaxplain._tree import Arguments, Leaves, compute_dtype
+from jaxplain._explainer import Call, stage_call
+from jaxplain._leaves import wide_dtype
+from jaxplain._types import Leaves
 
 
 class Compute(Protocol):
@@ -127,4 +130,4 @@ def over_channels(attribution: Any, arguments: Arguments) -> jax.Array | None:
     ):
         return None
     n = x.shape[short[0]] if short else 1
-    return jnp.broadcast_to(heat.astype(compute_dtype(x)) / n, x.shape)
+    return jnp.broadcast_to(heat.astype(wide_dtype(x)) / n, x.shape)

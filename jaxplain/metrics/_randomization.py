@@ -26,10 +26,11 @@ import numpy as np
 
 from jaxplain import _compat
 from jaxplain._accumulate import evaluate
+from jaxplain._arguments import Arguments
+from jaxplain._checks import chunk_of, positive_int
 from jaxplain._errors import LabelError, LayerError, SettingError, StructureError, explain_error
-from jaxplain._explainer import Explainer, chunk_of, positive_int
+from jaxplain._explainer import Explainer
 from jaxplain._ir.program import Program
-from jaxplain._tree import Arguments
 from jaxplain.metrics._explained import ExplainerMeasure, explainer_key, float_map, require_explaining
 from jaxplain.metrics.similarity import Similarity, comparison
 

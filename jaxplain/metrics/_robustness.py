@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxplain._accumulate import evaluate
+from jaxplain._arguments import Arguments
+from jaxplain._checks import chunk_of
 from jaxplain._errors import SettingError, explain_error
-from jaxplain._explainer import chunk_of
 from jaxplain._ir.program import Program
-from jaxplain._tree import Arguments, Leaves, cast_like, subtract, upcast
+from jaxplain._leaves import cast_like, subtract, upcast
+from jaxplain._types import Leaves
 from jaxplain.metrics._explained import (
     ExplainerMeasure,
     all_finite,

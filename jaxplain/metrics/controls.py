@@ -9,9 +9,10 @@ from jax import lax
 
 from jaxplain import _compat
 from jaxplain._accumulate import evaluate
-from jaxplain._explainer import Call, Explainer, Info, chunk_of, make_explainer
+from jaxplain._checks import chunk_of
+from jaxplain._explainer import Call, Explainer, Info, make_explainer
 from jaxplain._groups import groups_of
-from jaxplain._tree import Leaves
+from jaxplain._types import Leaves
 from jaxplain.metrics.removal import draws, filler
 
 

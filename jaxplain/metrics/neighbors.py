@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxplain._arguments import Arguments
+from jaxplain._checks import not_negative, positive_int
 from jaxplain._errors import SettingError, StructureError, TransformError, explain_error
-from jaxplain._explainer import positive_int
-from jaxplain._tree import Arguments, Leaves, require_not_negative, upcast
+from jaxplain._leaves import upcast
+from jaxplain._types import Leaves
 from jaxplain.metrics._explained import (
     norm_of,
     require_function,
@@ -76,7 +78,7 @@ def gaussian(noise: Any, *, n_samples: int = 10) -> Neighbors:
 
     def points(arguments: Arguments) -> Callable[[jax.Array, Any], Leaves]:
         x = upcast(arguments.leaves)
-        sigma = arguments.like(noise, "noise", none=jnp.zeros_like)
+        sigma = arguments.like(noise, "noise", none=jnp.zeros_like, not_negative=True)
         return lambda _k, key: _shifted(x, sigma, _each(jax.random.normal, jax.random.split(key, len(x)), x))
 
     return _sampled(n_samples, True, points)
@@ -202,7 +204,7 @@ def ascent(
     positive_int(method, "n_steps", n_steps)
     positive_int(method, "n_starts", n_starts)
     size = 2.5 / n_steps if step_size is None else step_size
-    require_not_negative(method, "step_size", size)
+    not_negative(method, "step_size", size)
     unit = _Ball(method, radius, norm)
 
     def visit(arguments: Arguments, compare: Compare) -> Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]:
@@ -260,7 +262,7 @@ class _Ball:
                 explain_error(f"{method}: unknown `norm`.", got=repr(norm), need="'inf' (a box) or '2' (Euclidean)")
             )
         if isinstance(radius, int | float):
-            require_not_negative(method, "radius", radius)
+            not_negative(method, "radius", radius)
         self.method, self.radius, self.norm = method, radius, norm
 
     def at(
@@ -270,7 +272,7 @@ class _Ball:
         x = upcast(arguments.leaves)
         radius = arguments.like(self.radius, "radius", none=jnp.zeros_like)
         for r in radius:
-            require_not_negative(self.method, "radius", r)
+            not_negative(self.method, "radius", r)
 
         def draw(key: Any) -> Leaves:
             if self.norm == "inf":

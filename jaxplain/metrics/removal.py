@@ -12,10 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxplain._arguments import Arguments
+from jaxplain._checks import not_negative
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._groups import Masks
+from jaxplain._leaves import upcast
 from jaxplain._references import References, pool_of
-from jaxplain._tree import Arguments, Leaves, require_not_negative, upcast
+from jaxplain._types import Leaves
 
 # fill(masks, key): x with the masked features replaced
 Fill: TypeAlias = Callable[[Masks, Any], Leaves]
@@ -93,7 +96,7 @@ def impute(*, noise: float = 0.01, axes: tuple[int, int] = (0, 1)) -> Removal:
     References:
         Rong et al., A consistent and efficient evaluation strategy for attribution methods, ICML 2022.
     """
-    require_not_negative("metrics.impute", "noise", noise)
+    not_negative("metrics.impute", "noise", noise)
 
     def fill(x: jax.Array, mask: jax.Array, key: Any) -> jax.Array:
         if x.ndim < 2:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxplain._errors import SettingError, StructureError, explain_error
-from jaxplain._tree import compute_dtype
+from jaxplain._leaves import wide_dtype
 from jaxplain.metrics._explained import all_finite, float_map
 
 Similarity: TypeAlias = str | Callable[[Any, Any], Any]
@@ -96,7 +96,7 @@ def comparison(method: str, similarity: Similarity, absolute: bool) -> Callable[
 
     def prepared(leaf: Any) -> jax.Array:
         leaf = jnp.asarray(leaf)
-        leaf = leaf.astype(compute_dtype(leaf)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        leaf = leaf.astype(wide_dtype(leaf)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
         return jnp.abs(leaf) if absolute else leaf
 
     def compare(a: Any, b: Any) -> jax.Array:

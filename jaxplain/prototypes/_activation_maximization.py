@@ -11,6 +11,7 @@ import optax
 from jax import lax
 from tqdm import tqdm
 
+from jaxplain._checks import one_key, positive_int, require_callable
 from jaxplain._errors import (
     InputError,
     JaxplainError,
@@ -21,9 +22,8 @@ from jaxplain._errors import (
     TransformError,
     explain_error,
 )
-from jaxplain._explainer import one_key, positive_int, require_callable
 from jaxplain._ir.program import Program, require_scalar
-from jaxplain._tree import compute_dtype
+from jaxplain._leaves import wide_dtype
 from jaxplain.prototypes import Parametrization, pixels
 
 _METHOD = "activation_maximization"
@@ -164,7 +164,7 @@ def activation_maximization(
         key = one_key(_METHOD, key) if shaken or key is not None else jax.random.key(0)
         start = _floats(start)
         # As for attributions: computed in float32 or better, and f sees what it was given.
-        parameters = written.encode(jax.tree.map(lambda leaf: leaf.astype(compute_dtype(leaf)), start))
+        parameters = written.encode(jax.tree.map(lambda leaf: leaf.astype(wide_dtype(leaf)), start))
 
         def as_given(x: Any) -> Any:
             same = jax.tree.map(jnp.shape, x) == jax.tree.map(jnp.shape, start)
@@ -200,7 +200,7 @@ def activation_maximization(
                 x = transform(jax.random.fold_in(key, number), x)
             value = jnp.asarray(f(as_given(x), *args))
             history = History(value, each, seen)
-            return -history.objective.astype(compute_dtype(value)), history
+            return -history.objective.astype(wide_dtype(value)), history
 
         gradient = Program(_METHOD, jax.value_and_grad(loss, has_aux=True), parameters, key)
 

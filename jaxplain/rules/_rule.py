@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxplain import _compat
 from jaxplain._engine.node_view import Layer, Weights
+from jaxplain._leaves import wide_dtype
 
 Relevance = jax.Array
 
@@ -36,7 +37,7 @@ class Rule(NamedTuple):
 
 def stabilize(z: jax.Array, epsilon: float) -> jax.Array:
     """z + ε·sign(z), with sign(0) = +1: a denominator that is never zero and keeps its sign. In float32 or better."""
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    z = z.astype(wide_dtype(z))
     if isinstance(epsilon, int | float) and epsilon == 0:
         return jnp.where(z == 0, jnp.finfo(z.dtype).tiny, z)  # no relevance at an output of zero stays none
     return z + jnp.where(z >= 0, epsilon, -epsilon)

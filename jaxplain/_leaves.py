@@ -1,0 +1,50 @@
+"""Arithmetic on the explained leaves of a call, and their dtypes."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxplain._types import Leaves
+
+
+def wide_dtype(value: jax.Array | jnp.dtype) -> jnp.dtype:
+    """The dtype of `value`, but at least float32: the dtype in which attributions are computed.
+
+    Not `jnp.promote_types`, which refuses bfloat16 under `jax_numpy_dtype_promotion="strict"`.
+    """
+    dtype = jnp.result_type(value)
+    is_wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
+    return dtype if is_wide else jnp.dtype(jnp.float32)
+
+
+def upcast(leaves: Sequence[jax.Array]) -> Leaves:
+    return tuple(leaf.astype(wide_dtype(leaf)) for leaf in leaves)
+
+
+def cast_like(leaves: Sequence[jax.Array], like: Sequence[jax.Array]) -> Leaves:
+    return tuple(leaf.astype(other.dtype) for leaf, other in zip(leaves, like, strict=True))
+
+
+def multiply(a: Leaves, b: Leaves) -> Leaves:
+    return tuple(x * y for x, y in zip(a, b, strict=True))
+
+
+def subtract(a: Leaves, b: Leaves) -> Leaves:
+    return tuple(x - y for x, y in zip(a, b, strict=True))
+
+
+def total(leaves: Sequence[jax.Array]) -> jax.Array:
+    """The sum over every element of every leaf."""
+    return sum((jnp.sum(leaf) for leaf in leaves[1:]), start=jnp.sum(leaves[0]))
+
+
+def mapped_like(x: Leaves, point: Leaves) -> Leaves:
+    """Returns `point`, made to depend on `x` under `vmap` and hidden from constant folding.
+
+    If a constant point were combined with a mapped label, an unmapped output would be indexed with a mapped index, which
+    JAX refuses on meshes with Explicit axes. And XLA would spend seconds evaluating the network at it while compiling.
+    """
+    chosen = lax.optimization_barrier(jnp.array(True))
+    return tuple(jnp.where(chosen, p, jnp.broadcast_to(a, p.shape)) for a, p in zip(x, point, strict=True))
