@@ -1,4 +1,5 @@
-"""The leaderboard: every method by every metric, with intervals over examples. `python -m leaderboard`.
+"""The leaderboard: every method by every metric, with intervals over examples. Run `python -m leaderboard` in a clone.
 
-`board` says what is measured, as data; `cells` measures it, and keeps each finished cell; `report` makes the tables and the figures.
+`board` and `examples` hold what is measured, `cells` measures it, `store` keeps each finished cell, and `report` writes
+tables and figures.
 """

@@ -9,9 +9,10 @@ from jax import lax
 
 
 def noise(score: Callable[..., Any], *, times_input: bool = False) -> Callable[..., Any]:
-    """The control that knows nothing of the score, drawn anew whenever the score changes: by x, the class, or the weights.
+    """Lower control: N(0, 1) noise, with new draws whenever the score changes because of x, the class or the weights.
 
-    `times_input`: multiplied with x. What it reaches comes from the input alone; on digits, that black pixels have no relevance.
+    `times_input` multiplies the noise by x. The result shows how much the input contributes alone, e.g. that black
+    pixels of digits have no relevance.
     """
 
     def explain(x: jax.Array, *args: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The tables and figures of the leaderboard. All intervals are 95 %, over examples; all comparisons are paired."""
+"""Tables and figures of the leaderboard. All intervals are 95 %, over examples; all comparisons are paired."""
 
 import itertools
 import math
@@ -12,12 +12,14 @@ import numpy as np
 from jaxplain import zoo
 from jaxplain.metrics._comparison import Comparison
 from jaxplain.plot import _pyplot
-from leaderboard.board import EXCLUDED, METRICS, PROTOCOLS, Examples, Metric
+from leaderboard import board
+from leaderboard.board import EXCLUDED, METRICS, PROTOCOLS, Metric
+from leaderboard.examples import Examples
 
 Values: TypeAlias = dict[str, dict[str, np.ndarray]]  # metric → method → a number for each example
 
-CONTROLS = ("random", "input × random", "greedy")
-ENOUGH = 0.9  # a mean over fewer examples than this share is of a selection, and is not compared
+CONTROLS = tuple(method.name for method in board.CONTROLS)
+ENOUGH = 0.9  # a mean over less than this share of the examples is not compared
 _BEST, _OTHER = "#b2182b", "0.35"
 _COLORS = {"sensitivity": "#e08214", "Taylor (x·∇f)": "#2166ac", "deep Taylor": "#1b7837", "random": "0.6"}
 _IN_QUESTION = ("Taylor (x·∇f)", "deep Taylor")
@@ -25,7 +27,7 @@ _OFFSETS = {"sensitivity": -0.22, "deep Taylor": 0.22}
 
 
 def write(folder: Path, values: Values, sets: Mapping[str, Examples]) -> list[Path]:
-    """Tables in Markdown and figures, of what was measured; returns where they are."""
+    """Writes tables in Markdown and figures of the values; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     found = Comparison(values)
     paths = []
@@ -63,21 +65,25 @@ def write(folder: Path, values: Values, sets: Mapping[str, Examples]) -> list[Pa
 
 _HEAD = f"""# Methods by metrics
 
-Mean ± half the 95 % interval, over examples. ↓: low is good, ↑: high is good. **Bold**: the best, and every method whose paired difference to the best has an
-interval that holds 0; intervals are not adjusted for their number. (n): so many examples have a value, where not all do; below {100 * ENOUGH:.0f} % the mean is of a
-selection and is not compared. –: left out, for the reasons at the end. *Controls* take no part. What is explained is the logit of the true class."""
+Mean ± half the 95 % interval over examples. ↓: low is good, ↑: high is good. **Bold**: the best method, and every
+method whose paired difference from the best has an interval that contains 0; intervals are not adjusted for multiple
+comparisons. (n): number of examples with a value, where some have none; below {100 * ENOUGH:.0f} % the mean is of a
+selection and is not compared. –: left out, for the reasons at the end. *Controls* do not take part. The logit of the
+true class is explained."""
 
 _PROTOCOLS_HEAD = """# Selectivity under every protocol
 
-Three methods are flipped on a network without biases: sensitivity analysis, simple Taylor decomposition (x·∇f) and deep Taylor decomposition (zᴮ, z⁺). The
-number is the mean height of the curve of f while groups of features are removed in the order of their relevance: with the most relevant first low is good, with the least
-relevant first high is. Static: the order of the one map; recomputed: of the map of what is left, at every step. The explanation is of f, that of a probability of its logit.
-Windows are 4 × 4 pixels anywhere; *recomputed, most first, relu(logit), windows, black* is the tutorial's own protocol. 95 % intervals over examples, differences paired, not
-adjusted for their number."""
+Three methods are flipped on a network without biases: sensitivity analysis, simple Taylor decomposition (x·∇f) and deep
+Taylor decomposition (zᴮ, z⁺). The number is the mean height of the curve of f while groups of features are removed in
+the order of their relevance. With the most relevant first, low is good; with the least relevant first, high is good.
+*Static* uses the order of one map, *recomputed* explains the remaining image again at every step. f is explained, a
+probability by its logit. Windows are 4 × 4 pixels anywhere; *recomputed, most first, relu(logit), windows, black* is
+the tutorial's own protocol. Intervals are 95 %, over examples; differences are paired and not adjusted for multiple
+comparisons."""
 
 
 def alike(found: Comparison, metric: Metric) -> list[str]:
-    """The best method of a metric, first, and those that cannot be told from it."""
+    """The best method of a metric, and then those that do not differ from it."""
     methods = [m for m in found.values[metric.name] if m not in CONTROLS and _is_whole(found, metric.name, m)]
     if not methods:
         return []
@@ -112,7 +118,7 @@ def protocol_table(found: Comparison, metrics: Sequence[Metric]) -> str:
 
 
 def order(found: Comparison, metric: Metric) -> str:
-    """The methods, best first; "=" between neighbors whose paired difference has an interval that holds 0."""
+    """The methods, best first; "=" between neighbors whose paired difference has an interval that contains 0."""
     methods = [m for m in found.values[metric.name] if m not in CONTROLS]
     methods.sort(key=lambda m: _sign(metric) * found.mean(metric.name, m))
     words = methods[:1]
@@ -122,7 +128,7 @@ def order(found: Comparison, metric: Metric) -> str:
 
 
 def wins(found: Comparison, metrics: Sequence[Metric]) -> str:
-    """For each pair, in how many protocols the one is better, the other, or neither; by every factor of the protocols."""
+    """For each pair of methods, how many protocols favor one, neither, or the other; by every factor."""
     factors = ("ranking", "order", "f", "groups", "removal")
     methods = [m for m in _COLORS if m not in CONTROLS and any(m in found.values[p.name] for p in metrics)]
     pairs = list(itertools.combinations(methods, 2))
@@ -161,7 +167,7 @@ def panels(found: Comparison, metrics: Sequence[Metric]) -> Any:
             ax.set_xscale("log")
         for row, name in enumerate(names):
             if name not in found.values[metric.name]:
-                ax.text(0.5, row, "–", transform=ax.get_yaxis_transform(), ha="center", va="center", color="0.75", fontsize=7)  # fmt: skip
+                _write(ax, 0.5, row, "–", transform=ax.get_yaxis_transform(), color="0.75", fontsize=7)
                 continue
             color = _BEST if name in best else _OTHER
             whole = _is_whole(found, metric.name, name)
@@ -174,7 +180,7 @@ def panels(found: Comparison, metrics: Sequence[Metric]) -> Any:
         ax.text(0.5, 1.012, text, transform=ax.transAxes, ha="center", va="bottom", fontsize=6, color="0.45")
     for label in axes[0, 0].get_yticklabels():
         label.set_style("italic" if label.get_text() in CONTROLS else "normal")
-    words = ["mean and 95 % interval", "red: the best, and what cannot be told from it"]
+    words = ["mean and 95 % interval", "red: the best, and methods that do not differ from it"]
     if not all(_is_whole(found, m.name, n) for m in metrics for n in found.values[m.name]):
         words.append(f"hollow: under {100 * ENOUGH:.0f} % of the examples have a value")
     if any("random" in found.values[m.name] for m in metrics):
@@ -183,7 +189,7 @@ def panels(found: Comparison, metrics: Sequence[Metric]) -> Any:
 
 
 def ranks(found: Comparison, metrics: Sequence[Metric]) -> Any:
-    """Methods × metrics: the rank of each mean, dark for the best; methods by their mean rank in the first family."""
+    """Methods × metrics: the rank of each mean, dark for the best; sorted by the mean rank in the first family."""
     names = [n for n in _sorted(found, metrics) if n not in CONTROLS]
     grid = np.full((len(names), len(metrics)), np.nan)
     for column, metric in enumerate(metrics):
@@ -192,7 +198,8 @@ def ranks(found: Comparison, metrics: Sequence[Metric]) -> Any:
         for rank, name in enumerate(known, start=1):
             grid[names.index(name), column] = rank
     first = [i for i, m in enumerate(metrics) if m.family == metrics[0].family]
-    places = np.argsort([np.mean(row[np.isfinite(row)]) if np.isfinite(row).any() else np.inf for row in grid[:, first]], kind="stable")  # fmt: skip
+    means = [np.mean(row[np.isfinite(row)]) if np.isfinite(row).any() else np.inf for row in grid[:, first]]
+    places = np.argsort(means, kind="stable")
     names, grid = [names[i] for i in places], grid[places]
 
     size = (2.2 + 0.36 * len(metrics), 1.6 + 0.17 * len(names))
@@ -204,8 +211,10 @@ def ranks(found: Comparison, metrics: Sequence[Metric]) -> Any:
             rank = grid[row, column]
             text = "–" if name not in found.values[metric.name] else "·" if math.isnan(rank) else f"{rank:.0f}"
             color = "white" if rank < 0.45 * len(names) else "0.15"
-            ax.text(column, row, text, ha="center", va="center", fontsize=6, color=color, fontweight="bold" if name in best else "normal")  # fmt: skip
-    ax.set_xticks(range(len(metrics)), [f"{m.name} {_arrow(m)}" for m in metrics], rotation=55, ha="left", rotation_mode="anchor", fontsize=7)  # fmt: skip
+            weight = "bold" if name in best else "normal"
+            _write(ax, column, row, text, fontsize=6, color=color, fontweight=weight)
+    heads = [f"{m.name} {_arrow(m)}" for m in metrics]
+    ax.set_xticks(range(len(metrics)), heads, rotation=55, ha="left", rotation_mode="anchor", fontsize=7)
     ax.xaxis.tick_top()
     ax.set_yticks(range(len(names)), names, fontsize=7)
     ax.tick_params(length=0)
@@ -214,10 +223,11 @@ def ranks(found: Comparison, metrics: Sequence[Metric]) -> Any:
     for family, members in _families(metrics):
         if start:
             ax.axvline(start - 0.5, color="white", lw=3)
-        ax.text(start + (len(members) - 1) / 2, len(names) - 0.3, family, ha="center", va="top", fontsize=6, color="0.35")  # fmt: skip
+        _write(ax, start + (len(members) - 1) / 2, len(names) - 0.3, family, va="top", fontsize=6, color="0.35")
         start += len(members)
-    words = "ranks of means; bold: the best, and what cannot be told from it; ·: under 90 % of the examples have a value; –: left out"
-    return _captioned(figure, words)
+    words = ["ranks of means", "bold: the best, and methods that do not differ from it"]
+    words += [f"·: under {100 * ENOUGH:.0f} % of the examples have a value", "–: left out"]
+    return _captioned(figure, "; ".join(words))
 
 
 def protocol_panels(found: Comparison, metrics: Sequence[Metric]) -> Any:
@@ -260,13 +270,19 @@ def protocol_panels(found: Comparison, metrics: Sequence[Metric]) -> Any:
     return _captioned(figure, words)
 
 
+def _write(ax: Any, x: float, y: float, text: str, **style: Any) -> None:
+    ax.text(x, y, text, **{"ha": "center", "va": "center"} | style)
+
+
 def _captioned(figure: Any, words: str) -> Any:
-    width = int(22 * figure.get_figwidth())  # letters of this size on a line
+    width = int(22 * figure.get_figwidth())  # characters of this size per line
     figure.supxlabel("\n".join(textwrap.wrap(words, width)), fontsize=6, color="0.35")
     return figure
 
 
-def _point(ax: Any, found: Comparison, metric: str, method: str, row: float, color: str, marker: str, *, filled: bool = True) -> None:  # fmt: skip
+def _point(
+    ax: Any, found: Comparison, metric: str, method: str, row: float, color: str, marker: str, *, filled: bool = True
+) -> None:
     mean, (low, high) = found.mean(metric, method), found.interval(metric, method)
     if math.isnan(mean):
         return
@@ -290,7 +306,7 @@ def _rows_style(ax: Any, names: Sequence[str]) -> None:
 
 
 def _spans_decades(found: Comparison, metric: Metric) -> bool:
-    """Whether the means of methods need a logarithmic axis: from rounding errors to shares, say. Those of controls have to fit on it."""
+    """Whether the means of methods need a logarithmic axis, e.g. from rounding errors to 10 %, that controls fit on."""
     means = {name: found.mean(metric.name, name) for name in found.values[metric.name]}
     of_methods = [mean for name, mean in means.items() if name not in CONTROLS and math.isfinite(mean)]
     is_positive = not any(mean <= 0 for mean in means.values())
@@ -302,7 +318,7 @@ def _families(metrics: Iterable[Metric]) -> list[tuple[str, list[Metric]]]:
 
 
 def _sorted(found: Comparison, metrics: Sequence[Metric]) -> list[str]:
-    """Methods, best first by the first metric; then those whose mean is of a selection; controls last."""
+    """Methods, best first by the first metric; then those whose mean is of a selection; controls come last."""
     names = list(dict.fromkeys(n for m in metrics for n in found.values[m.name]))
 
     def place(name: str) -> tuple[bool, bool, float]:
@@ -338,7 +354,7 @@ def _difference(found: Comparison, metric: str, a: str, b: str) -> tuple[float, 
 
 
 def _differs(found: Comparison, metric: str, a: str, b: str) -> bool:
-    """Whether the interval of the difference does not hold 0; what is not known is no difference."""
+    """Whether the interval of the difference excludes 0; an unknown difference does not count."""
     mean, half = _difference(found, metric, a, b)
     return abs(mean) > half
 
@@ -352,7 +368,7 @@ def _cell(found: Comparison, metric: str, method: str) -> str:
 
 
 def _number(mean: float, half: float) -> str:
-    """With two digits of the half interval, on one line."""
+    """A mean with as many digits as two digits of its half interval need; without line breaks."""
     if not (math.isfinite(half) and half > 0):
         return "–" if math.isnan(mean) else f"{mean:.3g}"
     if half >= 1e4 or half < 1e-4:
@@ -369,18 +385,18 @@ def _sets(metrics: Sequence[Metric], sets: Mapping[str, Examples]) -> str:
     lines = []
     for on in dict.fromkeys(m.on for m in metrics):
         network, x, y = sets[on].network, sets[on].x, sets[on].y
-        right = zoo.accuracy(network, x, y)
+        right, what = 100 * zoo.accuracy(network, x, y), "scenes" if on == "scenes" else "digits"
         of = ", ".join(dict.fromkeys(m.family for m in metrics if m.on == on))
-        lines.append(f"- {of}: {len(x):,} held-out {'scenes' if on == 'scenes' else 'digits'}, network `{network.name}`, {100 * right:.1f} % of them right")  # fmt: skip
+        lines.append(f"- {of}: {len(x):,} held-out {what}, network `{network.name}`, {right:.1f} % of them right")
     return "\n".join(lines)
 
 
 def _settings(metrics: Sequence[Metric]) -> str:
-    cost = "evaluations of the score and explanations, for one example, beside the map"
+    cost = "evaluations of the score and explanations for one example, in addition to its map"
     return _markdown(
         ["metric", "settings", "evaluations", "explanations"],
         ([m.name, f"`{m.spec!r}`", str(m.evaluations), str(m.explanations)] for m in metrics),
-    ) + (f"\n\nCosts: {cost}. Random weights: one draw for all examples, intervals are over examples alone.")
+    ) + (f"\n\nCosts: {cost}. Random weights: one draw for all examples, so that intervals are only over examples.")
 
 
 def _left_out(metrics: Sequence[Metric]) -> str:

@@ -1,4 +1,4 @@
-"""The leaderboard: cells that are kept, what makes them be measured again, the cost before, tables that say what was found."""
+"""The leaderboard: stored cells and their fingerprints, the cost that is printed first, tables and figures."""
 
 import dataclasses
 import re
@@ -14,12 +14,23 @@ import pytest
 
 import jaxplain as jx
 from jaxplain.metrics._comparison import Comparison
-from leaderboard import board, controls, report
+from leaderboard import board, cells, controls, report
 from leaderboard.__main__ import main
-from leaderboard.cells import Cell, Store, _Bench, decided_by
+from leaderboard.cells import Cell, entry
+from leaderboard.examples import digits
+from leaderboard.store import Store
+from tour.rows import ROWS
 
 METRICS = ("correlation", "sparseness", "random class")
 METHODS = ("gradient", "input × gradient")
+COSTS = {  # gradients and evaluations of one explanation
+    "gradient": (1, 0),
+    "integrated gradients": (50, 0),
+    "occlusion": (0, 170),
+    "ablation": (0, 51),
+    "greedy": (0, 49**2),
+    "random": (0, 1),
+}
 SETTINGS = [
     *("--network", "mlp", "--digits", "12", "--robust", "3"),
     *("--methods", *METHODS, "--metrics", *METRICS),
@@ -49,16 +60,17 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """The cells that are measured from here on; nothing is drawn."""
+    """The cells that are measured from here on; no figures are drawn."""
     monkeypatch.setattr(report, "write", lambda *_: [])
     found = []
-    values = _Bench.values
+    write = Store.write
 
-    def recorded(self, metric, methods):
-        found.extend((method.name, metric.name) for method in methods)
-        return values(self, metric, methods)
+    def recorded(self, entry, values):
+        if not entry.names[0].startswith("maps of"):
+            found.append(entry.names[::-1])
+        write(self, entry, values)
 
-    monkeypatch.setattr(_Bench, "values", recorded)
+    monkeypatch.setattr(Store, "write", recorded)
     return found
 
 
@@ -87,7 +99,7 @@ def test_the_cost_is_printed_before(made):
 
 def test_numbers_are_those_of_compare(made):
     folder, _, _ = made
-    examples = board.digits("mlp", 12)
+    examples = digits("mlp", 12)
     specs = {metric.name: metric.spec for metric in board.METRICS}
     want = jx.metrics.compare(
         jx.logit(examples.network),
@@ -99,7 +111,7 @@ def test_numbers_are_those_of_compare(made):
     for name in METRICS[:2]:
         (metric,) = (m for m in board.METRICS if m.name == name)
         cell = Cell(gradient, metric)
-        got = Store(folder / "cells").read(cell, examples)
+        got = Store(folder / "cells").read(entry(cell, examples))
         np.testing.assert_allclose(got, want.values[name]["gradient"], rtol=1e-5, atol=1e-5)
         mean = f"{want.mean(name, 'gradient'):.2f}"[:-1].replace("-", "−")
         assert re.search(rf"\| gradient \|.*{mean}", (folder / "methods.md").read_text())
@@ -149,17 +161,18 @@ def test_a_file_that_was_cut_off_is_measured_again(copied, measured, capsys):
 
 
 def test_a_failure_says_where_and_keeps_what_was_finished(tmp_path, monkeypatch):
-    values = _Bench.values
-
-    def fails(self, metric, methods):
-        if metric.name == "complexity":
+    def complexity():
+        def measure(attribution):
             raise ValueError("no")
-        return values(self, metric, methods)
 
-    monkeypatch.setattr(_Bench, "values", fails)
+        return measure
+
+    failing = {"complexity": board.spec(complexity)}
+    replaced = [dataclasses.replace(m, spec=failing.get(m.name, m.spec)) for m in board.METRICS]
+    monkeypatch.setattr(board, "METRICS", tuple(replaced))
     with pytest.raises(ValueError, match="no") as error:
         again(tmp_path, "--metrics", "complexity", "sparseness")
-    assert "'complexity' of gradient, input × gradient" in error.value.__notes__[0]
+    assert "'complexity' of gradient, input × gradient" in error.value.__notes__[-1]
     kept = sorted(path.name[:10] for path in (tmp_path / "cells").rglob("*.npz"))
     assert kept == ["maps_of_lo"] * 2 + ["sparseness"] * 2
 
@@ -174,28 +187,33 @@ def test_maps_are_kept_too(copied, monkeypatch):
     for path in (copied / "cells").rglob("sparseness*"):
         path.unlink()
     monkeypatch.setattr(report, "write", lambda *_: [])
-    monkeypatch.setattr(_Bench, "_explain", lambda *_: pytest.fail("explained again"))
+    written, write = [], Store.write
+    monkeypatch.setattr(Store, "write", lambda *args: (written.append(args[1].names[0]), write(*args)))
     again(copied, "--metrics", "sparseness")
-    assert len(list((copied / "cells").rglob("sparseness*"))) == 2
+    assert written == ["sparseness"] * 2  # no maps
 
 
 def test_what_decides_a_number_is_in_its_fingerprint():
-    examples = board.digits("mlp", 3)
+    examples = digits("mlp", 3)
     methods = {m.name: m for m in board.methods(examples)}
     metric = board.METRICS[0]
+    decided_by = lambda *cell_and_examples: entry(*cell_and_examples).decided_by
     first = decided_by(Cell(methods["gradient"], metric), examples)
     shaken = dataclasses.replace(examples.network, params=jax.tree.map(lambda w: 2 * w, examples.network.params))
     others = [
         decided_by(Cell(methods["saliency"], metric), examples),
         decided_by(Cell(methods["gradient"], board.METRICS[1]), examples),
-        decided_by(Cell(methods["gradient"], metric), board.digits("mlp", 4)),
+        decided_by(Cell(methods["gradient"], metric), digits("mlp", 4)),
         decided_by(Cell(methods["gradient"], metric), dataclasses.replace(examples, network=shaken)),
     ]
-    assert len({first, *others}) == 5 and first == decided_by(Cell(methods["gradient"], metric), board.digits("mlp", 3))
-    assert methods["SmoothGrad"].text == "gradient = jx.gradient(score); jx.smoothgrad(gradient)"
-    assert controls.noise.__module__ == "leaderboard.controls"  # whose code is hashed, as that of `board` is not
-    for metric in (*board.METRICS, *board.PROTOCOLS):
-        assert " at 0x" not in metric.text  # an address would make it new every time
+    assert len({first, *others}) == 5 and first == decided_by(Cell(methods["gradient"], metric), digits("mlp", 3))
+    assert repr(methods["SmoothGrad"].spec) == "smoothgrad(gradient(score))"
+    assert repr(methods["DeepLIFT, 20 references"].spec) == "deeplift(score, baseline=references(background[:20]))"
+    for text in (*(m.text for m in (*board.METRICS, *board.PROTOCOLS)), *(repr(m.spec) for m in methods.values())):
+        assert " at 0x" not in text  # an address would change it with every run
+    names = {path.relative_to(path.parents[1]).as_posix() for path in cells._deciding()}
+    assert {"metrics/_flipping.py", "leaderboard/controls.py", "leaderboard/cells.py", "tour/spec.py"} <= names
+    assert not names & {"leaderboard/report.py", "leaderboard/board.py", "jaxplain/plot.py"}
 
 
 @pytest.mark.parametrize("option", [("--methods", "gradiant"), ("--metrics", "sparsness"), ("--digits", "1")])
@@ -203,14 +221,15 @@ def test_what_matches_nothing_is_refused(tmp_path, option, capsys):
     with pytest.raises(SystemExit) as error:
         again(tmp_path, *option)
     said = f"{error.value} {capsys.readouterr().err}"
-    assert "there are: " in said or "at least 2" in said
+    assert "known: " in said or "at least 2" in said
 
 
 def test_no_entry_of_the_tables_is_dead():
-    names = [m.name for m in (*board.methods(board.digits("cnn_maxpool", 2)), *board.protocol_methods())]
+    names = [m.name for m in (*board.methods(digits("cnn_maxpool", 2)), *board.PROTOCOL_METHODS)]
+    assert set(names) >= {row.name for row in ROWS}
     metrics = (*board.METRICS, *board.PROTOCOLS)
     assert len({m.name for m in metrics}) == len(metrics) == len(board.METRICS) + 2 * (2 * 3 * 2 * 5 + 3)
-    patterns = [*board._COSTS, *board.IN_UNITS_OF_F, *(p for e in board.EXCLUDED for p in e.methods)]
+    patterns = [*board.IN_UNITS_OF_F, *(p for e in board.EXCLUDED for p in e.methods)]
     for pattern in patterns:
         assert any(fnmatchcase(name, pattern) for name in names), pattern
     for pattern in (p for e in board.EXCLUDED for p in e.metrics):
@@ -219,24 +238,20 @@ def test_no_entry_of_the_tables_is_dead():
 
 
 def test_costs_are_those_that_methods_report():
-    weights = jax.random.normal(jax.random.key(0), (28, 28, 1))
-    score = lambda x, label: jnp.sum(jnp.tanh(x * weights)) + 0 * label
-    x = jax.random.normal(jax.random.key(1), (28, 28, 1))
-    background = np.asarray(jax.random.normal(jax.random.key(2), (20, 28, 28, 1)))
-    names = {"integrated gradients", "DeepLIFT, 20 references", "occlusion", "ablation", "greedy"}
-    for method in board.methods(board.digits("mlp", 2)):
-        if method.name in names:
-            run = jax.jit(jx.with_info(method.make(score, background)))
-            info = run(x, 0, key=jax.random.key(3))[1]
-            want = method.gradients + method.evaluations(49)
-            assert abs(int(info.n_gradients) - want) <= 1, method.name  # one more with info
+    some = digits("mlp", 2)
+    each = {m.name: cells.cost_of_map(m, some) for m in board.methods(some) if m.name in COSTS}
+    assert {name: sum(cost) - 1 for name, cost in each.items()} == {name: sum(counts) for name, counts in COSTS.items()}
+    (gradient,) = (m for m in board.methods(some) if m.name == "gradient")
+    metrics = {m.name: m for m in board.METRICS}
+    found = cells.cost([Cell(gradient, metrics[name]) for name in METRICS], some)
+    assert found == cells.Cost(3, 3, 0)  # one map for two metrics; the evaluations of correlation are shared
 
 
 def comparison(**values):
     return Comparison({"m": {name: np.asarray(v, float) for name, v in values.items()}})
 
 
-def test_the_best_are_those_that_cannot_be_told_from_the_best():
+def test_the_best_are_those_that_do_not_differ_from_the_best():
     noise, rng = np.random.default_rng(0).normal(size=200), np.random.default_rng(1)
     few = np.where(np.arange(200) < 150, -9.0, np.nan)
     found = comparison(
@@ -269,7 +284,7 @@ def test_axes_are_logarithmic_where_means_span_decades():
 def test_the_published_boards_are_of_these_methods_metrics_and_settings():
     folder = Path(jx.__file__).parents[1] / "docs/leaderboard"
     methods, protocols = [(folder / name).read_text() for name in ("methods.md", "protocols.md")]
-    for method in board.methods(board.digits("cnn_maxpool", 2)):
+    for method in board.methods(digits("cnn_maxpool", 2)):
         name = f"*{method.name}*" if method.name in report.CONTROLS else method.name
         assert f"| {name} |" in methods
     for metric in board.METRICS:
@@ -298,8 +313,14 @@ def test_wins_are_counted_by_factor():
 
 @pytest.mark.parametrize(
     ("mean", "half", "text"),
-    [(1.23456, 0.0123, "1.235 ± 0.012"), (-3.0, 12.0, "−3 ± 12"), (2.0, 0.0, "2"), (np.nan, np.nan, "–"), (1e-7, 2e-8, "1.00e-07 ± 2e-08")],
-)  # fmt: skip
+    [
+        (1.23456, 0.0123, "1.235 ± 0.012"),
+        (-3.0, 12.0, "−3 ± 12"),
+        (2.0, 0.0, "2"),
+        (np.nan, np.nan, "–"),
+        (1e-7, 2e-8, "1.00e-07 ± 2e-08"),
+    ],
+)
 def test_numbers_have_the_digits_of_their_interval(mean, half, text):
     assert report._number(mean, half).replace("\N{NO-BREAK SPACE}", " ") == text
 
@@ -312,7 +333,7 @@ def test_boards_of_several_networks_do_not_overwrite_each_other(copied, measured
     assert len(measured) == 4
 
 
-def test_controls_are_drawn_anew_when_the_score_changes():
+def test_controls_have_new_draws_when_the_score_changes():
     weights = jnp.arange(1.0, 5.0)
     score = lambda x, scale: scale * x @ weights
     x = jnp.array([1.0, 0.0, 2.0, 3.0])

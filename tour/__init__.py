@@ -4,7 +4,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,55 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxplain as jx
-
-
-class Row(NamedTuple):
-    """One line of the tour: a method as a user would set it up for digits."""
-
-    name: str
-    explain: Callable[..., Any]
-
-
-def rows(score: Callable[..., jax.Array], background: np.ndarray) -> list[Row]:
-    """Every method there is. A new method adds one line here."""
-    gradient, patches = jx.gradient(score), jx.patches(4, 4)
-    has_maps = any(node.kind == "convolution" for node in jx.layers(score)(background[0], 0))
-    maps = [
-        Row("Grad-CAM", jx.grad_cam(score)),
-        Row("Grad-CAM++", jx.grad_cam_plus_plus(score)),
-        Row("HiResCAM", jx.hires_cam(score, at="last conv:in")),
-        Row("guided Grad-CAM", jx.guided_grad_cam(score)),
-    ]
-    return [
-        Row("gradient", gradient),
-        Row("saliency", jx.saliency(score)),
-        Row("sensitivity", jx.sensitivity(score)),
-        Row("input × gradient", jx.input_x_gradient(score)),
-        Row("simple Taylor", jx.taylor(score, root=jx.line_search())),
-        Row("integrated gradients", jx.integrated_gradients(score)),
-        Row("IG, error ≤ 1 %", jx.integrated_gradients(score, n_steps=20, tol=1e-2, max_steps=1000)),
-        Row("expected gradients", jx.expected_gradients(score, references=jx.references(background), n_samples=50)),
-        Row("LRP ε⁺-flat", jx.lrp(score, rules=jx.composites.epsilon_plus_flat())),
-        Row("LRP εγ-box", jx.lrp(score, rules=jx.composites.epsilon_gamma_box(0.0, 1.0))),
-        Row("deep Taylor", jx.deep_taylor(score, low=0.0, high=1.0)),
-        Row("excitation backprop", jx.excitation_backprop(score)),
-        Row("DeepLIFT Rescale", jx.deeplift(score)),
-        Row("DeepLIFT RevealCancel", jx.deeplift(score, rule="reveal_cancel", fallback="rescale")),
-        Row("DeepLIFT, 20 references", jx.deeplift(score, baseline=jx.references(background[:20]))),
-        *(maps if has_maps else ()),
-        Row("occlusion", jx.occlusion(score, window=(4, 4), strides=2)),
-        Row("ablation", jx.ablation(score, groups=patches, share=True)),
-        Row("Shapley sampling", jx.shapley_sampling(score, groups=patches, share=True, n_samples=10)),
-        Row("guided backprop", jx.guided_backprop(score)),
-        Row("deconvolution", jx.deconvnet(score)),
-        Row("SmoothGrad", jx.smoothgrad(gradient)),
-        Row("squared SmoothGrad", jx.smoothgrad_squared(gradient)),
-        Row("VarGrad", jx.vargrad(gradient)),
-    ]
+from tour.rows import rows_for
 
 
 def prototypes(network: jx.zoo.Network) -> tuple[dict[str, Any], float]:
-    """What the network looks for in each class, with and without an idea of what digits are; and seconds for each prototype of the last."""
+    """Images of the network's prototype of each class, without and with a prior; and seconds per prototype with one."""
     score = jx.logit(network, of="log_prob")
     decode = jx.zoo.load_expert("vae").decode
     jitter, noise = jx.prototypes.jitter(2), jx.prototypes.noise(0.3)
@@ -82,7 +38,7 @@ def prototypes(network: jx.zoo.Network) -> tuple[dict[str, Any], float]:
         maximize = jax.jit(jax.vmap(over_classes, in_axes=(0, None)))
         keys = jax.random.split(jax.random.key(1), starts.shape[:2])
         found, seconds = _timed(maximize, starts, jnp.arange(10), key=keys)
-        best = jnp.argsort(-found.require_finite().score, axis=0)[:2]  # not every start gets there
+        best = jnp.argsort(-found.require_finite().score, axis=0)[:2]  # not every start succeeds
         for rank, x in enumerate(jnp.take_along_axis(found.x, best[..., None, None, None], 0), start=1):
             images[f"{name}, {rank}" if len(best) > 1 else name] = x
     return images, seconds / found.score.size
@@ -105,10 +61,10 @@ def main(arguments: list[str] | None = None) -> None:
     score = jx.logit(network)
     maps, table = {}, []
     keys = jax.random.split(jax.random.key(0), len(images))
-    lines = rows(score, data.x_train[:100])
-    for row in (bar := tqdm(lines, unit="method")):
+    for row in (bar := tqdm(rows_for(score, images[0]), unit="method")):
         bar.set_postfix_str(row.name)
-        attribution, info, seconds = _explain(row.explain, images, labels, keys)
+        explain = row.method(score=score, background=data.x_train[:100])
+        attribution, info, seconds = _explain(explain, images, labels, keys)
         maps[row.name] = attribution[:10]
         table.append((row.name, *_figures(info, attribution), 1000 * seconds / len(images)))
     examples, seconds = prototypes(network)
@@ -117,15 +73,15 @@ def main(arguments: list[str] | None = None) -> None:
 
     figure = jx.plot.grid(maps, images[:10], titles=[f"digit {label}" for label in labels[:10]])
     figure.savefig(options.output, dpi=200, bbox_inches="tight", pad_inches=0.05)
-    beside = options.output.with_stem(f"{options.output.stem}_prototypes")
+    second = options.output.with_stem(f"{options.output.stem}_prototypes")
     classes = [f"digit {c}" for c in range(10)]
     figure = jx.plot.images(examples, titles=classes, suptitle="What the network looks for: activation maximization")
-    figure.savefig(beside, dpi=200, bbox_inches="tight", pad_inches=0.05)
-    print(f"\nThe pictures: {options.output}, {beside}")
+    figure.savefig(second, dpi=200, bbox_inches="tight", pad_inches=0.05)
+    print(f"\nThe pictures: {options.output}, {second}")
 
 
 def _ten_first(images: np.ndarray, labels: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """`n` examples, led by the first of each class."""
+    """`n` examples that start with the first of each class."""
     first = [int(np.flatnonzero(labels == c)[0]) for c in range(10)]
     rest = [i for i in range(len(labels)) if i not in first]
     order = np.array(first + rest)[:n]
@@ -150,7 +106,7 @@ def _timed(run: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, flo
 def _figures(info: jx.Info, attribution: np.ndarray) -> tuple[float, float | None]:
     """Gradients per example, and the median completeness gap relative to max(|Δf|, Σ|attribution|)."""
     gradients = float(np.mean(np.asarray(info.n_gradients)))
-    if info.gap is None or info.layer is not None:  # the gap of a layer is not that of the sum over pixels
+    if info.gap is None or info.layer is not None:  # the gap of a layer's map is not about the sum over pixels
         return gradients, None
     delta = np.asarray(info.value) - (0 if info.baseline_value is None else np.asarray(info.baseline_value))
     size = np.maximum(np.abs(delta), np.abs(attribution).sum(axis=(1, 2, 3)))
@@ -162,6 +118,6 @@ def _print(table: list[tuple[str, float, float | None, float]], n: int) -> None:
     for name, gradients, gap, seconds in table:
         print(f"{name:<22} {gradients:>10.0f} {seconds:>17.2f} {'–' if gap is None else f'{gap:.1e}':>17}")
     print(
-        f"\ngradients: per example (of methods without any: values of the score). Seconds: compiled, on {n} digits, one run.\n"
-        "Gap: median of |Σ R − Δf| / max(|Δf|, Σ|R|); – for methods that do not claim to sum to anything."
+        f"\ngradients: per example (of methods without any: values of the score). Seconds: compiled, on {n} digits.\n"
+        "Gap: median of |Σ R − Δf| / max(|Δf|, Σ|R|); – for methods that do not claim any sum."
     )
