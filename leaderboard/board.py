@@ -168,8 +168,10 @@ def protocols() -> tuple[Metric, ...]:
         ranking, order, of, *_ = words
         good: Literal["low", "high"] = "low" if order == "most" else "high"
         explanations = n_steps + 1 if ranking == "recomputed" else 0
-        costs = {"evaluations": n_steps + 1, "explanations": explanations}
-        metric = Metric(", ".join(words), good, flipping, **costs, family="protocols", on="protocol digits", of=of)
+        name = ", ".join(words)
+        metric = Metric(
+            name, good, flipping, n_steps + 1, explanations, family="protocols", on="protocol digits", of=of
+        )
         found.append(metric)
 
     for ranking, order, of, unit, removal in itertools.product(recompute, ("most", "least"), scores, groups, removals):
