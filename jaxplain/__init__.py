@@ -1,15 +1,14 @@
 """Interpretability for JAX as pure function transforms: if you can `jax.grad` it, you can explain it."""
 
+import importlib as _importlib
+import typing as _typing
 from importlib.metadata import version as _version
 
-from jaxplain import datasets as datasets
-from jaxplain import experts as experts
 from jaxplain import metrics as metrics
 from jaxplain import nnx as nnx
 from jaxplain import plot as plot
 from jaxplain import prototypes as prototypes
 from jaxplain import rules as rules
-from jaxplain import zoo as zoo
 from jaxplain._batch import batched as batched
 from jaxplain._cam_layer import Layout as Layout
 from jaxplain._errors import DataError as DataError
@@ -28,15 +27,20 @@ from jaxplain._errors import UnexplainedChangeError as UnexplainedChangeError
 from jaxplain._errors import UnknownNodeError as UnknownNodeError
 from jaxplain._explainer import Explainer as Explainer
 from jaxplain._explainer import Info as Info
+from jaxplain._explainer import LayerName as LayerName
 from jaxplain._explainer import with_info as with_info
 from jaxplain._groups import patches as patches
 from jaxplain._inspection import Ledger as Ledger
 from jaxplain._inspection import layers as layers
 from jaxplain._inspection import ledger as ledger
 from jaxplain._inspection import plan as plan
+from jaxplain._layers.table import NodeRow as NodeRow
+from jaxplain._layers.table import Nodes as Nodes
+from jaxplain._references import References as References
 from jaxplain._references import references as references
 from jaxplain._scores import check as check
 from jaxplain._scores import logit as logit
+from jaxplain._split import Split as Split
 from jaxplain._split import conductance as conductance
 from jaxplain._split import split as split
 from jaxplain.methods._cam import ablation_cam as ablation_cam
@@ -76,3 +80,18 @@ from jaxplain.prototypes._activation_maximization import activation_maximization
 from jaxplain.rules import composites as composites
 
 __version__ = _version("jaxplain")
+
+if _typing.TYPE_CHECKING:
+    from jaxplain import datasets as datasets
+    from jaxplain import experts as experts
+    from jaxplain import zoo as zoo
+else:
+    _ON_FIRST_USE = ("datasets", "experts", "zoo")  # because they import Flax and Optax
+
+    def __getattr__(name: str) -> object:
+        if name in _ON_FIRST_USE:
+            return _importlib.import_module(f"jaxplain.{name}")
+        raise AttributeError(f"module 'jaxplain' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_ON_FIRST_USE})

@@ -115,10 +115,14 @@ def test_peers_are_never_imported():
             }, path
 
 
-def test_importing_the_package_imports_no_plotting_and_starts_no_backend():
+def test_importing_the_package_is_light_and_starts_no_backend():
     code = (
         "import sys, jaxplain, jax; from jax._src import xla_bridge; "
-        "assert 'matplotlib' not in sys.modules; assert not xla_bridge._backends, 'a backend was started'"
+        "heavy = {'matplotlib', 'scipy.stats', 'optax', 'flax', 'jaxplain.datasets', 'jaxplain.experts', 'jaxplain.zoo'}; "
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules); "
+        "assert not xla_bridge._backends, 'a backend was started'; "
+        "assert {'datasets', 'experts', 'zoo'} <= set(dir(jaxplain)); "
+        "jaxplain.datasets.mnist, jaxplain.experts.vae, jaxplain.zoo.load"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -28,7 +28,7 @@ GROUPS: list[tuple[str, str, tuple[str, ...]]] = [
     ("propagation", "Propagation", ("methods._propagation",)),
     ("cam", "Class activation maps", ("methods._cam", "_cam_layer")),
     ("perturbation", "Perturbation", ("methods._perturbation", "_groups")),
-    ("inside", "Layers and inspection", ("_split", "methods._conductance", "_inspection")),
+    ("inside", "Layers and inspection", ("_split", "methods._conductance", "_inspection", "_layers.table")),
     ("prototype", "Activation maximization", ("prototypes._activation_maximization",)),
 ]
 # One page for each of these modules, with all that it holds. Any other public module gets a page, too.

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
 
 from jaxplain._errors import SettingError, explain_error
 
@@ -78,5 +77,7 @@ def _interval(values: np.ndarray, level: float) -> tuple[float, float]:
     values = values[np.isfinite(values)]
     if len(values) < 2:
         return float("nan"), float("nan")
+    import scipy.stats  # here, because it takes a second to import
+
     half = scipy.stats.t.ppf(0.5 + level / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
     return float(np.mean(values) - half), float(np.mean(values) + half)
