@@ -42,14 +42,14 @@ def road(_score: Any, problem: Problem, settings: dict) -> Any:
     shares = tuple(int(n_pixels * p / 100) / n_pixels for p in range(10, 100, 10))  # Quantus' pixels, exactly
     net, params = _network(problem)
     is_right = lambda x, label: 1.0 * (jnp.argmax(net.apply(params, x[None])[0]) == label)
-    measure = metrics.road(is_right, shares=shares, baseline=metrics.impute(noise=0.0), key=jax.random.key(KEY))
+    measure = metrics.road(is_right, shares=shares, baseline=metrics.removal.impute(noise=0.0), key=jax.random.key(KEY))
     curve = lambda *args: measure.curve(*args).score
     over = _over_examples(curve, problem, settings["at_once"], maps(problem))
     return lambda xs, labels: jnp.mean(over(xs, labels), 0)
 
 
 def max_sensitivity(score: Any, problem: Problem, settings: dict) -> Any:
-    neighbors = metrics.ball(0.2, n_samples=10)
+    neighbors = metrics.neighbors.ball(0.2, n_samples=10)
     measure = metrics.max_sensitivity(jx.gradient(score), neighbors=neighbors, chunk_size=settings["chunk_size"])
     keys = jax.random.split(jax.random.key(KEY), len(problem.x))
     return _over_examples(lambda k, x, label: measure(x, label, key=k), problem, settings["at_once"], keys)

@@ -74,7 +74,7 @@ def test_monotonicity_correlation_with_stored_draws(monkeypatch):
             return (jnp.where(removed > 0, values.ravel()[k], x),)
 
         monkeypatch.setattr(faithfulness.Sets, "without", without)
-        settings = {"baseline": metrics.uniform(), "n_samples": 4, "key": KEY, **by_rank(heat, 12)}
+        settings = {"baseline": metrics.removal.uniform(), "n_samples": 4, "key": KEY, **by_rank(heat, 12)}
         return metrics.monotonicity_correlation(score, **settings)(heat, x, label)
 
     values = stored("faithfulness")["monotonicity_correlation_uniform_values"].transpose(2, 0, 1)

@@ -168,7 +168,7 @@ def test_road():
         is_right = jnp.argmax(jax.vmap(score, (None, 0))(x, jnp.arange(4))) == label
         return jnp.where(which, score(x, label), 1.0 * is_right)
 
-    measure = metrics.road(is_right_or_score, shares=shares, baseline=metrics.impute(noise=0.0), key=KEY)
+    measure = metrics.road(is_right_or_score, shares=shares, baseline=metrics.removal.impute(noise=0.0), key=KEY)
     both = measured(lambda *args: jax.vmap(lambda which: measure.curve(*args, which).score)(jnp.arange(2)))
     np.testing.assert_array_equal(both[:, :, 0], for_both_maps("road/{}"))
     images = np.stack([stored("imputation")[f"road_images/{p}"][:, 0] for p in (10, 50, 90)], 1)
@@ -190,7 +190,7 @@ def test_imputation(image, tolerance, monkeypatch):
     noise = np.zeros((len(masks), *arrays[f"image/{image}"].shape))
     noise[-1][:, masks[-1]] = arrays[f"imputed_noisy_draws/{image}/few"]
     want = np.stack([*(arrays[f"imputed/{name}"] for name in names), arrays[f"imputed_noisy/{image}/few"]])
-    fill = jax.jit(jax.vmap(metrics.impute(noise=0.1).fill, in_axes=(None, 0, 0)))
+    fill = jax.jit(jax.vmap(metrics.removal.impute(noise=0.1).fill, in_axes=(None, 0, 0)))
     got = fill(x, np.broadcast_to(masks[..., None], (len(masks), *x.shape)), last(noise))
     np.testing.assert_allclose(got, last(want), rtol=0, atol=1e-7 if tolerance is None else 1e-12)
     assert (np.asarray(got) == x)[~masks].all()

@@ -47,7 +47,7 @@ def at_neighbors(metric, **settings):
 
     def measure(*args):
         *args, points = args
-        return metric(explainer(score), neighbors=robustness.given(points), **settings)(*args)
+        return metric(explainer(score), neighbors=robustness.neighbors.given(points), **settings)(*args)
 
     return measure
 
@@ -99,6 +99,6 @@ def test_robustness(name):
 
 def test_continuity():
     """Quantus adds 1e-9 to the distance: by so much ours is larger."""
-    moves = robustness.translations(range(-9, 13, 3), axes=1, fill=lambda x: jnp.full_like(x, jnp.min(x)))
+    moves = robustness.neighbors.translations(range(-9, 13, 3), axes=1, fill=lambda x: jnp.full_like(x, jnp.min(x)))
     got = explained(robustness.continuity(explainer(score), neighbors=moves))
     agree(got, for_both_kinds("robustness", "continuity/{}"), rtol=1e-9)

@@ -149,9 +149,11 @@ def test_what_the_linear_score_itself_says_is_faithful():
 MEASURES = {
     "faithfulness_correlation": functools.partial(M.faithfulness_correlation, subset_size=2, n_samples=4, chunk_size=3),
     "sensitivity_n": functools.partial(M.sensitivity_n, shares=(0.3, 0.6), n_samples=4),
-    "faithfulness_estimate": functools.partial(M.faithfulness_estimate, baseline=M.uniform()),
-    "monotonicity": functools.partial(M.monotonicity, baseline=M.uniform()),
-    "monotonicity_correlation": functools.partial(M.monotonicity_correlation, baseline=M.uniform(), n_samples=2),
+    "faithfulness_estimate": functools.partial(M.faithfulness_estimate, baseline=M.removal.uniform()),
+    "monotonicity": functools.partial(M.monotonicity, baseline=M.removal.uniform()),
+    "monotonicity_correlation": functools.partial(
+        M.monotonicity_correlation, baseline=M.removal.uniform(), n_samples=2
+    ),
     "infidelity": functools.partial(M.infidelity, noise=0.3, n_samples=4),
     "infidelity of sets": functools.partial(M.infidelity, subset_size=2, n_samples=4),
 }
@@ -222,7 +224,7 @@ def test_compare_measures_each_pair_with_shared_draws():
         return jx.input_x_gradient(score)
 
     methods = {
-        "random": M.random_map,
+        "random": M.controls.random_map,
         "product": counted,
         "smooth": lambda s: jx.smoothgrad(jx.gradient(s), n_samples=2),
     }
@@ -262,7 +264,7 @@ def test_compare_asks_the_score_once_where_the_draws_decide_what_it_is_asked():
         jax.debug.callback(lambda x: asked.append(x), x)
         return x @ jnp.arange(1.0, 4.0)
 
-    methods = {f"random {i}": partial(M.random_map, key=jax.random.key(i)) for i in range(3)}
+    methods = {f"random {i}": partial(M.controls.random_map, key=jax.random.key(i)) for i in range(3)}
     metrics = {"correlation": partial(M.faithfulness_correlation, subset_size=1, n_samples=5)}
     xs = jnp.array([[1.0, 2, 3], [3, 2, 2]])
     table = M.compare(score, methods, metrics, progress=False)(xs, key=KEY)
@@ -376,8 +378,8 @@ def test_compare_refuses_what_it_cannot_tell():
     assert "one number" in text(error) and "[8]" in text(error)
     gradient, estimate = {"g": jx.gradient}, {"e": M.faithfulness_estimate}
     for run, words in (
-        (lambda: M.compare(NET, {"r": M.random_map}, estimate)(X[None]), "method 'r': random draws"),
-        (lambda: M.compare(NET, {"r": M.random_map}, estimate)(X[None], key=3), "random key"),
+        (lambda: M.compare(NET, {"r": M.controls.random_map}, estimate)(X[None]), "method 'r': random draws"),
+        (lambda: M.compare(NET, {"r": M.controls.random_map}, estimate)(X[None], key=3), "random key"),
         (lambda: M.compare(NET, gradient, estimate)(X[None], key=3), "`key` must be one random key"),
         (lambda: M.compare(NET, gradient, {"d": lambda attribution: {"a": attribution[0]}})(X[None]), "'d' must return one number"),
         (lambda: M.compare(NET, {"g": jx.gradient(NET)}, estimate), "'g' must be a function score → explainer"),
@@ -437,7 +439,7 @@ def test_a_score_that_is_not_finite_gives_nan():
         M.pixel_flipping,
     ):
         assert np.isnan(run(metric(broken)))
-    turns = np.asarray(jax.jit(M.greedy(broken))(X))
+    turns = np.asarray(jax.jit(M.controls.greedy(broken))(X))
     assert turns[3] == 1  # what makes it NaN is removed last
 
 

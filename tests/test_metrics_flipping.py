@@ -179,7 +179,7 @@ def imputed(x, mask):
 
 
 def test_imputation_solves_the_system():
-    fill = jax.jit(M.impute(noise=0.0).fill)
+    fill = jax.jit(M.removal.impute(noise=0.0).fill)
     for seed, share in ((0, 0.2), (1, 0.7), (2, 0.95)):
         mask = np.random.default_rng(seed).random((9, 7, 2)) < share
         x = jax.random.normal(jax.random.key(seed), mask.shape) + 3
@@ -188,11 +188,11 @@ def test_imputation_solves_the_system():
     everything = fill(IMAGE, np.ones(IMAGE.shape, bool), jax.random.key(0))
     assert relative(everything, np.broadcast_to(IMAGE.mean((0, 1)), IMAGE.shape)) < 1e-12
     assert relative(fill(IMAGE, np.zeros(IMAGE.shape, bool), jax.random.key(0)), IMAGE) == 0
-    noisy = M.impute(noise=0.5)
+    noisy = M.removal.impute(noise=0.5)
     mask = jnp.zeros((40, 40, 1), bool).at[::2].set(True)
     change = noisy.fill(jnp.ones(mask.shape), mask, jax.random.key(1)) - 1
     assert (change[1::2] == 0).all() and abs(float(change[::2].std()) - 0.5) < 0.03
-    planes_last = M.impute(noise=0.0, axes=(1, 2)).fill(
+    planes_last = M.removal.impute(noise=0.0, axes=(1, 2)).fill(
         jnp.moveaxis(x, -1, 0), jnp.moveaxis(mask_of(x), -1, 0), jax.random.key(0)
     )
     assert relative(jnp.moveaxis(planes_last, 0, -1), fill(x, mask_of(x), jax.random.key(0))) < 1e-9
@@ -203,7 +203,7 @@ def mask_of(x):
 
 
 def test_road_imputes_each_share_from_the_whole():
-    measure = M.road(of_image, shares=(0.25, 0.5), baseline=M.impute(noise=0.0))
+    measure = M.road(of_image, shares=(0.25, 0.5), baseline=M.removal.impute(noise=0.0))
     curve = jax.jit(measure.curve)(HEAT, IMAGE, key=jax.random.key(0))
     order = np.argsort(-np.asarray(HEAT.sum(-1)).ravel(), kind="stable")
     for score, n in zip(curve.score, (9, 18), strict=True):
@@ -221,25 +221,25 @@ def test_replacements_of_each_kind():
     )
     key = jax.random.key(3)
     means = jnp.broadcast_to(IMAGE.mean((0, 1)), IMAGE.shape)
-    assert relative(curve(M.channel_mean())[-1], of_image(means)) < 1e-12
-    blurred = M.blur(1.0)(IMAGE)
-    assert relative(curve(M.blur(1.0))[-1], of_image(blurred)) < 1e-12
-    assert relative(M.blur(1.0)(0 * IMAGE + 2.5), 0 * IMAGE + 2.5) < 1e-12  # sums to one, at edges too
+    assert relative(curve(M.removal.channel_mean())[-1], of_image(means)) < 1e-12
+    blurred = M.removal.blur(1.0)(IMAGE)
+    assert relative(curve(M.removal.blur(1.0))[-1], of_image(blurred)) < 1e-12
+    assert relative(M.removal.blur(1.0)(0 * IMAGE + 2.5), 0 * IMAGE + 2.5) < 1e-12  # sums to one, at edges too
     impulse = jnp.zeros((21, 21, 1)).at[10, 10].set(1.0)
     across = jnp.arange(21) - 10
     want = np.exp(-0.5 * (across[:, None] ** 2 + across**2) / 4)
-    assert relative(M.blur(2.0)(impulse)[..., 0], want / want.sum()) < 2e-3
+    assert relative(M.removal.blur(2.0)(impulse)[..., 0], want / want.sum()) < 2e-3
     one, again, other = (
-        curve(M.uniform(0, 1), key),
-        curve(M.uniform(0, 1), key),
-        curve(M.uniform(0, 1), jax.random.key(4)),
+        curve(M.removal.uniform(0, 1), key),
+        curve(M.removal.uniform(0, 1), key),
+        curve(M.removal.uniform(0, 1), jax.random.key(4)),
     )
     assert relative(one, again) == 0 and relative(one[1:], other[1:]) > 1e-3 and one[0] == other[0]
     pool = jnp.stack([0 * IMAGE, IMAGE + 1, 2 * IMAGE])
     ends = {float(curve(jx.references(pool), jax.random.key(seed))[-1]) for seed in range(8)}
     assert len(ends) > 1
     assert all(min(abs(end - float(of_image(b))) for b in pool) < 1e-9 for end in ends)
-    drawn = M.uniform(2.0, 3.0).fill(jnp.zeros(1000), jnp.arange(1000) % 2 == 0, key)
+    drawn = M.removal.uniform(2.0, 3.0).fill(jnp.zeros(1000), jnp.arange(1000) % 2 == 0, key)
     assert (drawn[1::2] == 0).all() and 2 <= drawn[::2].min() < 2.05 and 2.95 < drawn[::2].max() <= 3
 
 
@@ -253,16 +253,16 @@ def test_greedy_is_a_loop_and_its_first_step_is_best():
             g: float(NET(jnp.where(np.isin(np.arange(N), [*removed, g]), B, X))) for g in range(N) if g not in removed
         }
         removed.append(min(losses, key=losses.get))
-    got = jax.jit(M.greedy(NET, baseline=B))(X)
+    got = jax.jit(M.controls.greedy(NET, baseline=B))(X)
     assert np.argsort(-got).tolist() == removed and sorted(got.tolist()) == list(range(1, N + 1))
     first = jax.jit(M.pixel_flipping(NET, baseline=B).curve)(got, X).score[1]
     assert all(first <= NET(X.at[g].set(B[g])) + 1e-12 for g in range(N))
-    drawn = M.greedy(NET, baseline=M.uniform(), groups=np.arange(N) // 2)
+    drawn = M.controls.greedy(NET, baseline=M.removal.uniform(), groups=np.arange(N) // 2)
     assert sorted(set(jax.jit(drawn)(X, key=jax.random.key(0)).tolist())) == [1, 2, 3]
 
 
 def test_random_maps():
-    explain = M.random_map(NET)
+    explain = M.controls.random_map(NET)
     maps = jax.jit(jax.vmap(explain))(jnp.zeros((500, N)), key=jax.random.split(jax.random.key(0), 500))
     assert abs(maps.mean()) < 0.05 and abs(maps.std() - 1) < 0.05
     with pytest.raises(jx.MissingKeyError):
@@ -272,12 +272,14 @@ def test_random_maps():
 # What all share
 
 MEASURES = {
-    "pixel_flipping": functools.partial(M.pixel_flipping, groups=jx.patches(2, 3), baseline=M.uniform(), chunk_size=2),
-    "recomputed": lambda f: M.pixel_flipping(
-        f, groups=jx.patches(3, 3), recompute=jx.gradient(f), baseline=M.uniform()
+    "pixel_flipping": functools.partial(
+        M.pixel_flipping, groups=jx.patches(2, 3), baseline=M.removal.uniform(), chunk_size=2
     ),
-    "insertion": functools.partial(M.insertion, groups=jx.patches(2, 3), baseline=M.uniform()),
-    "selectivity": functools.partial(M.selectivity, window=(2, 2), n_steps=3, baseline=M.uniform()),
+    "recomputed": lambda f: M.pixel_flipping(
+        f, groups=jx.patches(3, 3), recompute=jx.gradient(f), baseline=M.removal.uniform()
+    ),
+    "insertion": functools.partial(M.insertion, groups=jx.patches(2, 3), baseline=M.removal.uniform()),
+    "selectivity": functools.partial(M.selectivity, window=(2, 2), n_steps=3, baseline=M.removal.uniform()),
     "road": functools.partial(M.road, shares=(0.5,)),
 }
 
@@ -343,8 +345,8 @@ REFUSED = {
         lambda: M.selectivity(of_image, window=(7, 1))(HEAT, IMAGE),
         ["fits into it", "(7, 1)", "pixel_flipping"],
     ),
-    "blur": (lambda: M.blur(0.0), ["`sigma`", "0.0"]),
-    "imputation's noise": (lambda: M.impute(noise=-1.0), ["`noise`", "negative"]),
+    "blur": (lambda: M.removal.blur(0.0), ["`sigma`", "0.0"]),
+    "imputation's noise": (lambda: M.removal.impute(noise=-1.0), ["`noise`", "negative"]),
     "dropout": (
         lambda: M.pixel_flipping(lambda x: NET(x * jax.random.bernoulli(jax.random.key(0), 0.5, (N,))))(R, X),
         ["random"],

@@ -268,30 +268,38 @@ B = np.cos(0.5 * ROW * COLUMN) + 0.2 * A
 
 def test_similarities():
     # scikit-image 0.26, structural_similarity of maps over their largest |value|, data_range of both together.
-    np.testing.assert_allclose(jx.metrics.ssim(A, B), 0.10121221325563388, rtol=1e-10)
-    np.testing.assert_allclose(jx.metrics.ssim(abs(A), abs(B)), 0.021479281539052306, rtol=1e-9)
+    np.testing.assert_allclose(jx.metrics.similarity.ssim(A, B), 0.10121221325563388, rtol=1e-10)
+    np.testing.assert_allclose(jx.metrics.similarity.ssim(abs(A), abs(B)), 0.021479281539052306, rtol=1e-9)
     channels = np.stack([A, B], -1), np.stack([B, A**2], -1)
-    np.testing.assert_allclose(jx.metrics.ssim(*channels), 0.058969822329140886, rtol=1e-10)
+    np.testing.assert_allclose(jx.metrics.similarity.ssim(*channels), 0.058969822329140886, rtol=1e-10)
     ties = np.round(A), np.round(B)
-    np.testing.assert_allclose(jx.metrics.spearman(*ties), 0.17622858731156366, rtol=1e-10)
-    np.testing.assert_allclose(jx.metrics.pearson(A, B), 0.2354433154929017, rtol=1e-10)
+    np.testing.assert_allclose(jx.metrics.similarity.spearman(*ties), 0.17622858731156366, rtol=1e-10)
+    np.testing.assert_allclose(jx.metrics.similarity.pearson(A, B), 0.2354433154929017, rtol=1e-10)
     np.testing.assert_allclose(
-        jx.metrics.cosine(A, B), (A * B).sum() / np.linalg.norm(A) / np.linalg.norm(B), rtol=1e-10
+        jx.metrics.similarity.cosine(A, B), (A * B).sum() / np.linalg.norm(A) / np.linalg.norm(B), rtol=1e-10
     )
-    half = jx.metrics.spearman({"a": A[:4], "b": A[4:]}, {"a": B[:4], "b": B[4:]})
-    np.testing.assert_allclose(half, jx.metrics.spearman(A, B), rtol=1e-12)
+    half = jx.metrics.similarity.spearman({"a": A[:4], "b": A[4:]}, {"a": B[:4], "b": B[4:]})
+    np.testing.assert_allclose(half, jx.metrics.similarity.spearman(A, B), rtol=1e-12)
 
 
-@pytest.mark.parametrize("similarity", [jx.metrics.spearman, jx.metrics.pearson, jx.metrics.cosine, jx.metrics.ssim])
+@pytest.mark.parametrize(
+    "similarity",
+    [
+        jx.metrics.similarity.spearman,
+        jx.metrics.similarity.pearson,
+        jx.metrics.similarity.cosine,
+        jx.metrics.similarity.ssim,
+    ],
+)
 def test_similarities_of_any_scale_of_itself_and_of_constants(similarity):
     a, b = (jnp.asarray(v, jnp.float32) for v in (A, B))
     np.testing.assert_allclose(similarity(a, a), 1, rtol=1e-6)
     want = similarity(a, b)
-    assert want == similarity(b, a) or similarity is not jx.metrics.spearman
+    assert want == similarity(b, a) or similarity is not jx.metrics.similarity.spearman
     for scale in (1e-30, 1e30):
         np.testing.assert_allclose(similarity(a * jnp.float32(scale), b), want, rtol=2e-4)
     np.testing.assert_allclose(jax.jit(jax.vmap(similarity))(a[None], b[None])[0], want, rtol=1e-5)
-    level = 0.0 if similarity is jx.metrics.cosine else 0.1  # whose mean is not 0.1
+    level = 0.0 if similarity is jx.metrics.similarity.cosine else 0.1  # whose mean is not 0.1
     assert np.isnan(similarity(a, jnp.full_like(a, level))) and np.isnan(similarity(jnp.full_like(a, level), a))
     assert similarity(a.astype(jnp.bfloat16), b).dtype == jnp.float32
 
@@ -338,7 +346,7 @@ def test_errors(key):
         (lambda: rd.random_logit(gradient, **near)(X, 1.0, key=key), "one integer for one example"),
         (lambda: rd.random_logit(gradient, **near)(X, key=key), "no argument 1"),
         (lambda: rd.random_logit(gradient, **near)(X, 1), "needs a random key"),
-        (lambda: jx.metrics.spearman(A, A[:3]), "different shapes"),
+        (lambda: jx.metrics.similarity.spearman(A, A[:3]), "different shapes"),
     ):
         with pytest.raises(jx.JaxplainError, match=words) as error:
             make()

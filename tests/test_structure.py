@@ -2,7 +2,6 @@
 
 import ast
 import doctest
-import importlib
 import inspect
 import re
 import subprocess
@@ -31,6 +30,8 @@ import jaxplain.methods._perturbation
 import jaxplain.methods._propagation
 import jaxplain.methods._taylor
 import jaxplain.metrics
+import jaxplain.metrics._compare
+import jaxplain.metrics._complexity
 import jaxplain.metrics._randomization
 import jaxplain.metrics._robustness
 import jaxplain.nnx
@@ -178,8 +179,8 @@ MODULES = [
     jaxplain.metrics,
     jaxplain.metrics._randomization,
     jaxplain.metrics._robustness,
-    importlib.import_module("jaxplain.metrics._compare"),  # whose name in the package is the function
-    importlib.import_module("jaxplain.metrics._complexity"),
+    jaxplain.metrics._compare,
+    jaxplain.metrics._complexity,
     jaxplain.nnx,
     jaxplain.rules.composites,
     jaxplain._scores,

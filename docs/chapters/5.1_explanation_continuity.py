@@ -69,14 +69,15 @@ print(f"{'distance':>9} {'sensitivity':>12} {'simple Taylor':>14} {'deep Taylor'
 for epsilon in (1e-1, 1e-2, 1e-3):
     here, there = jnp.array([1.0, 1 - epsilon / 2**0.5]), jnp.array([1 - epsilon / 2**0.5, 1.0])
     slopes = [
-        float(metrics.continuity(explain, neighbors=metrics.given(there[None]))(here)) for explain in toy.values()
+        float(metrics.continuity(explain, neighbors=metrics.neighbors.given(there[None]))(here))
+        for explain in toy.values()
     ]
     print(f"{epsilon:9g} {slopes[0]:12.1f} {slopes[1]:14.1f} {slopes[2]:12.4f}")
     np.testing.assert_allclose(slopes[:2], 2 / epsilon, rtol=0.08)
     assert slopes[2] <= 2**0.5 + 1e-4
 
 some = jax.random.uniform(jax.random.key(0), (300, 2), minval=0.2, maxval=2.0)
-near = metrics.ball(0.1, n_samples=30)
+near = metrics.neighbors.ball(0.1, n_samples=30)
 for name, explain in toy.items():
     keys = jax.random.split(jax.random.key(1), len(some))
     found = jax.jit(jax.vmap(metrics.continuity(explain, neighbors=near)))(some, key=keys)
@@ -148,9 +149,9 @@ x, y = digits.x_test[:n], digits.y_test[:n]
 key = jax.random.key(0)
 radius = 0.5
 neighborhoods = {
-    "translations": metrics.translations(3, axes=(0, 1)),
-    "ball": metrics.ball(radius, n_samples=10, norm="2"),
-    "ascent": metrics.ascent(radius, n_steps=10, n_starts=1, norm="2"),
+    "translations": metrics.neighbors.translations(3, axes=(0, 1)),
+    "ball": metrics.neighbors.ball(radius, n_samples=10, norm="2"),
+    "ascent": metrics.neighbors.ascent(radius, n_steps=10, n_starts=1, norm="2"),
 }
 rows = methods | {
     "integrated gradients": partial(jx.integrated_gradients, n_steps=10),

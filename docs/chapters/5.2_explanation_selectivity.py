@@ -95,11 +95,11 @@ assert interval[0] > 0
 patches = jx.patches(4, 4)
 replacements = {
     "black": 0.0,
-    "its mean": metrics.channel_mean(),
-    "blurred digit": metrics.blur(3.0),
-    "imputed (ROAD)": metrics.impute(),
+    "its mean": metrics.removal.channel_mean(),
+    "blurred digit": metrics.removal.blur(3.0),
+    "imputed (ROAD)": metrics.removal.impute(),
     "other digits": jx.references(digits.x_train[:200]),
-    "uniform noise": metrics.uniform(),
+    "uniform noise": metrics.removal.uniform(),
 }
 half = {"groups": patches, "n_steps": 24, "until": 24 / 49}
 protocols = {
@@ -110,7 +110,7 @@ protocols = {
     f"pixels, {name}, most first": partial(metrics.pixel_flipping, baseline=replacements[name], n_steps=20)
     for name in ("black", "imputed (ROAD)")
 }
-controlled = methods | {"random": metrics.random_map}
+controlled = methods | {"random": metrics.controls.random_map}
 table = metrics.compare(score, controlled, protocols, progress=False, batch_size=min(n, 100))(x, y, key=key)
 
 # %%
@@ -221,12 +221,15 @@ print(f"share of deep Taylor's relevance on black pixels: {float(jnp.mean(halo(x
 # may gain at every step. The lead of simple Taylor in part 1 is more than twice that of the fixed ranking (though windows and steps differ as well). Then it is not the explanation of the digit that is measured, but of
 # twenty ever emptier images.
 #
-# How far is either from the best that can be done? `metrics.greedy` asks the score itself which patch to remove next: no explanation, the control
+# How far is either from the best that can be done? `metrics.controls.greedy` asks the score itself which patch to remove next: no explanation, the control
 # above.
 
 # %%
 few = min(n, 50)
-bounds = {"greedy": partial(metrics.greedy, groups=patches, baseline=0.0), "random": metrics.random_map}
+bounds = {
+    "greedy": partial(metrics.controls.greedy, groups=patches, baseline=0.0),
+    "random": metrics.controls.random_map,
+}
 name = "black, most first"
 limits = metrics.compare(score, bounds, {name: protocols[name]}, progress=False, batch_size=few)(
     x[:few], y[:few], key=key

@@ -38,6 +38,10 @@ MODULES = {
     "prototypes": "Parts of prototypes",
     "experts": "Experts",
     "metrics": "Metrics",
+    "metrics.removal": "Metrics: removal",
+    "metrics.neighbors": "Metrics: neighbors",
+    "metrics.similarity": "Metrics: similarity",
+    "metrics.controls": "Metrics: controls",
     "plot": "Pictures",
     "nnx": "Names for Flax NNX",
     "datasets": "Data",
@@ -90,11 +94,24 @@ def errors() -> list[str]:
 
 @cache
 def modules() -> dict[str, ModuleType]:
-    """The public modules, in the order of `MODULES`."""
-    found = {n: m for n in dir(jx) if not n.startswith("_") and inspect.ismodule(m := getattr(jx, n))}
-    found = {n: m for n, m in found.items() if m.__name__.startswith("jaxplain.") and n not in INTERNAL}
+    """The public modules and the public modules in them, in the order of `MODULES`."""
+    found = {name: module for name, module in _modules_in(jx).items() if name not in INTERNAL}
+    for name, package in list(found.items()):
+        if hasattr(package, "__all__"):
+            inner = _modules_in(package)
+            found |= {f"{name}.{n}": inner[n] for n in package.__all__ if n in inner}
     order = list(MODULES)
     return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+
+
+def _modules_in(package: ModuleType) -> dict[str, ModuleType]:
+    found = {n: m for n, m in vars(package).items() if not n.startswith("_") and inspect.ismodule(m)}
+    return {n: m for n, m in found.items() if m.__name__.startswith("jaxplain.")}
+
+
+def _page(name: str) -> str:
+    """The page of a public module."""
+    return f"reference/{name.replace('.', '/')}.md"
 
 
 @cache
@@ -206,7 +223,7 @@ def reference() -> dict[str, str]:
     for name, module in modules().items():
         parts = [directive(f"jaxplain.{name}", level=1, heading=f"jx.{name}", members=False)]
         parts += [directive(identifier(module, m), level=2, heading=f"jx.{name}.{m}") for m in members(module)]
-        pages[f"reference/{name}.md"] = "\n".join(parts)
+        pages[_page(name)] = "\n".join(parts)
     text = (
         "# Errors\n\nEvery error that the library raises on purpose is a `jx.JaxplainError`, and the matching built-in."
     )
@@ -221,7 +238,7 @@ def reference_navigation() -> list[object]:
     entries: list[object] = ["reference.md"]
     for group in groups():
         entries.append({group.title: [group.index, *({m: group.page(m)} for m in group.members)]})
-    entries += [{MODULES.get(name, name.capitalize()): f"reference/{name}.md"} for name in modules()]
+    entries += [{MODULES.get(name, name.capitalize()): _page(name)} for name in modules()]
     return [*entries, {"Errors": "reference/errors.md"}]
 
 
@@ -232,8 +249,8 @@ def reference_table() -> str:
         names = ", ".join(f"[`{m}`]({group.page(m)})" for m in group.members)
         rows.append(f"| [{group.title}]({group.index}) | {names} |")
     for name, module in modules().items():
-        names = ", ".join(f"[`{m}`](reference/{name}.md#{identifier(module, m)})" for m in members(module))
-        rows.append(f"| [{MODULES.get(name, name.capitalize())}](reference/{name}.md) | {names} |")
+        names = ", ".join(f"[`{m}`]({_page(name)}#{identifier(module, m)})" for m in members(module))
+        rows.append(f"| [{MODULES.get(name, name.capitalize())}]({_page(name)}) | {names} |")
     names = ", ".join(f"[`{m}`](reference/errors.md#jaxplain.{m})" for m in errors())
     return "\n".join([*rows, f"| [Errors](reference/errors.md) | {names} |"])
 

@@ -1,14 +1,17 @@
-"""How good is an explanation? Measures of maps, of methods, and one table of both.
+"""How good is an explanation? Metrics for single maps and for methods, and `compare`, which tabulates both.
 
-A metric is `metric(…, **settings) -> measure`, and a measure is a pure function of one example: `jax.vmap` and `jax.jit` do the rest. What it reads
-shows in the name of its first argument:
+A metric is `metric(…, **settings) -> measure`, and a measure is a pure function of one example, so that `jax.vmap` and
+`jax.jit` apply to it. The name of a metric's first argument says what it reads:
 
-- `metric(score)(attribution, x, *args)`: faithfulness, axioms: does the score agree with the map?
-- `metric(explain)(x, *args)`: robustness: how much does the map change where the input hardly does?
-- `metric(make_explain)(params, x, *args)`: randomization: does it change when the network forgets what it has learned?
-- `metric()(attribution)`, `metric()(attribution, mask)`: complexity, localization: how long is the map, and is it where the object is?
+- `metric(score)(attribution, x, *args)`: faithfulness and axioms. Does the score agree with the map?
+- `metric(explain)(x, *args)`: robustness. How much does the map change when the input hardly changes?
+- `metric(make_explain)(params, x, *args)`: randomization. Does it change when the network forgets what it has learned?
+- `metric()(attribution)`, `metric()(attribution, mask)`: complexity and localization. How complex is the map, and does
+  it lie on the object?
 
-Those that draw take `key=`. `compare` measures methods by metrics over many examples; `random_map` and `greedy` are controls.
+Measures that draw random numbers take `key=`. `compare` evaluates many methods by many metrics over many examples.
+The ingredients have modules of their own: `removal` (what replaces removed features), `neighbors` (which inputs
+are near to x), `similarity` (of two maps), and `controls` (what a method should be compared with first).
 
 Example:
     >>> import jax, jaxplain as jx
@@ -20,6 +23,7 @@ Example:
     (8,)
 """
 
+from jaxplain.metrics import controls, neighbors, removal, similarity
 from jaxplain.metrics._axioms import completeness, input_invariance, non_sensitivity
 from jaxplain.metrics._compare import compare
 from jaxplain.metrics._comparison import Comparison
@@ -60,35 +64,22 @@ from jaxplain.metrics._robustness import (
     relative_output_stability,
     relative_representation_stability,
 )
-from jaxplain.metrics.controls import greedy, random_map
-from jaxplain.metrics.neighbors import ascent, ball, drawn, gaussian, given, translations
-from jaxplain.metrics.removal import blur, channel_mean, impute, uniform
-from jaxplain.metrics.similarity import cosine, pearson, spearman, ssim
 
 __all__ = [
     "Comparison",
     "Correlations",
     "Curve",
-    "ascent",
     "attribution_auc",
     "avg_sensitivity",
-    "ball",
-    "blur",
-    "channel_mean",
     "compare",
     "completeness",
     "complexity",
     "continuity",
-    "cosine",
-    "drawn",
+    "controls",
     "effective_complexity",
     "energy_inside",
     "faithfulness_correlation",
     "faithfulness_estimate",
-    "gaussian",
-    "given",
-    "greedy",
-    "impute",
     "infidelity",
     "input_invariance",
     "insertion",
@@ -98,26 +89,23 @@ __all__ = [
     "max_sensitivity",
     "monotonicity",
     "monotonicity_correlation",
+    "neighbors",
     "non_sensitivity",
     "parameter_randomization",
-    "pearson",
     "pixel_flipping",
     "pointing_game",
     "random_logit",
-    "random_map",
     "region_perturbation",
     "relative_input_stability",
     "relative_output_stability",
     "relative_representation_stability",
     "relevance_rank_accuracy",
+    "removal",
     "road",
     "selectivity",
     "sensitivity_n",
+    "similarity",
     "sparseness",
-    "spearman",
-    "ssim",
     "sufficiency",
     "top_k_intersection",
-    "translations",
-    "uniform",
 ]

@@ -105,7 +105,7 @@ def non_sensitivity(
 
     Arguments:
         score: `f(x, *args) -> real scalar` for one example. It need not be differentiable.
-        baseline: what a group is replaced by, as in `pixel_flipping`: the expectation is over its draws (`jx.references(x_train)`, `metrics.uniform(low, high)`). **A feature that has the value
+        baseline: what a group is replaced by, as in `pixel_flipping`: the expectation is over its draws (`jx.references(x_train)`, `metrics.removal.uniform(low, high)`). **A feature that has the value
             of a fixed baseline already cannot be seen to matter**: black pixels under `baseline=0.0`.
         tolerance: τ, what counts as nothing beside the largest.
         groups, n_groups, chunk_size, argnums, allow_random, key: as in `pixel_flipping`.

@@ -33,7 +33,7 @@ def compare(
     Arguments:
         score: `f(x, *args) -> real scalar` for one example.
         methods: name → `method(score) -> explain`: `jx.gradient`, `functools.partial(jx.lrp, rules=…)`, `lambda score: jx.smoothgrad(jx.gradient(score))`. Include the
-            controls, `metrics.random_map` and `metrics.greedy`.
+            controls, `metrics.controls.random_map` and `metrics.controls.greedy`.
         metrics: name → a metric, told apart by the **name of its first argument**:
             `score`: `functools.partial(metrics.pixel_flipping, groups=jx.patches(4, 4))`, `lambda score: …`;
             `explain`: `functools.partial(metrics.max_sensitivity, …)`; `make_explain`: `metrics.parameter_randomization`; `method`: `functools.partial(metrics.input_invariance, score=…)`;

@@ -114,7 +114,7 @@ def effective_complexity(
     Arguments:
         score: `f(x, *args) -> real scalar` for one example. It need not be differentiable.
         tolerance: ε > 0, in units of f *squared*: `0.1**2` where the score, say a probability, may be off by 0.1.
-        baseline: what the others are replaced by, as in `pixel_flipping`. The expectation is over its draws: `jx.references(x_train)`, `metrics.uniform(low, high)`. One that does
+        baseline: what the others are replaced by, as in `pixel_flipping`. The expectation is over its draws: `jx.references(x_train)`, `metrics.removal.uniform(low, high)`. One that does
             not draw costs one evaluation for each k.
         groups, n_groups, chunk_size, argnums, allow_random, key: as in `pixel_flipping`. Of equal |R| the smaller label comes first.
         n_samples: draws of the others, the same for each k: draw j is made with `fold_in(key, j)`.

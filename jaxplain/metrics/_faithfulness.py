@@ -200,7 +200,7 @@ def monotonicity_correlation(
     What a feature tells is what is lost, in squares, by not knowing it: the expectation is over values that it might have had.
 
     Arguments:
-        baseline: where those values are drawn from: `metrics.uniform(low, high)`, `jx.references(x_train)` (the paper's: values of other examples); one that does not draw
+        baseline: where those values are drawn from: `metrics.removal.uniform(low, high)`, `jx.references(x_train)` (the paper's: values of other examples); one that does not draw
             makes it the rank correlation with Δ², at one evaluation a group.
         n_samples: draws for each group.
         the others: as in `faithfulness_correlation`.

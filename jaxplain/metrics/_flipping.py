@@ -69,8 +69,8 @@ def pixel_flipping(
         order: "most" relevant first, or "least". Of equal groups the one with the smaller label goes first, in C order.
         groups, n_groups: what is removed together, as in `ablation`: `None` single features, `jx.patches(1, 1)` pixels with all their channels,
             `jx.patches(4, 4)` patches, a segmentation. Labels that no feature has do not count, so that `n_groups` may be an upper bound for traced segmentations.
-        baseline: what they are replaced by: a number, a pytree, a function of x (`metrics.blur`, `metrics.channel_mean`), `jx.references(...)` (one drawn for each
-            evaluation), `metrics.uniform(...)`, `metrics.impute(...)`; those that draw need a key.
+        baseline: what they are replaced by: a number, a pytree, a function of x (`metrics.removal.blur`, `metrics.removal.channel_mean`), `jx.references(...)` (one drawn for each
+            evaluation), `metrics.removal.uniform(...)`, `metrics.removal.impute(...)`; those that draw need a key.
         n_steps: removals, of equally many groups each, to rounding; `None` is one group each. Cost is n_steps + 1 evaluations.
         until: the share of the groups that is removed in the end.
         recompute: an explainer; then each removal takes the groups that `recompute` finds most (least) relevant *in what is left* of x, and the attribution
@@ -122,7 +122,7 @@ def insertion(
 ) -> CurveMeasure:
     r"""Insertion: the mean height of the curve $k \mapsto f(x_{\setminus \overline{G_1 \cup \dots \cup G_k}})$, $R_{G_1} \ge R_{G_2} \ge \dots$ **High is good.**
 
-    From the baseline, features are put back, the most relevant first. The paper's baseline is a blurred image, `baseline=metrics.blur(5.0)`; its
+    From the baseline, features are put back, the most relevant first. The paper's baseline is a blurred image, `baseline=metrics.removal.blur(5.0)`; its
     counterpart *deletion* is `pixel_flipping`.
 
     Arguments, returns and costs are those of `pixel_flipping`. The curve starts at the score of the baseline and ends, at `until=1`, at f(x).
@@ -150,7 +150,7 @@ def region_perturbation(
 ) -> CurveMeasure:
     r"""Region perturbation, as area over the curve: $\text{AOPC} = \frac{1}{L+1} \sum_{k=0}^L \left[f(x) - f(x_{\setminus G_1 \cup \dots \cup G_k})\right]$. **High is good.**
 
-    The paper's regions are 9 × 9 pixels, `groups=jx.patches(9, 9)`, of which 100 of n are replaced, `until=100 / n`, by uniform noise, `baseline=metrics.uniform(0, 1)` (drawn
+    The paper's regions are 9 × 9 pixels, `groups=jx.patches(9, 9)`, of which 100 of n are replaced, `until=100 / n`, by uniform noise, `baseline=metrics.removal.uniform(0, 1)` (drawn
     anew at every step here).
 
     Arguments, returns and costs are those of `pixel_flipping`, whose curve it reads; L is the number of steps.
@@ -309,7 +309,7 @@ def road(
     Arguments:
         shares: of the pixels that are removed, each from the whole x.
         order: "most" relevant first, or "least" (then high is good).
-        baseline: `None` is `metrics.impute()`, the paper's noisy linear imputation.
+        baseline: `None` is `metrics.removal.impute()`, the paper's noisy linear imputation.
         groups: `None` is `jx.patches(1, 1)`: pixels with all their channels.
         the others: as in `pixel_flipping`.
 

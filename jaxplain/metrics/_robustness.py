@@ -49,7 +49,7 @@ def max_sensitivity(
 
     Arguments:
         explain: an explainer of this library, or any function `(x, *args) -> map`; a map may have another shape than x.
-        neighbors: the x′, e.g. `jx.metrics.ball(0.02)`; `jx.metrics.ascent(0.02)` looks for the largest value.
+        neighbors: the x′, e.g. `jx.metrics.neighbors.ball(0.02)`; `jx.metrics.neighbors.ascent(0.02)` looks for the largest value.
         normalize: divide by ‖R(x)‖₂, as Captum and Quantus do, so that methods with other units can be compared; `False` is the paper's.
         predict: `predict(x, *args) -> class`; then only neighbors of the same predicted class count.
         chunk_size: neighbors explained together; memory is that of so many explanations, whatever their number.
@@ -67,7 +67,7 @@ def max_sensitivity(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxplain as jx
-        >>> near = jx.metrics.ball(0.1, n_samples=50)
+        >>> near = jx.metrics.neighbors.ball(0.1, n_samples=50)
         >>> measure = jx.metrics.max_sensitivity(jx.gradient(lambda x: jnp.sum(x**2)), neighbors=near)
         >>> print(measure(jnp.array([3.0, 4.0]), key=jax.random.key(0)) < 0.1 * 2**0.5 / 5)
         True
@@ -100,7 +100,7 @@ def avg_sensitivity(
             explain_error(
                 "metrics.avg_sensitivity: a mean needs neighbors that are drawn, not searched for.",
                 got="ascent",
-                fix="neighbors=jx.metrics.ball(radius, n_samples=50)",
+                fix="neighbors=jx.metrics.neighbors.ball(radius, n_samples=50)",
             )
         )
     ratio = _change(2, False, normalize)
@@ -372,9 +372,9 @@ def _require_neighbors(method: str, neighbors: Any) -> None:
                 f"{method}: `neighbors` says which inputs are near to x.",
                 got=type(neighbors).__name__,
                 fix=(
-                    "drawn from a box around x: neighbors=jx.metrics.ball(0.02), in units of x",
-                    "translations: neighbors=jx.metrics.translations(3)",
-                    "your own: neighbors=jx.metrics.drawn(lambda key, x: …)",
+                    "drawn from a box around x: neighbors=jx.metrics.neighbors.ball(0.02), in units of x",
+                    "translations: neighbors=jx.metrics.neighbors.translations(3)",
+                    "your own: neighbors=jx.metrics.neighbors.drawn(lambda key, x: …)",
                 ),
             )
         )

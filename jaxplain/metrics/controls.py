@@ -15,6 +15,8 @@ from jaxplain._groups import groups_of
 from jaxplain._types import Leaves
 from jaxplain.metrics.removal import draws, filler
 
+__all__ = ["greedy", "random_map"]
+
 
 def random_map(
     score: Callable[..., Any],
@@ -40,7 +42,7 @@ def random_map(
         return leaves, Info(n_gradients=jnp.int32(0))
 
     return make_explainer(
-        "metrics.random_map",
+        "metrics.controls.random_map",
         score,
         compute,
         argnums=argnums,
@@ -77,7 +79,7 @@ def greedy(
     Guarantees: no first step can do better; later ones may, since it never looks ahead.
     Cost: n² evaluations of the score for n groups.
     """
-    method = "metrics.greedy"
+    method = "metrics.controls.greedy"
     chunk = chunk_of(method, chunk_size)
 
     def compute(call: Call, key: Any, _with_info: bool) -> tuple[Leaves, Info | None]:

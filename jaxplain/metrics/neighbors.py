@@ -21,6 +21,8 @@ from jaxplain.metrics._explained import (
     require_function,
 )
 
+__all__ = ["Neighbors", "ascent", "ball", "drawn", "gaussian", "given", "translations"]
+
 # compare(x′) -> (the ratio, whether x′ counts as a neighbor)
 Compare: TypeAlias = Callable[[Leaves], tuple[jax.Array, jax.Array]]
 
@@ -55,8 +57,8 @@ def ball(radius: Any, *, n_samples: int = 10, norm: Literal["inf", "2"] = "inf")
     by r · u · g/‖g‖, with `keys = split(key, leaves + 1)`, g standard normal from `keys[i]`, $u = v^{1/d}$ and v uniform from the last. Then x′ is rounded to x's dtype. It is not clipped
     to the range of the data: see `drawn`.
     """
-    positive_int("metrics.ball", "n_samples", n_samples)
-    unit = _Ball("metrics.ball", radius, norm)
+    positive_int("metrics.neighbors.ball", "n_samples", n_samples)
+    unit = _Ball("metrics.neighbors.ball", radius, norm)
 
     def points(arguments: Arguments) -> Callable[[jax.Array, Any], Leaves]:
         move, draw, _ = unit.at(arguments)
@@ -74,7 +76,7 @@ def gaussian(noise: Any, *, n_samples: int = 10) -> Neighbors:
 
     Draws: leaf i gets σ · `jax.random.normal(keys[i])`, `keys = jax.random.split(key, leaves)`; then x′ is rounded to x's dtype.
     """
-    positive_int("metrics.gaussian", "n_samples", n_samples)
+    positive_int("metrics.neighbors.gaussian", "n_samples", n_samples)
 
     def points(arguments: Arguments) -> Callable[[jax.Array, Any], Leaves]:
         x = upcast(arguments.leaves)
@@ -89,7 +91,7 @@ def drawn(draw: Callable[[jax.Array, Any], Any], *, n_samples: int = 10) -> Neig
 
     Rotations, other lighting, or a ball that is clipped to the range of the data.
     """
-    method = "metrics.drawn"
+    method = "metrics.neighbors.drawn"
     positive_int(method, "n_samples", n_samples)
     require_function(method, "draw", draw)
 
@@ -126,7 +128,7 @@ def given(points: Any) -> Neighbors:
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise SettingError(
             explain_error(
-                "metrics.given: the leaves of `points` need one leading axis, of the neighbors.",
+                "metrics.neighbors.given: the leaves of `points` need one leading axis, of the neighbors.",
                 got=f"leading axes {sorted(map(list, sizes))}",
                 fix="jnp.stack([one, another]); a single one: point[None]",
             )
@@ -150,7 +152,7 @@ def translations(shifts: int | Sequence, *, axes: int | tuple[int, ...] = (0, 1)
 
     The tutorials of Montavon et al. move a digit sideways by up to 20 places: `translations(20, axes=1)`.
     """
-    method = "metrics.translations"
+    method = "metrics.neighbors.translations"
     table, named = _shift_table(method, shifts, axes)
 
     def points(arguments: Arguments) -> Callable[[jax.Array, Any], Leaves]:
@@ -200,7 +202,7 @@ def ascent(
     Errors: `TransformError` if the explanation has no derivative in reverse mode.
     References: Madry et al., Toward deep learning models resistant to adversarial attacks, ICLR 2018 (of whom the steps are).
     """
-    method = "metrics.ascent"
+    method = "metrics.neighbors.ascent"
     positive_int(method, "n_steps", n_steps)
     positive_int(method, "n_starts", n_starts)
     size = 2.5 / n_steps if step_size is None else step_size
@@ -359,7 +361,7 @@ def _in_reverse(method: str, height: Callable[[Leaves], Any], offset: Leaves) ->
                 f"{method}: the explanation has no derivative in reverse mode, which ascent follows.",
                 got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
                 fix=(
-                    "sample instead: neighbors=jx.metrics.ball(radius, n_samples=100)",
+                    "sample instead: neighbors=jx.metrics.neighbors.ball(radius, n_samples=100)",
                     "loops of a fixed length: lax.scan; integrated_gradients without tol",
                 ),
             )

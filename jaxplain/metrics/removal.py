@@ -20,6 +20,8 @@ from jaxplain._leaves import upcast
 from jaxplain._references import References, pool_of
 from jaxplain._types import Leaves
 
+__all__ = ["Removal", "blur", "channel_mean", "impute", "uniform"]
+
 # fill(masks, key): x with the masked features replaced
 Fill: TypeAlias = Callable[[Masks, Any], Leaves]
 
@@ -60,7 +62,9 @@ def blur(sigma: float, *, axes: Sequence[int] = (0, 1)) -> Callable[[Any], Any]:
     Outside of the input it continues with the values at its edge.
     """
     if not isinstance(sigma, int | float) or not sigma > 0:
-        raise SettingError(explain_error("metrics.blur: `sigma` must be a positive Python number.", got=repr(sigma)))
+        raise SettingError(
+            explain_error("metrics.removal.blur: `sigma` must be a positive Python number.", got=repr(sigma))
+        )
     radius = max(round(4 * sigma), 1)
 
     def blurred(x: jax.Array) -> jax.Array:
@@ -96,15 +100,15 @@ def impute(*, noise: float = 0.01, axes: tuple[int, int] = (0, 1)) -> Removal:
     References:
         Rong et al., A consistent and efficient evaluation strategy for attribution methods, ICML 2022.
     """
-    not_negative("metrics.impute", "noise", noise)
+    not_negative("metrics.removal.impute", "noise", noise)
 
     def fill(x: jax.Array, mask: jax.Array, key: Any) -> jax.Array:
         if x.ndim < 2:
             raise StructureError(
                 explain_error(
-                    "metrics.impute: pixels are imputed from their neighbors, on two axes.",
+                    "metrics.removal.impute: pixels are imputed from their neighbors, on two axes.",
                     got=f"an input of shape {x.shape}",
-                    fix="baseline=0.0, baseline=jx.metrics.uniform(), baseline=lambda x: …",
+                    fix="baseline=0.0, baseline=jx.metrics.removal.uniform(), baseline=lambda x: …",
                 )
             )
         first = jnp.moveaxis(x, axes, (0, 1))

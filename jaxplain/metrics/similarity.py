@@ -11,22 +11,24 @@ from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._leaves import wide_dtype
 from jaxplain.metrics._explained import all_finite, float_map
 
+__all__ = ["cosine", "pearson", "spearman", "ssim"]
+
 Similarity: TypeAlias = str | Callable[[Any, Any], Any]
 
 
 def spearman(a: Any, b: Any) -> jax.Array:
     """Spearman's rank correlation of two maps (arrays or pytrees); ties share the mean of their ranks. NaN if one is constant."""
-    return rank_correlation(*_vectors("metrics.spearman", a, b))
+    return rank_correlation(*_vectors("metrics.similarity.spearman", a, b))
 
 
 def pearson(a: Any, b: Any) -> jax.Array:
     """Pearson's correlation of two maps (arrays or pytrees). NaN if one is constant."""
-    return correlation(*_vectors("metrics.pearson", a, b))
+    return correlation(*_vectors("metrics.similarity.pearson", a, b))
 
 
 def cosine(a: Any, b: Any) -> jax.Array:
     """The cosine of the angle between two maps (arrays or pytrees). NaN if one is zero."""
-    first, second = map(_unit, _vectors("metrics.cosine", a, b))
+    first, second = map(_unit, _vectors("metrics.similarity.cosine", a, b))
     return jnp.clip(jnp.vdot(first, second), -1, 1)
 
 
@@ -41,7 +43,7 @@ def ssim(a: Any, b: Any, *, window: int = 7) -> jax.Array:
     References:
         Wang et al., Image quality assessment: from error visibility to structural similarity, IEEE Transactions on Image Processing 13, 2004.
     """
-    method = "metrics.ssim"
+    method = "metrics.similarity.ssim"
     leaves = [*float_map(method, "a map", a), *float_map(method, "a map", b)]
     shapes = [leaf.shape for leaf in leaves]
     if len(leaves) != 2 or shapes[0] != shapes[1] or len(shapes[0]) not in (2, 3) or min(shapes[0][:2]) < window:
@@ -50,7 +52,10 @@ def ssim(a: Any, b: Any, *, window: int = 7) -> jax.Array:
                 f"{method}: two maps of one image are needed, no smaller than the window.",
                 got=", ".join(map(str, map(list, shapes))),
                 need=f"(height, width) or (height, width, channels), at least {window} × {window}",
-                fix=("of any other shape: similarity='spearman'", "a batch of them: jax.vmap(jx.metrics.ssim)(a, b)"),
+                fix=(
+                    "of any other shape: similarity='spearman'",
+                    "a batch of them: jax.vmap(jx.metrics.similarity.ssim)(a, b)",
+                ),
             )
         )
     is_constant = jnp.array([jnp.max(leaf) == jnp.min(leaf) for leaf in leaves]).any()
