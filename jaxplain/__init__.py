@@ -41,7 +41,6 @@ from jaxplain._references import references as references
 from jaxplain._scores import check as check
 from jaxplain._scores import logit as logit
 from jaxplain._split import Split as Split
-from jaxplain._split import conductance as conductance
 from jaxplain._split import split as split
 from jaxplain.methods._cam import ablation_cam as ablation_cam
 from jaxplain.methods._cam import cam as cam
@@ -53,6 +52,7 @@ from jaxplain.methods._cam import hires_cam as hires_cam
 from jaxplain.methods._cam import layer_cam as layer_cam
 from jaxplain.methods._cam import score_cam as score_cam
 from jaxplain.methods._cam import xgrad_cam as xgrad_cam
+from jaxplain.methods._conductance import conductance as conductance
 from jaxplain.methods._deeplift import deeplift as deeplift
 from jaxplain.methods._gradient import gradient as gradient
 from jaxplain.methods._gradient import input_x_gradient as input_x_gradient

@@ -31,19 +31,8 @@ class Arguments:
     def __init__(self, method: str, args: Args, argnums: ArgNums):
         self.method = method
         self.args = args
-        named: Sequence[Any] = argnums if isinstance(argnums, Sequence) else (argnums,)
-        self.single = named is not argnums
-        positions = tuple(_index(method, p) for p in named)
-        distinct = {p % max(len(args), 1) for p in positions}
-        if not positions or any(not -len(args) <= p < len(args) for p in positions) or len(distinct) < len(positions):
-            raise InputError(
-                explain_error(
-                    f"{method}: argnums={argnums} does not name different arguments of this call.",
-                    got=f"{len(args)} positional argument(s)",
-                    fix="call explain(x, *args) with the explained argument at position argnums",
-                )
-            )
-        self.positions = tuple(p % len(args) for p in positions)
+        self.single = not isinstance(argnums, Sequence)
+        self.positions = argument_positions(method, args, argnums)
         self._flat = [jax.tree_util.tree_flatten_with_path(args[p]) for p in self.positions]
         self._names = [
             (f"argument {p}" + jax.tree_util.keystr(path), _is_explainable(method, p, path, leaf))
@@ -199,6 +188,22 @@ class Arguments:
                 ),
             )
         )
+
+
+def argument_positions(method: str, args: Args, argnums: ArgNums) -> tuple[int, ...]:
+    """The positions that `argnums` names, counted from 0; an error unless they are different arguments of this call."""
+    named = argnums if isinstance(argnums, Sequence) else (argnums,)
+    positions = tuple(_index(method, position) for position in named)
+    distinct = {position % max(len(args), 1) for position in positions}
+    if not positions or any(not -len(args) <= p < len(args) for p in positions) or len(distinct) < len(positions):
+        raise InputError(
+            explain_error(
+                f"{method}: argnums={argnums} does not name different arguments of this call.",
+                got=f"{len(args)} positional argument(s)",
+                fix="count the arguments of the explained function from 0",
+            )
+        )
+    return tuple(position % len(args) for position in positions)
 
 
 def _index(method: str, position: object) -> int:

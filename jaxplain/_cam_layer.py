@@ -1,4 +1,4 @@
-"""A hidden layer read as maps of the input: which layer, which of its axes are places, and its values with the channels last."""
+"""Reads a hidden layer as maps over the input: its place and channel axes, and its values with the channels last."""
 
 import itertools
 import math
@@ -18,16 +18,17 @@ from jaxplain._ir.program import Program, require_scalar
 from jaxplain._layers.axes import Label, Map, Places, is_place
 from jaxplain._layers.split import Site
 from jaxplain._leaves import upcast
-from jaxplain._split import Inside
+from jaxplain._split import Splittable
+from jaxplain._types import LayerSpecs
 
 
 class Layout(NamedTuple):
-    """How the axes of a layer are laid out, where the program does not tell; fields that are `None` are found from it.
+    """The layout of a layer's axes, for layers whose layout the program does not determine. `None` means: infer it.
 
     Attributes:
-        channel_axis: the axis of the channels (features of a token).
-        grid: the shape of the grid that tokens stand for, in row-major order.
-        class_tokens: how many tokens before the grid stand for no place.
+        channel_axis: Axis of the channels (the features of a token).
+        grid: Shape of the grid of tokens, in row-major order.
+        class_tokens: Number of tokens before the grid that correspond to no place.
     """
 
     channel_axis: int | None = None
@@ -36,44 +37,43 @@ class Layout(NamedTuple):
 
 
 class MapLayer:
-    """The layer of one call: its maps with the channels last, and the score as a function of them."""
+    """The layer of one call: its maps with the channels last, and the score as a function of it."""
 
-    def __init__(self, inside: Inside, at: Any, layout: Layout):
-        self.method = inside.method
-        self.inside = inside
-        require_scalar(self.method, inside.program.out_shape)
-        self.places = Places(inside.graph, inside.activity)
+    def __init__(self, staged: Splittable, at: LayerSpecs | None, layout: Layout):
+        self.method = staged.method
+        self.staged = staged
+        require_scalar(self.method, staged.program.out_shape)
+        self.places = Places(staged.graph, staged.activity)
         self.site = self._default() if at is None else self._named(at)
         self.map = self._read(layout)
-
-    # Which layer, and how to read it
 
     def _default(self) -> Site:
         sites = self.places.last_maps()
         if len(sites) > 1:
             raise LayerError(
                 explain_error(
-                    f"{self.method}: a map is over one input, and several have a layer of their own.",
+                    f"{self.method}: a map covers one input, but several inputs have a layer of their own.",
                     got=", ".join(f"{site.name} {list(site.values[0].shape)}" for site in sites),
-                    fix="one of them: argnums=0, or at=…",
+                    fix="choose one: argnums=0, or at=…",
                 )
             )
         if not sites:
             raise LayerError(
                 explain_error(
-                    f"{self.method}: no layer of this score is a map of the input that all of the score passes through.",
+                    f"{self.method}: the score does not pass through any layer that is a map over the input.",
                     why="a class activation map needs a layer with places (rows, columns, tokens) and channels: "
-                    "convolutions or tokens, not dense layers of a flattened input, nor a recurrent state",
+                    "convolutions or tokens, not dense layers of a flattened input or a recurrent state",
                     fix=(
-                        "name the layer: at='last conv', at='encoder/Block_3' (jx.split says how); print(jx.layers(score)(x)) lists them",
+                        "name the layer as in jx.split: at='last conv', at='encoder/Block_3'",
+                        "list the layers: print(jx.layers(score)(x))",
                         "a method that needs no such layer: jx.input_x_gradient, jx.integrated_gradients, jx.lrp",
                     ),
                 )
             )
         return sites[0]
 
-    def _named(self, at: Any) -> Site:
-        sites = self.inside.find(at)
+    def _named(self, at: LayerSpecs) -> Site:
+        sites = self.staged.find(at)
         if len(sites) != 1 or len(sites[0].values) != 1:
             raise LayerError(
                 explain_error(
@@ -85,9 +85,9 @@ class MapLayer:
         if sites[0].is_stacked:
             raise LayerError(
                 explain_error(
-                    f"{self.method}: `at` names a layer inside a scan, all of its iterations at once.",
+                    f"{self.method}: `at` names all iterations of a layer inside a scan at once.",
                     got=f"{at!r}, stacked to {list(sites[0].shapes[0].shape)}",
-                    fix=f"one of them: at='{at}@-1' is the last",
+                    fix=f"name one iteration; at='{at}@-1' is the last",
                 )
             )
         return sites[0]
@@ -96,31 +96,31 @@ class MapLayer:
         value = self.site.values[0]
         found = self.places.map_of(value)
         if layout.channel_axis is not None:
-            found = self._as_told(value, layout.channel_axis, layout.grid)
+            found = self._with_channels_at(value, layout.channel_axis, layout.grid)
         if found is None:
             raise LayerError(
                 explain_error(
-                    f"{self.method}: the layer is no map of the input: it is not known which of its axes are places and which are channels.",
+                    f"{self.method}: the layer is not a map over the input: its place and channel axes are unknown.",
                     where=self.site.name,
                     got=f"shape {list(value.shape)}",
                     need="places that come from rows, columns or tokens of the input, and one axis of channels",
                     fix=(
                         "another layer: at='last conv'",
-                        "say it: layout=jx.Layout(channel_axis=-1), and grid=(14, 14), class_tokens=1 for tokens",
+                        "give it: layout=jx.Layout(channel_axis=-1), and grid=(14, 14), class_tokens=1 for tokens",
                     ),
                 )
             )
-        told = layout.grid is not None or layout.class_tokens is not None
+        is_given = layout.grid is not None or layout.class_tokens is not None
         n_axes = len(found.places[0][1].of)
-        if told and (len(found.places) > 1 or (layout.grid is not None and len(layout.grid) != n_axes)):
+        if is_given and (len(found.places) > 1 or (layout.grid is not None and len(layout.grid) != n_axes)):
             raise SettingError(
                 explain_error(
-                    f"{self.method}: `layout` gives a grid or class tokens to a layer that has no such tokens.",
+                    f"{self.method}: `layout` gives a grid or class tokens, but the layer has no such tokens.",
                     where=self.site.name,
                     got=f"grid={layout.grid}, class_tokens={layout.class_tokens} for shape {list(value.shape)}",
                     need=f"one axis of tokens over {n_axes} axes of the input"
                     if len(found.places) == 1
-                    else "none: rows and columns",
+                    else "neither, for rows and columns",
                 )
             )
         places = []
@@ -128,11 +128,11 @@ class MapLayer:
             start = label.start if layout.class_tokens is None else layout.class_tokens
             sizes = label.sizes if layout.grid is None else tuple(layout.grid)
             end = start + math.prod(sizes)
-            # Who gives the grid accounts for every token.
+            # A grid that the user gives must account for every token.
             if start < 0 or end > value.shape[axis] or (layout.grid is not None and end < value.shape[axis]):
                 raise LayerError(
                     explain_error(
-                        f"{self.method}: the layer does not hold that grid.",
+                        f"{self.method}: the layer does not contain that grid.",
                         where=self.site.name,
                         got=f"{value.shape[axis]} tokens",
                         need=f"{start} class tokens and {' × '.join(map(str, sizes))} places",
@@ -142,8 +142,8 @@ class MapLayer:
             places.append((axis, label._replace(start=start, sizes=sizes)))
         return found._replace(places=tuple(places))
 
-    def _as_told(self, value: Value, channel_axis: int, grid: tuple[int, ...] | None) -> Map | None:
-        """The layer with its channels at `channel_axis`; places are those that are known, or else all other wide axes."""
+    def _with_channels_at(self, value: Value, channel_axis: int, grid: tuple[int, ...] | None) -> Map | None:
+        """The layer with its channels at `channel_axis`. Its places are the known ones, or else all other wide axes."""
         shape, labels = value.shape, self.places.labels(value)
         if not -len(shape) <= channel_axis < len(shape):
             raise SettingError(
@@ -155,10 +155,10 @@ class MapLayer:
         if channel in known or (known and len(known) < len(wide)):
             raise SettingError(
                 explain_error(
-                    f"{self.method}: `layout` does not fit what is known of the layer.",
+                    f"{self.method}: `layout` contradicts the known axes of the layer.",
                     where=self.site.name,
-                    got=f"channel_axis={channel_axis} for shape {list(shape)}, whose axes {sorted(known)} are places of the input",
-                    need="one axis of channels beside the places",
+                    got=f"channel_axis={channel_axis} for shape {list(shape)}, whose axes {sorted(known)} are places",
+                    need="one axis of channels in addition to the places",
                     fix="name the value before or after its features are split into several axes (heads)",
                 )
             )
@@ -172,16 +172,19 @@ class MapLayer:
         sizes = [(shape[axis],) for axis in wide] if grid is None or len(wide) != 1 else [tuple(grid)]
         chosen = self._axes_of_input([n for size in sizes for n in size]) if wide else None
         if chosen is None:
-            return None  # which axes of which input, nobody knows
+            return None  # the axes of the input cannot be determined
         of = iter((0, axis) for axis in chosen)
-        told = [Label(tuple(next(of) for _ in size), size) for size in sizes]
-        return Map(0, channel, tuple(zip(wide, told, strict=True)), chosen)
+        labels_of = [Label(tuple(next(of) for _ in size), size) for size in sizes]
+        return Map(0, channel, tuple(zip(wide, labels_of, strict=True)), chosen)
 
     def _axes_of_input(self, sizes: list[int]) -> tuple[int, ...] | None:
-        """The axes of the one input that are at least that long, in order; None if there are several inputs, or no such axes."""
-        if len(self.inside.arrays) > 1:
+        """The axes of the only input that are at least `sizes` long, in order.
+
+        None if there are several inputs or no such axes.
+        """
+        if len(self.staged.arrays) > 1:
             return None
-        shape = self.inside.arrays[0].shape
+        shape = self.staged.arrays[0].shape
         fits = [
             axes
             for axes in itertools.combinations([axis for axis, n in enumerate(shape) if n > 1], len(sizes))
@@ -190,10 +193,11 @@ class MapLayer:
         if len(fits) > 1:
             raise LayerError(
                 explain_error(
-                    f"{self.method}: places of the layer fit several axes of the input, and the program does not tell which.",
+                    f"{self.method}: places of the layer fit several axes of the input.",
                     where=self.site.name,
-                    got=f"{' × '.join(map(str, sizes))} places of an input {list(shape)}: axes {' or '.join(map(str, fits))}",
-                    fix="a layer nearer to the input, or an earlier one whose axes are followed: at='last conv'",
+                    got=f"{list(sizes)} places, input {list(shape)}: axes {' or '.join(map(str, fits))}",
+                    why="the program does not determine the axes",
+                    fix="a layer nearer to the input whose axes the analysis can follow: at='last conv'",
                 )
             )
         return fits[0] if fits else None
@@ -203,52 +207,52 @@ class MapLayer:
         value = self.site.values[0]
         if (source := value.source) is None:
             return LayerName(self.site.name, "", tuple(value.shape), "")
-        nodes = Analysis(self.inside.graph, self.inside.activity).all_nodes()
+        nodes = Analysis(self.staged.graph, self.staged.activity).all_nodes()
         kind = next((node.kind for node in nodes if value in node.outputs), source.primitive)
         return LayerName(source.path, kind, tuple(value.shape), source.line)
 
-    # Its values
-
     def evaluated(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The maps, their gradient, and the score; nothing below the layer is differentiated."""
+        """The maps, their gradient, and the score. Differentiates only the part after the layer."""
 
         def run(arrays: tuple) -> tuple:
-            (given,) = self.inside.encode([self.site], arrays)
-            value, pullback = jax.vjp(lambda given: self.inside.decode([self.site], [given], arrays), given)
+            (given,) = self.staged.encode([self.site], arrays)
+            value, pullback = jax.vjp(lambda given: self.staged.decode([self.site], [given], arrays), given)
             return given[0], pullback(jnp.ones_like(value))[0][0], value
 
-        maps, gradient, value = upcast(Program(self.method, run, self.inside.arrays)(self.inside.arrays))
+        maps, gradient, value = upcast(Program(self.method, run, self.staged.arrays)(self.staged.arrays))
         return self.folded(maps), self.folded(gradient), value
 
-    def raw(self) -> jax.Array:
-        """The layer as the program has it."""
-        run = Program(self.method, lambda arrays: self.inside.encode([self.site], arrays)[0][0], self.inside.arrays)
-        return run(self.inside.arrays)
+    def raw_and_value(self) -> tuple[jax.Array, jax.Array]:
+        """The layer as the program computes it, and the score, in one forward pass."""
 
-    def value(self) -> jax.Array:
-        return upcast((self.inside.program(self.inside.arrays),))[0]
+        def run(arrays: tuple) -> tuple:
+            (given,) = self.staged.encode([self.site], arrays)
+            return given[0], self.staged.decode([self.site], [given], arrays)
+
+        raw, value = Program(self.method, run, self.staged.arrays)(self.staged.arrays)
+        return raw, upcast((value,))[0]
 
     def value_at(self, x: jax.Array) -> jax.Array:
-        """The score with x in place of the input that the layer is a map of."""
-        arrays = list(self.inside.arrays)
+        """The score with x in place of the input that the map covers."""
+        arrays = list(self.staged.arrays)
         arrays[self.map.input] = x.astype(arrays[self.map.input].dtype)
-        return upcast((self.inside.program(tuple(arrays)),))[0]
+        return upcast((self.staged.program(tuple(arrays)),))[0]
 
     def tail(self, raw: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        """The score as a function of the layer, as the program has it."""
+        """The score as a function of the layer as the program computes it."""
 
         def run(given: jax.Array, arrays: tuple) -> Any:
-            return self.inside.decode([self.site], [(given,)], arrays)
+            return self.staged.decode([self.site], [(given,)], arrays)
 
-        program = Program(self.method, run, raw, self.inside.arrays)
-        return lambda given: upcast((program(given, self.inside.arrays),))[0]
+        program = Program(self.method, run, raw, self.staged.arrays)
+        return lambda given: upcast((program(given, self.staged.arrays),))[0]
 
     def among_floats(self) -> int:
-        """Which of the float inputs the layer is a map of."""
-        return sum(jnp.issubdtype(a.dtype, jnp.floating) for a in self.inside.arrays[: self.map.input])
+        """Index, among the float inputs, of the input that the map covers."""
+        return sum(jnp.issubdtype(a.dtype, jnp.floating) for a in self.staged.arrays[: self.map.input])
 
     def folded(self, layer: jax.Array) -> jax.Array:
-        """The layer as (*grid, channels), the grid in the order of the input's axes."""
+        """The layer as (*grid, channels), with the grid in the order of the input's axes."""
         for axis, label in self.map.places:
             layer = lax.slice_in_dim(layer, label.start, label.start + math.prod(label.sizes), axis=axis)
         axes = [axis for axis, _ in self.map.places]
@@ -261,15 +265,15 @@ class MapLayer:
 
     @property
     def input_axes(self) -> tuple[int, ...]:
-        """The axes of the input that the map is over."""
+        """The axes of the input that the map covers."""
         return tuple(sorted(self.map.axes))
 
     def up(self, maps: jax.Array, method: str) -> jax.Array:
-        """Maps (*grid, …) at the places of the input."""
-        shape = [self.inside.arrays[self.map.input].shape[axis] for axis in self.input_axes]
+        """Maps (*grid, …) resized to the places of the input."""
+        shape = [self.staged.arrays[self.map.input].shape[axis] for axis in self.input_axes]
         return jax.image.resize(maps, (*shape, *maps.shape[len(shape) :]), method)
 
-    def beside_input(self, heat: jax.Array) -> jax.Array:
-        """A map of the size of the input, with an axis of size 1 where the input has another."""
-        rank = self.inside.arrays[self.map.input].ndim
+    def broadcastable(self, heat: jax.Array) -> jax.Array:
+        """A map of the input's size with an axis of length 1 for every other axis of the input."""
+        rank = self.staged.arrays[self.map.input].ndim
         return jnp.expand_dims(heat, [axis for axis in range(rank) if axis not in self.input_axes])

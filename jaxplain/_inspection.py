@@ -1,6 +1,6 @@
-"""What the engine sees of a score: its nodes, the rule that each gets, and where relevance goes."""
+"""Shows how the engine sees a score: its nodes, the rule of each, and where relevance goes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,24 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain._analysis.analyze import Analysis, Node, analyze
-from jaxplain._arguments import Arguments
 from jaxplain._checks import require_callable
 from jaxplain._engine.node_view import Layer
-from jaxplain._ir.program import Program, stage_score
+from jaxplain._explainer import stage_call
 from jaxplain._layers.table import Nodes, row, table
-from jaxplain._split import staged
-from jaxplain._types import Leaves
+from jaxplain._split import stage_function
+from jaxplain._types import ArgNums, Leaves, Score
 from jaxplain.methods._propagation import OnMissing, Start, analyzed, chosen_rules, propagated, rule_of, rules_setting
 from jaxplain.rules._rule import Rule
 from jaxplain.rules.composites import Composite
 
 
-def layers(
-    f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, allow_random: bool = False
-) -> Callable[..., Nodes]:
-    """`layers(f)(x, *args)` lists the nodes of the score: path, kind, shape, position, source line.
+def layers(f: Callable[..., Any], *, argnums: ArgNums = 0, allow_random: bool = False) -> Callable[..., Nodes]:
+    """`layers(f)(x, *args)` lists the nodes of a function: path, kind, shape, position, source line.
 
-    From shapes alone: nothing runs.
+    f may be any function and take integers. It is only traced, not run.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxplain as jx
@@ -36,23 +33,19 @@ def layers(
     require_callable("layers", f)
 
     def run(*args: Any) -> Nodes:
-        # Of any function, of arrays of any type: names are wanted before there is anything to explain.
-        analysis = analyze(staged("layers", f, args, argnums, allow_random).program.closed, look_ups=True)
+        staged = stage_function("layers", f, args, argnums=argnums, allow_random=allow_random)
+        analysis = analyze(staged.program.closed, look_ups=True)
         return Nodes(row(node, "") for node in analysis.all_nodes())
 
     return run
 
 
 def plan(
-    f: Callable[..., Any],
-    *,
-    rules: Composite | Rule,
-    argnums: int | Sequence[int] = 0,
-    allow_random: bool = False,
+    f: Score, *, rules: Composite | Rule, argnums: ArgNums = 0, allow_random: bool = False
 ) -> Callable[..., Nodes]:
-    """`plan(f, rules=…)(x, *args)`: the nodes of the score and the rule that `lrp` would use for each, or "missing".
+    """`plan(f, rules=…)(x, *args)` lists the nodes of a score and the rule that `lrp` would use for each, or "missing".
 
-    From shapes alone: nothing runs, and nothing is refused.
+    The score is only traced, not run. Nodes without a rule are no error here.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxplain as jx
@@ -65,25 +58,26 @@ def plan(
     composite = rules_setting("plan", rules)
 
     def run(*args: Any) -> Nodes:
-        analysis = analyzed(_stage("plan", f, args, argnums, allow_random)[0], composite)
-        chosen = ((node, rule_of(node, composite)) for node in analysis.all_nodes())
-        return Nodes(row(node, "missing" if rule is None else rule.name) for node, rule in chosen)
+        call = stage_call("plan", f, args, argnums=argnums, allow_random=allow_random)
+        analysis = analyzed(call.program, composite)
+        rules_of = ((node, rule_of(node, composite)) for node in analysis.all_nodes())
+        return Nodes(row(node, "missing" if rule is None else rule.name) for node, rule in rules_of)
 
     return run
 
 
 @jax.tree_util.register_pytree_node_class
 class Ledger:
-    """Where the relevance of one explanation went, node by node. A pytree; prints as a table.
+    """The path of relevance through one explanation, node by node. A pytree that prints as a table.
 
     Attributes:
-        nodes: what the rows are (static).
-        arriving: relevance at the node's outputs, summed; shape (n_nodes,), after `vmap` (batch, n_nodes). Units of f.
-        leaving: relevance handed on to its inputs.
-        to_bias: relevance that its bias kept.
-        lost: arriving − leaving − to_bias: what stabilizers took, rules dropped, or constants received.
-        relevance: the sum of the relevance of x.
-        value: the score.
+        nodes: Nodes that the rows describe (static).
+        arriving: Relevance at the node's outputs, summed; shape (n_nodes,), after `vmap` (batch, n_nodes). Units of f.
+        leaving: Relevance passed on to the node's inputs.
+        to_bias: Relevance kept by the node's bias.
+        lost: arriving − leaving − to_bias, i.e. relevance taken by stabilizers, dropped by rules or sent to constants.
+        relevance: Sum of the relevance of x.
+        value: The score.
     """
 
     def __init__(self, nodes: Nodes, tallies: jax.Array, relevance: jax.Array, value: jax.Array):
@@ -134,17 +128,18 @@ class Ledger:
 
 
 def ledger(
-    f: Callable[..., Any],
+    f: Score,
     *,
     rules: Composite | Rule,
     start: Start = "score",
     on_missing: OnMissing = "error",
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
 ) -> Callable[..., Ledger]:
-    """`ledger(f, rules=…)(x, *args)`: for every node of `lrp(f, rules=…)`, what relevance arrived, went on, and was lost.
+    """`ledger(f, rules=…)(x, *args)` tells how much relevance arrives at, leaves and is lost at each node of `lrp`.
 
-    Arguments as in `lrp`. Inside loops the amounts of all iterations are summed. Works under `jit` and `vmap`. Cost: about 2 gradients.
+    Arguments as in `lrp`. Inside loops, the amounts of all iterations are summed. Works under `jit` and `vmap`.
+    Cost: about 2 gradients.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxplain as jx
@@ -158,11 +153,11 @@ def ledger(
     composite = rules_setting("ledger", rules)
 
     def run(*args: Any) -> Ledger:
-        program, leaves = _stage("ledger", f, args, argnums, allow_random)
-        analysis = analyzed(program, composite)
+        call = stage_call("ledger", f, args, argnums=argnums, allow_random=allow_random)
+        analysis = analyzed(call.program, composite)
         chosen = chosen_rules("ledger", analysis, composite, on_missing)
         nodes = [node for node in analysis.all_nodes() if not node.bodies]
-        value, relevance, tallies = _accounts(analysis, chosen, start, nodes, leaves)
+        value, relevance, tallies = _accounts(analysis, chosen, start, nodes, call.arguments.leaves)
         return Ledger(Nodes(row(node, chosen[node].name) for node in nodes), tallies, relevance, value)
 
     return run
@@ -171,27 +166,16 @@ def ledger(
 def _accounts(
     analysis: Analysis, rules: dict[Node, Rule], start: Start, nodes: list[Node], leaves: Leaves
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The score, the sum of its relevance at x, and the tally of each node: (arriving, leaving, to the bias)."""
+    """The score, the sum of the relevance of x, and (arriving, leaving, to_bias) for each node."""
 
     def tally(layer: Layer, arriving: tuple[jax.Array, ...], leaving: tuple[jax.Array, ...]) -> jax.Array:
         amounts = [sum(jnp.sum(r) for r in arriving), sum(jnp.sum(r) for r in leaving), layer.to_bias]
-        # A sum rather than a stack: on Explicit meshes mapped and unmapped numbers do not stack.
-        places = jnp.eye(len(amounts), dtype=dtype)
-        return sum((place * amount for place, amount in zip(places, amounts, strict=True)), jnp.zeros(3, dtype))
+        # A sum instead of a stack, because mapped and unmapped numbers do not stack on Explicit meshes.
+        units = jnp.eye(len(amounts), dtype=dtype)
+        return sum((unit * amount for unit, amount in zip(units, amounts, strict=True)), jnp.zeros(3, dtype))
 
     dtype = jnp.result_type(jnp.float32, *leaves)
     probes = {node: jnp.zeros(3, dtype) for node in nodes}
     value, relevance, tallies = propagated("ledger", analysis, rules, start, leaves, (probes, tally))(leaves)
     total = sum((jnp.sum(leaf, dtype=dtype) for leaf in relevance), jnp.zeros((), dtype))
     return value, total, jnp.stack(tallies)
-
-
-def _stage(
-    method: str, f: Callable[..., Any], args: tuple, argnums: int | Sequence[int], allow_random: bool
-) -> tuple[Program, Leaves]:
-    arguments = Arguments(method, args, argnums)
-
-    def score(leaves: Leaves) -> Any:
-        return f(*arguments.fill(leaves))
-
-    return stage_score(method, score, arguments.leaves, allow_random=allow_random), arguments.leaves

@@ -45,10 +45,10 @@ Baseline: TypeAlias = "LikeInput | References"
 GroupLabels: TypeAlias = LikeInput | None
 """An integer label for every feature, as in `LikeInput`; axes of length 1 broadcast. `None` makes every feature a group."""
 
-LayerSpec: TypeAlias = "str | Callable[[NodeRow], bool]"
+LayerSpec: TypeAlias = str | Callable[["NodeRow"], bool]
 """One layer: its path, a glob, a tag or a position ("last conv"), or a predicate on a row of `jx.layers`."""
 
-LayerSpecs: TypeAlias = "LayerSpec | Sequence[LayerSpec] | Mapping[str, LayerSpec]"
+LayerSpecs: TypeAlias = LayerSpec | Sequence[LayerSpec] | Mapping[str, LayerSpec]
 """One layer, or several in a list, tuple or dictionary."""
 
 

@@ -12,13 +12,13 @@ from models import MODELS
 import jaxplain as jx
 from jaxplain._analysis.activity import CONSTANT
 from jaxplain._layers import split as cut
-from jaxplain._split import staged
+from jaxplain._split import stage_function
 
 
-def _cuts(inside, graph, loops=()):
+def _cuts(staged, graph, loops=()):
     """Every varying value of a program, leaving everywhere and entering each equation, in each of its loops."""
     for equation in graph.equations:
-        varying = lambda values: tuple(v for v in dict.fromkeys(values) if inside.activity[v] is not CONSTANT)
+        varying = lambda values: tuple(v for v in dict.fromkeys(values) if staged.activity[v] is not CONSTANT)
         lengths = [e.params["length"] for e in loops if e.primitive == "scan"]
         runs = [None, (0,) * len(lengths), tuple(n - 1 for n in lengths)] if lengths else [None]
         for values, readers in ((varying(equation.outputs), None), (varying(equation.inputs), frozenset([equation]))):
@@ -26,27 +26,27 @@ def _cuts(inside, graph, loops=()):
                 yield cut.Site("here", values, loops, run, readers)
         if equation.primitive != "cond":
             for body in equation.bodies:
-                yield from _cuts(inside, body, (*loops, equation))
+                yield from _cuts(staged, body, (*loops, equation))
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_cut_of_every_model_is_exact(model):
     case = MODELS[model]()
     x = jax.tree.map(lambda leaf: leaf[0], case.xs)
-    inside = staged("test", lambda x, y: case.score(case.weights, x, y), (x, 1), 0, False)
-    (want,) = cut.decode(inside.graph, [], [], inside.arrays)
+    staged = stage_function("test", lambda x, y: case.score(case.weights, x, y), (x, 1), argnums=0, allow_random=False)
+    (want,) = cut.decode(staged.graph, [], [], staged.arrays)
     assert relative(want, case.score(case.weights, x, 1)) < 1e-12
-    sites = list(_cuts(inside, inside.graph))
+    sites = list(_cuts(staged, staged.graph))
     assert len(sites) >= 10
     for site in sites[:: max(1, len(sites) // 20)]:
-        h = cut.encode(inside.graph, [site], inside.arrays)
+        h = cut.encode(staged.graph, [site], staged.arrays)
         assert [(v.shape, v.dtype) for v in h[0]] == [(s.shape, s.dtype) for s in site.shapes]
-        (got,) = cut.decode(inside.graph, [site], h, inside.arrays)
+        (got,) = cut.decode(staged.graph, [site], h, staged.arrays)
         # Equation by equation, to the last bit; the body of a loop is compiled.
         assert relative(got, want) < 1e-14 if site.loops else got == want
     site = sites[len(sites) // 2]
-    h = jax.jit(lambda arrays: cut.encode(inside.graph, [site], arrays))(inside.arrays)
-    (got,) = jax.jit(lambda h, arrays: cut.decode(inside.graph, [site], h, arrays))(h, inside.arrays)
+    h = jax.jit(lambda arrays: cut.encode(staged.graph, [site], arrays))(staged.arrays)
+    (got,) = jax.jit(lambda h, arrays: cut.decode(staged.graph, [site], h, arrays))(h, staged.arrays)
     assert relative(got, want) < (1e-2 if model == "bf16_compute" else 1e-6)
 
 

@@ -23,6 +23,8 @@ import jaxplain.experts._made
 import jaxplain.experts._rbm
 import jaxplain.experts._vae
 import jaxplain.methods._cam
+import jaxplain.methods._conductance
+import jaxplain.methods._deeplift
 import jaxplain.methods._gradient
 import jaxplain.methods._noise
 import jaxplain.methods._path
@@ -167,6 +169,8 @@ MODULES = [
     jaxplain.experts._rbm,
     jaxplain.experts._vae,
     jaxplain.methods._cam,
+    jaxplain.methods._conductance,
+    jaxplain.methods._deeplift,
     jaxplain.methods._gradient,
     jaxplain._split,
     jaxplain._inspection,
