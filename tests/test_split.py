@@ -266,7 +266,7 @@ def test_what_cannot_be_cut_says_why():
             jx.split(score, at).encode(x, x)
     with pytest.raises(jx.LayerError, match="narrow it"):
         jx.split(score, lambda node: True).encode(x, x)
-    with pytest.raises(jx.InputError, match="argnums='x'"):
+    with pytest.raises(jx.InputError, match="`argnums` must be an integer"):
         jx.split(score, "own", argnums="x").encode(x, x)
     encode, decode = jx.split(score, "other", argnums=1)
     for h in ((encode(x, x),), [encode(x, x)], None):

@@ -92,9 +92,9 @@ def deeplift(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxplain as jx
-        >>> score = lambda x: 1 - jax.nn.relu(1 - x[0] - x[1])  # saturates: no gradient at (2, 1)
-        >>> print(jx.deeplift(score)(jnp.array([2.0, 1.0])).round(3))
-        [0.667 0.333]
+        >>> score = lambda x: 1 - jax.nn.relu(1 - x[0] - x[1])  # saturates: no gradient at (3, 1)
+        >>> print(jx.deeplift(score)(jnp.array([3.0, 1.0])))
+        [0.75 0.25]
         >>> minimum = lambda x: x[0] - jax.nn.relu(x[0] - x[1])
         >>> x = jnp.array([3.0, 1.0])
         >>> print(jx.deeplift(minimum)(x), jx.deeplift(minimum, rule="reveal_cancel")(x).round(3))
