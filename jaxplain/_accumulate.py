@@ -1,25 +1,26 @@
-"""Many evaluations (path steps, noise samples, masks) in bounded memory: summed, or one small result kept of each."""
+"""Many evaluations (path steps, noise samples, masks) in bounded memory: their sum, or a small result of each."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxplain import _compat
+from jaxplain._types import PyTree
 
 
-def accumulate(term: Callable[[jax.Array], Any], n: int, chunk_size: int) -> Any:
-    """Σ_{i<n} term(i), with at most `chunk_size` terms alive at once.
+def accumulate(term: Callable[[jax.Array], PyTree], n: int, chunk_size: int) -> PyTree:
+    """Σ_{i<n} term(i), with at most `chunk_size` terms in memory at once.
 
-    `term` maps a traced int32 index to a pytree of arrays. Terms of a chunk are evaluated together by `vmap`, chunks follow
-    one another in a `scan`, so memory does not grow with `n`, in reverse mode neither: each chunk is recomputed there.
-    The last chunk is filled up with repeats that count zero; chunk sizes are evened out to keep those few.
+    `term` maps a traced int32 index to a pytree of arrays. The terms of a chunk are evaluated together by `vmap`, and
+    the chunks by a `scan`, so memory does not grow with `n`. This also holds in reverse mode, because each chunk is
+    recomputed. The last chunk is padded with repeats that count zero; all chunks have about the same size, so there are
+    few of these. For example, n = 10 and chunk_size = 4 give chunks {0 1 2 3} {4 5 6 7} {8 9 (9) (9)}.
     """
     n_chunks, size = _chunks(n, chunk_size)
 
-    def chunk(start: jax.Array | int) -> Any:
+    def chunk(start: jax.Array | int) -> PyTree:
         if size == 1:
             return term(jnp.asarray(start, jnp.int32))
         indices = start + jnp.arange(size, dtype=jnp.int32)
@@ -32,21 +33,21 @@ def accumulate(term: Callable[[jax.Array], Any], n: int, chunk_size: int) -> Any
     if n_chunks == 1:
         return chunk(0)
 
-    again = jax.checkpoint(chunk)  # around the chunk alone: the running sums need not be stored
+    recomputed = jax.checkpoint(chunk)  # of the chunk alone, because the running sums need not be stored
 
-    def step(sums: Any, start: jax.Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, again(start)), None
+    def step(sums: PyTree, start: jax.Array) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, sums, recomputed(start)), None
 
     zeros = jax.tree.map(_compat.zeros_of, jax.eval_shape(chunk, jnp.int32(0)))
     starts = size * jnp.arange(n_chunks, dtype=jnp.int32)
     return lax.scan(step, zeros, starts)[0]
 
 
-def evaluate(term: Callable[[jax.Array], Any], n: int, chunk_size: int) -> Any:
-    """[term(i) for i < n], stacked, with at most `chunk_size` evaluations at once: for small results of large computations.
+def evaluate(term: Callable[[jax.Array], PyTree], n: int, chunk_size: int) -> PyTree:
+    """[term(i) for i < n], stacked, with at most `chunk_size` evaluations at once. Meant for small results.
 
-    Only the results are kept, in reverse mode too: each chunk is recomputed there. The last chunk is filled up with repeats,
-    so that there is one program for all.
+    Only the results are kept. This also holds in reverse mode, because each chunk is recomputed. The last chunk is
+    padded with repeats, so that one compiled program serves all chunks.
     """
     if n == 0:
         return jax.tree.map(lambda t: jnp.zeros((0, *t.shape), t.dtype), jax.eval_shape(term, jnp.int32(0)))
@@ -61,6 +62,6 @@ def evaluate(term: Callable[[jax.Array], Any], n: int, chunk_size: int) -> Any:
 
 
 def _chunks(n: int, chunk_size: int) -> tuple[int, int]:
-    """How many chunks, and of what size: evened out."""
+    """The number of chunks and their size, as even as possible: 10 in chunks of at most 4 are 3 chunks of 4."""
     n_chunks = -(-n // chunk_size)
     return n_chunks, -(-n // n_chunks)

@@ -52,7 +52,7 @@ class Arguments:
                     where=f"argument {self.positions[0]}",
                     got=", ".join(dtypes),
                     need="a float array, or a pytree with at least one",
-                    why="an attribution describes how the score changes with the input, and integers do not change continuously",
+                    why="an attribution describes continuous changes of the input, and integers have none",
                     fix=(
                         "convert: explain(image.astype(jnp.float32), …)",
                         "name a float argument: argnums=…; pass token ids, labels and masks as other arguments",

@@ -1,11 +1,11 @@
-"""The protocol that every method keeps: `method(f, **settings) -> explain`, `explain(x, *args) -> attribution`.
+"""The protocol that every method follows: `method(f, **settings) -> explain`, `explain(x, *args) -> attribution`.
 
-A method is written as one function `compute(call, key, with_info) -> (leaves, Info | None)` over a `Call`: the
-explained leaves of one call and the score as a function of them. Everything else, from arguments and dtypes to keys
-and `with_info`, is here.
+A method is written as one function `compute(call, key, with_info) -> (leaves, Info | None)` over a `Call`, i.e. the
+explained leaves of one call and the score as a function of them. This module handles everything else: arguments,
+dtypes, keys and `with_info`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -17,19 +17,19 @@ from jaxplain._checks import one_key, require_callable
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._ir.program import Program, stage_score
 from jaxplain._leaves import cast_like, total, upcast, wide_dtype
-from jaxplain._types import Leaves
+from jaxplain._types import ArgNums, Args, Explain, Leaves, PyTree, Score, traits
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class LayerName:
-    """The layer that a map is of; static, so that it passes through `jit` and `vmap` as it is.
+    """The layer that a class activation map was computed at. A static pytree, which `jit` and `vmap` leave unchanged.
 
     Attributes:
-        path: its name, where it has one.
-        kind: the operation that makes it.
-        shape: of the value.
-        source: the user's source line.
+        path: Name of the layer, or "".
+        kind: Operation that computes it.
+        shape: Shape of the layer's output.
+        source: The user's source line.
     """
 
     path: str
@@ -59,8 +59,8 @@ class Info(NamedTuple):
     baseline_value: jax.Array | None = None
     gap: jax.Array | None = None
     residual: jax.Array | None = None
-    root: Any = None
-    standard_error: Any = None
+    root: PyTree = None
+    standard_error: PyTree = None
     n_steps: jax.Array | None = None
     n_gradients: jax.Array | None = None
     n_evaluations: jax.Array | None = None
@@ -69,13 +69,13 @@ class Info(NamedTuple):
 
 
 def sum_gap(leaves: Leaves, value: jax.Array, baseline_value: jax.Array | float = 0.0) -> jax.Array:
-    """Σ attribution − (value − baseline_value), in the attribution's precision (a bf16 score has 3 digits)."""
+    """Σ attribution − (value − baseline_value), in the attribution's precision, because a bf16 score has 3 digits."""
     summed = total(leaves)
     return summed - (value.astype(summed.dtype) - baseline_value)
 
 
 class Call:
-    """One call of an explainer: the explained leaves, and the score staged as a function of them."""
+    """One call of an explainer: the explained leaves and the score, staged as a function of them."""
 
     def __init__(self, arguments: Arguments, program: Program):
         self.arguments = arguments
@@ -83,7 +83,7 @@ class Call:
         self.x: Leaves = upcast(arguments.leaves)
 
     def _native(self, point: Leaves) -> Leaves:
-        # The model sees the dtype it was given; paths and sums around it are float32 or better.
+        # The model gets the dtype it was given, although paths and sums around it are in float32 or better.
         return cast_like(point, self.arguments.leaves)
 
     def value(self, point: Leaves) -> jax.Array:
@@ -102,17 +102,17 @@ class Call:
 
 def stage_call(
     method: str,
-    f: Callable[..., Any],
-    args: tuple,
+    f: Score,
+    args: Args,
     *,
-    argnums: int | Sequence[int],
+    argnums: ArgNums,
     allow_random: bool,
     differentiated: bool = True,
 ) -> Call:
     """The score `f` at `args`, staged as a function of the explained leaves."""
     arguments = Arguments(method, args, argnums)
 
-    def score(leaves: Leaves) -> Any:
+    def score(leaves: Leaves) -> jax.Array:
         return f(*arguments.fill(leaves))
 
     program = stage_score(method, score, arguments.leaves, allow_random=allow_random, differentiated=differentiated)
@@ -120,30 +120,43 @@ def stage_call(
 
 
 class Compute(Protocol):
-    def __call__(self, call: Any, key: Any, with_info: bool, /) -> tuple[Any, Info | None]: ...
+    """The mathematics of a method: the attribution's leaves and, `with_info`, its diagnostics.
+
+    `key` is a random key if the method is stochastic, and `None` otherwise.
+    """
+
+    def __call__(self, call: Call, key: Any, with_info: bool, /) -> tuple[Leaves, Info | None]: ...
 
 
 class Explainer:
-    """What every method returns: call it as `explain(x, *args)` to get the attribution of `x`.
+    """The result of every method: call it as `explain(x, *args)` to get the attribution of `x`.
 
-    It is a pure function of its arguments: `jit`, `vmap`, `grad` and `shard_map` apply to it as to any other. Arguments
-    are those of the explained function. `key` is the random key of stochastic methods (others ignore it).
+    An explainer is a pure function of its arguments, so `jit`, `vmap`, `grad` and `shard_map` apply to it. It takes the
+    arguments of the explained function. `key` is the random key of stochastic methods; others ignore it.
+
+    Attributes:
+        method: Name of the method.
+        argnums: Positions of the explained arguments.
+        stochastic: Whether it uses a random key.
+        needs_key: Whether each call needs a `key`, i.e. it is stochastic and was built without one.
+        repeats_groups: Whether every feature carries its whole group's value, so that a sum over features counts each
+            group several times.
+        gradient_call: For `gradient` only, its staged call, for methods that average gradients.
     """
 
     def __init__(
         self,
         method: str,
-        evaluate: Callable[[tuple, Any, bool], tuple[Any, Info | None]],
+        evaluate: Callable[[Args, Any, bool], tuple[PyTree, Info | None]],
         *,
-        argnums: int | Sequence[int],
+        argnums: ArgNums,
         stochastic: bool = False,
         key: jax.Array | None = None,
-        gradient_call: Callable[[tuple], "Call"] | None = None,
+        gradient_call: Callable[[Args], Call] | None = None,
         repeats_groups: bool = False,
     ):
-        """`repeats_groups`: every feature carries the value of its whole group, which sums over features count many times."""
         self.method = method
-        self.gradient_call = gradient_call  # of `gradient` itself: its staged call, for methods that average gradients
+        self.gradient_call = gradient_call
         self.argnums = argnums
         self.stochastic = stochastic
         self.needs_key = stochastic and key is None
@@ -152,10 +165,10 @@ class Explainer:
         self._key = key if stochastic else None
         self.__name__ = self.__qualname__ = method
 
-    def __call__(self, *args: Any, key: jax.Array | None = None) -> Any:
+    def __call__(self, *args: PyTree, key: jax.Array | None = None) -> PyTree:
         return self.run(args, key, with_info=False)[0]
 
-    def run(self, args: tuple, key: jax.Array | None, *, with_info: bool) -> tuple[Any, Info | None]:
+    def run(self, args: Args, key: jax.Array | None, *, with_info: bool) -> tuple[PyTree, Info | None]:
         """The attribution, with `Info` if asked for. Wrappers call this; users call `with_info(explain)`."""
         if self.stochastic:
             key = one_key(self.method, self._key if key is None else key)
@@ -167,10 +180,10 @@ class Explainer:
 
 def make_explainer(
     method: str,
-    f: Callable[..., Any],
+    f: Score,
     compute: Compute,
     *,
-    argnums: int | Sequence[int],
+    argnums: ArgNums,
     allow_random: bool,
     stochastic: bool = False,
     key: jax.Array | None = None,
@@ -178,16 +191,19 @@ def make_explainer(
     differentiated: bool = True,
     repeats_groups: bool = False,
 ) -> Explainer:
-    """An explainer of the score `f` from `compute`, the method's mathematics over a `Call`; `is_gradient`: it is ∇f.
+    """An explainer of the score `f` from `compute`.
 
-    With `differentiated=False` it takes scores without a reverse-mode derivative, too.
+    Arguments:
+        is_gradient: Whether the attribution is ∇f.
+        differentiated: Whether the method needs a reverse-mode derivative of `f`; if so, scores without one are
+            refused.
     """
     require_callable(method, f)
 
-    def stage(args: tuple) -> Call:
+    def stage(args: Args) -> Call:
         return stage_call(method, f, args, argnums=argnums, allow_random=allow_random, differentiated=differentiated)
 
-    def evaluate(args: tuple, key: Any, with_info: bool) -> tuple[Any, Info | None]:
+    def evaluate(args: Args, key: jax.Array | None, with_info: bool) -> tuple[PyTree, Info | None]:
         call = stage(args)
         leaves, info = compute(call, key, with_info)
         return call.arguments.attribution(leaves), info
@@ -205,10 +221,14 @@ def make_explainer(
 
 
 class with_info:  # noqa: N801 - used as a function: with_info(explain)(x, *args)
-    """`with_info(explain)(x, *args)` returns `(attribution, Info)` where `explain` returns the attribution alone.
+    """`with_info(explain)(x, *args)` returns `(attribution, Info)`, while `explain` returns the attribution alone.
 
-    The attribution is the same; `Info` is a NamedTuple of arrays, so the pair passes through `jit` and `vmap`:
-    `jax.jit(jax.vmap(jx.with_info(explain)))(xs, labels)`. A plain function as `explain` has an `Info` of `None`s.
+    The attribution is the same. `Info` is a NamedTuple of arrays, so the pair passes through `jit` and `vmap`:
+    `jax.jit(jax.vmap(jx.with_info(explain)))(xs, labels)`. If `explain` is a plain function, all of its `Info` is
+    `None`.
+
+    Arguments:
+        explain: The explainer itself, not a JAX transform of it.
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx
@@ -218,39 +238,37 @@ class with_info:  # noqa: N801 - used as a function: with_info(explain)(x, *args
         [1. 8.] 9.0 True
     """
 
-    def __init__(self, explain: Callable[..., Any]):
+    def __init__(self, explain: Explain):
         require_callable("with_info", explain)
         behind = explainer_behind(explain)
         if behind is not None and (behind is not explain or isinstance(explain, with_info)):
             raise SettingError(
                 explain_error(
-                    "with_info: takes the explainer itself, before any JAX transform.",
-                    got=f"{type(explain).__name__} around an explainer, whose info is out of reach",
+                    "with_info: needs the explainer itself, before any JAX transform.",
+                    got=f"{type(explain).__name__} around an explainer, which hides its info",
                     fix="jax.jit(jax.vmap(jx.with_info(explain)))",
                 )
             )
         self.explain = explain
         self.method = getattr(explain, "method", "with_info")
-        self.argnums = getattr(explain, "argnums", 0)
-        self.needs_key = getattr(explain, "needs_key", False)
-        self.stochastic = getattr(explain, "stochastic", False)
+        self.argnums, self.stochastic, self.needs_key, self.repeats_groups = traits(explain)
 
-    def __call__(self, *args: Any, key: jax.Array | None = None) -> tuple[Any, Info]:
+    def __call__(self, *args: PyTree, key: jax.Array | None = None) -> tuple[PyTree, Info]:
         if not isinstance(self.explain, Explainer):
             return self.explain(*args) if key is None else self.explain(*args, key=key), Info()
         attribution, info = self.explain.run(args, key, with_info=True)
         return attribution, info or Info()
 
 
-def explainer_behind(f: Any) -> Any:
-    """The explainer (or `with_info`) that jit, vmap, partial … were applied to, or None for a function of the user's."""
+def explainer_behind(f: Any) -> Explainer | with_info | None:
+    """The explainer (or `with_info`) that jit, vmap, partial … were applied to, or None for a user's own function."""
     while f is not None and not isinstance(f, Explainer | with_info):
         f = getattr(f, "__wrapped__", None) or getattr(f, "func", None)
     return f
 
 
-def require_explainer(method: str, explain: Any) -> None:
-    """Refuse what would hide the explainer's argnums and key: a partial around it, or `with_info`, which returns a pair."""
+def require_explainer(method: str, explain: Explain) -> None:
+    """Refuses a partial of an explainer, which hides its argnums and key, and `with_info`, which returns a pair."""
     require_callable(method, explain)
     behind = explainer_behind(explain)
     if isinstance(behind, with_info) or (behind is not None and isinstance(explain, partial)):

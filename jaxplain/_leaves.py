@@ -43,8 +43,9 @@ def total(leaves: Sequence[jax.Array]) -> jax.Array:
 def mapped_like(x: Leaves, point: Leaves) -> Leaves:
     """Returns `point`, made to depend on `x` under `vmap` and hidden from constant folding.
 
-    If a constant point were combined with a mapped label, an unmapped output would be indexed with a mapped index, which
-    JAX refuses on meshes with Explicit axes. And XLA would spend seconds evaluating the network at it while compiling.
+    If a constant point were combined with a mapped label, an unmapped output would be indexed with a mapped index,
+    which JAX refuses on meshes with Explicit axes. And XLA would spend seconds evaluating the network at it while
+    compiling.
     """
     chosen = lax.optimization_barrier(jnp.array(True))
     return tuple(jnp.where(chosen, p, jnp.broadcast_to(a, p.shape)) for a, p in zip(x, point, strict=True))

@@ -1,4 +1,4 @@
-"""Several references (baselines) at once: the data that an explanation is measured against."""
+"""Several references (baselines) at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +12,20 @@ from jaxplain._arguments import Arguments
 from jaxplain._checks import positive_int
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._leaves import mapped_like
-from jaxplain._types import Leaves
+from jaxplain._types import Baseline, Leaves, PyTree
 
 _STACK = "stack them like a batch of x: jx.references(x_train[:100]); from a function: one reference like x"
 
 
 class References:
-    """A set of references; made by `references(...)`."""
+    """A set of references, as made by `references(...)`.
 
-    def __init__(self, pool: Any, n: int | None):
+    Attributes:
+        pool: The references, stacked along a leading axis.
+        n: Number of references drawn at random for each example, or `None` to use all.
+    """
+
+    def __init__(self, pool: PyTree, n: int | None):
         self.pool = pool
         self.n = n
 
@@ -28,7 +33,7 @@ class References:
         return f"references({jax.tree.map(jnp.shape, self.pool)}, n={self.n})"
 
     def leaves(self, arguments: Arguments) -> tuple[Leaves, int]:
-        """The pool laid out beside the explained leaves, with one leading axis, and its size."""
+        """The explained leaves of the pool, with one leading axis, and its size."""
         pool = arguments.float_leaves(self.pool, "references", batched=True, fix=_STACK)
         sizes = {leaf.shape[0] for leaf in pool}
         if len(sizes) != 1 or 0 in sizes:
@@ -41,14 +46,14 @@ class References:
         return pool, sizes.pop()
 
 
-def references(pool: Any, n: int | None = None) -> References:
-    """Several references instead of one baseline: `pool` stacked along a new leading axis, like a batch of x.
+def references(pool: PyTree, n: int | None = None) -> References:
+    """Several references instead of one baseline, stacked along a new leading axis like a batch of x.
 
     Arguments:
-        pool: a pytree like the explained argument with one more leading axis on every leaf; with several argnums, a tuple
-            of such pytrees.
-        n: draw `n` of them at random, with replacement and with the explainer's key, for each example; `None` uses each
-            of them once and needs no key.
+        pool: A pytree like the explained argument with an additional leading axis on every leaf; with several argnums,
+            a tuple of such pytrees.
+        n: Number of references drawn at random for each example, with replacement and with the explainer's key. `None`
+            uses each of them once and needs no key.
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx
@@ -62,8 +67,8 @@ def references(pool: Any, n: int | None = None) -> References:
     return References(pool, n)
 
 
-def pool_of(arguments: Arguments, baseline: Any, key: Any) -> tuple[Leaves, int]:
-    """The references that a setting `baseline` stands for, laid out beside the explained leaves with one leading axis."""
+def pool_of(arguments: Arguments, baseline: Baseline, key: Any) -> tuple[Leaves, int]:
+    """The references described by a setting `baseline`, as explained leaves with one leading axis, and their number."""
     if not isinstance(baseline, References):
         return tuple(b[None] for b in arguments.like(baseline, "baseline", none=lambda x: x)), 1
     if baseline.n is None:
@@ -72,12 +77,15 @@ def pool_of(arguments: Arguments, baseline: Any, key: Any) -> tuple[Leaves, int]
 
 
 def hidden(point: Leaves, x: Leaves) -> Leaves:
-    """`point`, unknown to the compiler, and not mapped by `vmap` if all examples share it (but on Explicit meshes: see `beside`)."""
+    """`point`, hidden from constant folding, and not mapped by `vmap` if all examples share it.
+
+    On Explicit meshes it is mapped: see `mapped_like`.
+    """
     return mapped_like(x, point) if _compat.has_explicit_axes() else tuple(lax.optimization_barrier(p) for p in point)
 
 
-def draw(source: Any, arguments: Arguments) -> Callable[[jax.Array], Leaves]:
-    """A function key -> one reference, from `references(...)` or from a user's function of a key."""
+def draw(source: References | Callable[[jax.Array], PyTree], arguments: Arguments) -> Callable[[jax.Array], Leaves]:
+    """A function key → one reference, from `references(...)` or from a user's function of a key."""
     if isinstance(source, References):
         pool, size = source.leaves(arguments)
         return lambda key: tuple(leaf[jax.random.randint(key, (), 0, size)] for leaf in pool)
@@ -85,7 +93,7 @@ def draw(source: Any, arguments: Arguments) -> Callable[[jax.Array], Leaves]:
         return lambda key: arguments.float_leaves(source(key), "references", fix=_STACK)
     raise SettingError(
         explain_error(
-            f"{arguments.method}: `references` must say where references come from.",
+            f"{arguments.method}: `references` must be jx.references(...) or a function of a key.",
             got=type(source).__name__,
             fix=(
                 "from data: references=jx.references(x_train[:100])",

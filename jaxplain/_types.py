@@ -34,7 +34,7 @@ An `Explainer` of this library also takes `key=`; a plain function need not: see
 """
 
 LikeInput: TypeAlias = PyTree | Callable[[PyTree], PyTree] | tuple[Any, ...]
-"""A setting with a value for every element of x: a number, a pytree with the structure and shapes of x, or a function of x.
+"""A value for every element of x: a number, a pytree with the structure and shapes of x, or a function of x.
 
 With several argnums a tuple with one of these for each argument, where `None` leaves an argument unchanged.
 """
@@ -43,7 +43,7 @@ Baseline: TypeAlias = "LikeInput | References"
 """One reference point (`LikeInput`), or several of them: `references(...)`."""
 
 GroupLabels: TypeAlias = LikeInput | None
-"""An integer label for every feature, as in `LikeInput`; axes of length 1 broadcast. `None` makes every feature a group."""
+"""An integer label for every feature, as a `LikeInput`; axes of length 1 broadcast. `None`: each feature is a group."""
 
 LayerSpec: TypeAlias = str | Callable[["NodeRow"], bool]
 """One layer: its path, a glob, a tag or a position ("last conv"), or a predicate on a row of `jx.layers`."""
@@ -53,7 +53,7 @@ LayerSpecs: TypeAlias = LayerSpec | Sequence[LayerSpec] | Mapping[str, LayerSpec
 
 
 class Traits(NamedTuple):
-    """Properties of an explainer or measure that wrappers around it depend on; the defaults are those of a plain function.
+    """Properties of an explainer or measure that wrappers depend on. The defaults hold for a plain function.
 
     Attributes:
         argnums: Positions of the explained arguments.

@@ -19,9 +19,9 @@ from jaxplain._arguments import Arguments
 from jaxplain._checks import chunk_of, positive_int
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer
-from jaxplain._groups import Masks, groups_of, per_leaf, require_some
+from jaxplain._groups import groups_of, per_leaf, require_some
 from jaxplain._references import References, pool_of
-from jaxplain._types import Leaves
+from jaxplain._types import Leaves, Masks
 from jaxplain.methods._path import spread_scale, standard_error
 
 
@@ -377,7 +377,7 @@ def _windows(arguments: Arguments, window: Any, strides: Any) -> list[_Window | 
         None if lengths is None else _window(method, where, shape, lengths, step)
         for (where, shape, lengths), step in zip(per_leaf(arguments, "window", window), steps, strict=True)
     ]
-    require_some(method, "window", windows)
+    require_some(method, "window", windows, fix="window=(3, 3)")
     return windows
 
 
