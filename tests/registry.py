@@ -56,7 +56,7 @@ NO_MAP = dict.fromkeys(
         *("dense", "dense_no_bias", "recurrent_scan", "scanned_remat"),
         *("branches_and_custom_rules", "bf16_compute", "pytree_input"),
     ),
-    "no layer of this score is a map",
+    "does not pass through any layer",
 )
 
 
