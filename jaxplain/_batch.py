@@ -1,4 +1,4 @@
-"""Many examples: compiled chunks of one size, a progress bar, several devices, and a report of NaN by example."""
+"""Explaining many examples: compiled chunks, a progress bar, several devices, and a report of NaN by example."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxplain._checks import one_key, positive_int, require_callable
+from jaxplain._checks import one_key, one_of, positive_int, require_callable
 from jaxplain._errors import MissingKeyError, NonFiniteError, SettingError, StructureError, explain_error
 from jaxplain._explainer import with_info
+from jaxplain._types import Args, Explain, PyTree, traits
 
 
 def batched(
-    explain: Callable[..., Any],
+    explain: Explain,
     *,
     batch_size: int = 128,
     in_axes: int | None | Sequence[int | None] = 0,
@@ -22,27 +23,30 @@ def batched(
     on_nan: Literal["raise", "mark", "keep"] = "raise",
     devices: Sequence[jax.Device] | None = None,
 ) -> Callable[..., Any]:
-    """Explain a whole data set: `batched(explain)(xs, labels, key=key)` → stacked NumPy arrays.
+    """Explains a whole data set: `batched(explain)(xs, labels, key=key)` → stacked NumPy arrays.
 
-    Examples run in compiled chunks of `batch_size`; the ragged last chunk is filled up with repeats and cut off again, so
-    everything compiles once. One chunk is computed while the one before it is copied to the host.
+    Examples run in compiled chunks of `batch_size`. The last chunk is padded with repeats, which are cut off again, so
+    there is only one compilation. One chunk is computed while the previous one is copied to the host.
 
     Arguments:
-        explain: an explainer, `jx.with_info(explain)` (then both results are stacked), or any function of one example.
-        batch_size: examples per compiled chunk (Python integer), a multiple of the number of `devices`.
-        in_axes: for each argument 0 (one entry per example) or `None` (the same for all, e.g. weights), as in `jax.vmap`.
-        progress: show a progress bar.
-        on_nan: "raise" an error that lists the examples whose attribution holds NaN or infinity, or "mark" them: all of that example's
-            attribution becomes NaN, and the run goes on; or "keep" what there is, NaN and numbers.
-        devices: split every chunk over these devices; results are the same as on one.
+        explain: An explainer, `jx.with_info(explain)` (then both results are stacked), or any function of one example.
+        batch_size: Examples per compiled chunk, a Python integer and a multiple of the number of `devices`.
+        in_axes: For each argument 0 (one entry per example) or `None` (the same for all examples, e.g. weights), as in
+            `jax.vmap`.
+        progress: Whether to show a progress bar.
+        on_nan: What happens to examples whose attribution contains NaN or infinity. "raise" raises an error that lists
+            them, "mark" sets their entire attribution to NaN, "keep" leaves it unchanged.
+        devices: Devices over which every chunk is split. Results are the same as on one device.
 
     Returns:
-        `run(xs, *args, key=None)`. Called with arrays (or pytrees) with a leading axis of examples it returns the stacked
-        results; called with one iterator of batches `(x_batch, *args)` it returns a generator with the results of each (an
-        empty batch has an empty result).
-        Weights that the explainer closes over are those of the first call, as under `jax.jit`: pass weights that change as an
-        argument with `in_axes=None`, or build `run` again.
-        A stochastic explainer needs one `key`; example number i gets `fold_in(key, i)`, so results do not depend on
+        `run(xs, *args, key=None)`. Given arrays or pytrees with a leading axis of examples, it returns the stacked
+        results. Given one iterator of batches `(x_batch, *args)`, it returns a generator with the results of each batch
+        (an empty batch has an empty result).
+
+        Weights that the explainer closes over are fixed at the first call, as under `jax.jit`. If they change, pass
+        them as an argument with `in_axes=None`, or build `run` again.
+
+        A stochastic explainer needs one `key`. Example number i gets `fold_in(key, i)`, so results do not depend on
         `batch_size` or `devices`.
 
     Example:
@@ -53,10 +57,7 @@ def batched(
     """
     require_callable("batched", explain)
     positive_int("batched", "batch_size", batch_size)
-    if on_nan not in ("raise", "mark", "keep"):
-        raise SettingError(
-            explain_error("batched: unknown `on_nan`.", got=repr(on_nan), need="'raise', 'mark', 'keep'")
-        )
+    one_of("batched", "on_nan", on_nan, ("raise", "mark", "keep"))
     if devices is not None and batch_size % len(devices):
         raise SettingError(
             explain_error(
@@ -64,18 +65,18 @@ def batched(
                 got=f"{batch_size} over {len(devices)} devices",
             )
         )
-    needs_key = getattr(explain, "needs_key", False)
+    needs_key, stochastic = traits(explain).needs_key, traits(explain).stochastic
 
-    # One compiled function for the life of `run`, so that later calls of the same shapes compile nothing.
+    # One compiled function for the life of `run`, so that later calls with the same shapes do not compile again.
     @jax.jit
-    def compiled(mapped: list, shared: list, indices: jax.Array, key: jax.Array | None) -> Any:
-        def one(mapped: list, index: jax.Array) -> Any:
+    def compiled(mapped: list, shared: list, indices: jax.Array, key: jax.Array | None) -> PyTree:
+        def one(mapped: list, index: jax.Array) -> PyTree:
             args = _merge(mapped, shared, _axes(in_axes, len(mapped) + len(shared)))
             return explain(*args) if key is None else explain(*args, key=jax.random.fold_in(key, index))
 
         return jax.vmap(one)(mapped, indices)
 
-    def explain_arrays(args: tuple, key: jax.Array | None, start: int, bar: Any) -> Any:
+    def explain_arrays(args: Args, key: jax.Array | None, start: int, bar: tqdm) -> PyTree:
         axes = _axes(in_axes, len(args))
         mapped = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
         shared = [arg for arg, axis in zip(args, axes, strict=True) if axis is None]
@@ -84,8 +85,8 @@ def batched(
             rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), jnp.result_type(a)), mapped)
             like = jax.eval_shape(compiled, rows, shared, jnp.arange(batch_size, dtype=jnp.int32), key)
             return jax.tree.map(lambda out: np.zeros((0, *out.shape[1:]), out.dtype), like)
-        outputs: list[Any] = []
-        running: list[tuple[Any, np.ndarray]] = []  # at most one chunk is computed while another is collected
+        outputs: list[PyTree] = []
+        running: list[tuple[PyTree, np.ndarray]] = []  # one chunk is computed while another is collected
         for first in range(0, n, batch_size):
             rows = np.minimum(np.arange(first, first + batch_size), n - 1)
             chunk = [_rows(arg, rows) for arg in mapped]
@@ -95,14 +96,14 @@ def batched(
         outputs.extend(_collect(*last, on_nan, explain, mapped, bar, start) for last in running)
         return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
-    def run(*args: Any, key: jax.Array | None = None) -> Any:
-        if needs_key or (key is not None and getattr(explain, "stochastic", False)):
+    def run(*args: PyTree, key: jax.Array | None = None) -> Any:
+        if needs_key or (key is not None and stochastic):
             key = one_key("batched", key)
         elif key is not None and not hasattr(explain, "stochastic"):
             raise MissingKeyError(
                 explain_error(
-                    "batched: a key was given, but a plain function takes none.",
-                    fix="make it an explainer of this library, or draw inside the function from an argument",
+                    "batched: a key was given, but a plain function does not take one.",
+                    fix="use an explainer of this library, or pass keys as a mapped argument",
                 )
             )
         else:
@@ -115,7 +116,9 @@ def batched(
     return run
 
 
-def _stream(explain_arrays: Callable[..., Any], batches: Iterator, key: Any, progress: bool) -> Iterator[Any]:
+def _stream(
+    explain_arrays: Callable[..., PyTree], batches: Iterator, key: jax.Array | None, progress: bool
+) -> Iterator[PyTree]:
     start = 0
     with tqdm(unit="example", disable=not progress) as bar:
         for batch in batches:
@@ -151,7 +154,7 @@ def _leading_axis(mapped: list) -> int:
                 got=f"leading axes {sorted(map(list, lengths))}",
                 fix=(
                     "one entry of each argument per example: explain(xs, labels), not explain(x, label)",
-                    "numbers in a list are each a leaf of its own: jnp.asarray(labels)",
+                    "an array instead of a list, in which every number is a leaf: jnp.asarray(labels)",
                     "arguments that are the same for all examples: in_axes=(0, None, …)",
                 ),
             )
@@ -159,11 +162,11 @@ def _leading_axis(mapped: list) -> int:
     return lengths.pop()[0]
 
 
-def _rows(tree: Any, rows: np.ndarray) -> Any:
+def _rows(tree: PyTree, rows: np.ndarray) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[rows], tree)
 
 
-def _total(args: tuple, in_axes: Any) -> int:
+def _total(args: Args, in_axes: int | None | Sequence[int | None]) -> int:
     return _leading_axis([a for a, axis in zip(args, _axes(in_axes, len(args)), strict=True) if axis == 0])
 
 
@@ -176,8 +179,10 @@ def _place(chunk: list, shared: list, indices: np.ndarray, devices: Sequence[jax
     return jax.device_put(chunk, split), jax.device_put(shared, everywhere), jax.device_put(rows, split)
 
 
-def _collect(ready: Any, rows: np.ndarray, on_nan: str, explain: Any, mapped: list, bar: Any, start: int) -> Any:
-    """A finished chunk on the host, without its filling, with NaN raised or marked."""
+def _collect(
+    ready: PyTree, rows: np.ndarray, on_nan: str, explain: Explain, mapped: list, bar: tqdm, start: int
+) -> PyTree:
+    """A finished chunk on the host, without its padding, and with NaN raised or marked."""
     host = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(rows)], ready)
     bar.update(len(rows))
     if on_nan == "keep":
@@ -206,11 +211,11 @@ def _nan_message(rows: np.ndarray, mapped: list, start: int) -> str:
     scalars = [arg for arg in mapped[1:] if jnp.ndim(arg) == 1]
     labels = f"; their scalar arguments: {[np.asarray(a)[rows[:10]].tolist() for a in scalars]}" if scalars else ""
     return explain_error(
-        f"batched: the attribution holds NaN or infinity for {len(rows)} example(s) of a chunk.",
+        f"batched: the attribution contains NaN or infinity for {len(rows)} example(s) of a chunk.",
         where=f"example(s) {shown}{labels}",
-        why="a label out of range gives NaN, as do 0/0 and roots that do not exist; a slope may be infinite",
+        why="a label out of range, 0/0 and a missing root give NaN; slopes may be infinite",
         fix=(
             "check these examples' labels and inputs",
-            'carry on with on_nan="mark", or "keep" to leave the numbers as they are',
+            'to continue, on_nan="mark", or "keep" to leave the numbers unchanged',
         ),
     )

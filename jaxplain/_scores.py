@@ -1,15 +1,17 @@
-"""From a batched classifier to a score for one example, and a check that the model may be explained at all."""
+"""`logit` turns a batched classifier into a score of one example; `check` tests whether a model can be explained."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from jaxplain._checks import require_callable
+from jaxplain._checks import one_of, require_callable
 from jaxplain._errors import LabelError, ModelModeError, NonFiniteError, ScoreError, SettingError, explain_error
 from jaxplain._ir.program import Program
+from jaxplain._types import PyTree
 
 
 def logit(
@@ -24,20 +26,22 @@ def logit(
     | `of` | score | |
     | --- | --- | --- |
     | `"logit"` | $z_c$ | the usual choice; maps of different classes are comparable |
-    | `"log_prob"` | $z_c - \log\sum_j e^{z_j}$ | includes the evidence against all others |
-    | `"prob"` | softmax | saturates: its gradient vanishes where the model is sure |
+    | `"log_prob"` | $z_c - \log\sum_j e^{z_j}$ | includes the evidence against the other classes |
+    | `"prob"` | softmax | saturates: its gradient vanishes where the model is certain |
     | `"margin"` | $z_c - \max_{j \ne c} z_j$ | why c rather than the runner-up |
     | `"contrast"` | $z_a - z_b$ | why a rather than b: `score(x, a, b, *rest)` |
     | `"centered"` | $z_c - \frac1n\sum_j z_j$ | invariant to adding a constant to all logits |
 
     Arguments:
-        apply: `apply(x_batch, *rest)` → outputs of shape (batch, classes). A Flax NNX or Equinox model works as it is; for Linen,
-            `lambda x: model.apply(variables, x)`. x may be a pytree: every leaf gets the batch axis.
-        of: which score, as above.
+        apply: `apply(x_batch, *rest)` → outputs of shape (batch, classes). A Flax NNX or Equinox model can be passed
+            directly; for Linen, `lambda x: model.apply(variables, x)`. x may be a pytree, in which every leaf gets the
+            batch axis.
+        of: The score, see the table.
 
     Returns:
-        `score(x, label, *rest)` for one example; label is an integer. A label outside [0, classes) is a `LabelError`
-        if its value is known and NaN if it is traced (JAX's own indexing would clamp 12 of 10 to class 9 silently).
+        `score(x, label, *rest)` for one example; label is an integer. A label outside [0, classes) raises `LabelError`
+        if its value is known, and gives NaN if it is traced (JAX's indexing would silently clamp class 12 of 10 to
+        class 9).
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx
@@ -47,10 +51,9 @@ def logit(
         [2. 5.]
     """
     require_callable("logit", apply)
-    if of not in _SCORES:
-        raise SettingError(explain_error("logit: unknown `of`.", got=repr(of), need=", ".join(map(repr, _SCORES))))
+    one_of("logit", "of", of, _SCORES)
 
-    def outputs(x: Any, rest: tuple) -> jax.Array:
+    def outputs(x: PyTree, rest: tuple) -> jax.Array:
         out = apply(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], x), *rest)
         if not hasattr(out, "shape") or len(out.shape) != 2 or out.shape[0] != 1:
             raise ScoreError(
@@ -58,11 +61,11 @@ def logit(
                     "logit: the classifier must return one row of class scores for each example.",
                     got=(f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__)
                     + f" for x of shape {', '.join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(x))}",
-                    need="x is one example; logit adds the batch axis, and needs shape (1, classes)",
+                    need="shape (1, classes), x being one example, to which logit adds the batch axis",
                     fix=(
-                        "x is a batch: jax.vmap(explain)(xs, labels), or one of it, explain(xs[0], labels[0])",
-                        "several outputs: jx.logit(lambda x: model(x)[0])",
-                        "another kind of output: write the score yourself, score = lambda x: model(x[None])[…]",
+                        "if x is a batch: jax.vmap(explain)(xs, labels), or explain(xs[0], labels[0])",
+                        "for several outputs: jx.logit(lambda x: model(x)[0])",
+                        "for other outputs, your own score: score = lambda x: model(x[None])[…]",
                     ),
                 )
             )
@@ -70,19 +73,19 @@ def logit(
 
     if of == "contrast":
 
-        def contrast(x: Any, a: Any, b: Any, *rest: Any) -> jax.Array:
+        def contrast(x: PyTree, a: ArrayLike, b: ArrayLike, *rest: PyTree) -> jax.Array:
             return _SCORES[of](outputs(x, rest), a, b)
 
         return contrast
 
-    def score(x: Any, label: Any, *rest: Any) -> jax.Array:
+    def score(x: PyTree, label: ArrayLike, *rest: PyTree) -> jax.Array:
         return _SCORES[of](outputs(x, rest), label)
 
     return score
 
 
-def _pick(values: jax.Array, label: Any) -> jax.Array:
-    """values[label]; out of range an error, or NaN (in its derivative too) for a traced label."""
+def _pick(values: jax.Array, label: ArrayLike) -> jax.Array:
+    """values[label]. Out of range, an error, or NaN (also in its derivative) if the label is traced."""
     n = values.shape[0]
     shape, dtype = getattr(label, "shape", ()), getattr(label, "dtype", type(label))
     if shape != () or not jnp.issubdtype(dtype, jnp.integer):
@@ -107,12 +110,12 @@ def _pick(values: jax.Array, label: Any) -> jax.Array:
                 )
             )
         return values[int(label)]
-    # A factor, not a `where`: the derivative of an unselected branch would be a silent zero.
+    # A factor rather than a `where`, because the derivative of an unselected branch would silently be zero.
     valid = jnp.where((label >= 0) & (label < n), 1.0, jnp.nan).astype(values.dtype)
     return values[jnp.clip(label, 0, n - 1)] * valid
 
 
-def _margin(z: jax.Array, label: Any) -> jax.Array:
+def _margin(z: jax.Array, label: ArrayLike) -> jax.Array:
     if z.shape[0] < 2:
         raise ScoreError(explain_error("logit: a margin needs at least two classes.", got=f"{z.shape[0]} class"))
     picked = _pick(z, label)
@@ -129,36 +132,36 @@ _SCORES: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-def check(apply: Callable[..., Any], xs: Any, *rest: Any, n_examples: int = 4, rtol: float = 1e-3) -> None:
-    """Check that `apply(xs, *rest)` treats every example on its own and the same way each time.
+def check(apply: Callable[..., PyTree], xs: PyTree, *rest: PyTree, n_examples: int = 4, rtol: float = 1e-3) -> None:
+    """Checks that `apply(xs, *rest)` processes every example independently and deterministically.
 
-    Run it once on a few examples before explaining a model. It traces `apply` (training-mode state changes and dropout
-    surface there, without touching the model's state), looks for random draws, and runs the batch twice through separate
-    traces. Then it compares each example in its batch with
+    Run it once on a few examples before you explain a model. It traces `apply` (which reveals state changes of training
+    mode and dropout, without touching the model's state), looks for random draws, and runs the batch twice through
+    separate traces. Then it compares each example's output in its batch with its output
 
-    * itself among copies of itself. Batch statistics and any other mixing change it. Shapes and program are the same, so
-      every digit must be: mixing shows even beside a large offset, as long as it moves the last digit of the output's dtype;
-    * itself alone. What depends on the size of the batch changes it, by more than `rtol` or it goes unseen.
+    * in a batch of copies of itself. Batch statistics and any other mixing of examples change it. Shapes and program
+      are the same, so the outputs must agree in every digit;
+    * in a batch of its own. Operations that depend on the batch size change it.
 
     Arguments:
-        apply: the batched model: outputs with a leading batch axis (any pytree).
-        xs: inputs with a leading batch axis of at least 2; take real, different examples.
-        *rest: further arguments of `apply`, the same for all examples.
-        n_examples: how many examples are compared.
-        rtol: largest difference accepted of an example alone, relative to the spread of the outputs, largest minus smallest.
-            Sums are rounded differently in batches of another size: 16 units in the last place of the largest output are
-            accepted beside it.
+        apply: The batched model; its outputs are a pytree with a leading batch axis.
+        xs: Inputs with a leading batch axis of length at least 2. Use real, distinct examples.
+        *rest: Further arguments of `apply`, the same for all examples.
+        n_examples: Number of examples to compare.
+        rtol: Largest accepted difference between an example in its batch and alone, relative to the range of the
+            outputs. 16 units in the last place of the largest output are accepted in addition, because sums are rounded
+            differently in batches of another size. Smaller dependences on the batch size go unnoticed.
 
     Raises:
-        NonFiniteError: the output holds NaN or infinity.
-        ModelModeError: naming what was found, the size of the difference, and the fix.
+        NonFiniteError: The output contains NaN or infinity.
+        ModelModeError: The outputs differ. The error says where, by how much, and how to fix it.
     """
     require_callable("check", apply)
     size = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(xs)}
     if len(size) != 1 or next(iter(size)) in ((), (0,), (1,)):
         raise SettingError(
             explain_error(
-                "check: needs a batch of at least two examples on the leading axis of every leaf.",
+                "check: needs a batch of at least two examples along the leading axis of every leaf.",
                 got=f"leading axes {sorted(map(list, size))}",
             )
         )
@@ -166,8 +169,10 @@ def check(apply: Callable[..., Any], xs: Any, *rest: Any, n_examples: int = 4, r
     run = Program("check", lambda x: apply(x, *rest), xs).refuse_randomness()
     together = run(xs)
     _require_finite(together)
-    again = Program("check", lambda x: apply(x, *rest), xs)(xs)
-    _compare("two runs of the same batch differ", together, again, "it keeps state or draws random numbers in Python")
+    repeated = Program("check", lambda x: apply(x, *rest), xs)(xs)
+    _compare(
+        "two runs of the same batch differ", together, repeated, "it keeps state or draws random numbers in Python"
+    )
     alone = Program("check", lambda x: apply(x, *rest), _example(xs, 0)).refuse_randomness()
     allowed = [_allowed(leaf, rtol) for leaf in jax.tree.leaves(together)]
     for i in range(min(n_examples, next(iter(size))[0])):
@@ -176,7 +181,7 @@ def check(apply: Callable[..., Any], xs: Any, *rest: Any, n_examples: int = 4, r
             f"example {i} changes with the other examples of its batch",
             expected,
             _example(run(_copies(xs, i)), i),
-            "batch statistics (batch-norm in training mode), or an operation across the batch axis",
+            "batch statistics (batch norm in training mode), or an operation across the batch axis",
         )
         _compare(
             f"example {i} alone and in the batch differ",
@@ -187,43 +192,43 @@ def check(apply: Callable[..., Any], xs: Any, *rest: Any, n_examples: int = 4, r
         )
 
 
-def _example(batch: Any, i: int) -> Any:
+def _example(batch: PyTree, i: int) -> PyTree:
     """Example i as a batch of one."""
     return jax.tree.map(lambda leaf: leaf[i : i + 1], batch)
 
 
-def _copies(batch: Any, i: int) -> Any:
-    """The batch with example i in every place."""
+def _copies(batch: PyTree, i: int) -> PyTree:
+    """The batch with every example replaced by example i."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[i], leaf.shape), batch)
 
 
-def _require_finite(outputs: Any) -> None:
+def _require_finite(outputs: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(outputs):
         if not np.isfinite(_wide(leaf)).all():
             raise NonFiniteError(
                 explain_error(
-                    "check: the model's output holds NaN or infinity.",
+                    "check: the model's output contains NaN or infinity.",
                     where=f"output{jax.tree_util.keystr(path)}",
                     got=f"{np.sum(~np.isfinite(_wide(leaf)))} of {leaf.size} numbers",
-                    fix=("look for NaN in xs and in the weights", "find where it begins: jax.debug_nans(True)"),
+                    fix=("look for NaN in xs and in the weights", "find its origin: jax.debug_nans(True)"),
                 )
             )
 
 
-def _wide(leaf: Any) -> np.ndarray:
-    """The leaf in double precision, in which neither bf16 nor differences of unsigned integers lose anything."""
+def _wide(leaf: ArrayLike) -> np.ndarray:
+    """The leaf in double precision, so that bfloat16 and differences of unsigned integers are exact."""
     array = np.asarray(leaf)
     return array.astype(np.promote_types(array.dtype, np.float64))
 
 
 def _allowed(leaf: jax.Array, rtol: float) -> float:
-    """How far an example may differ between two batch sizes: `rtol` of the outputs' spread, and rounding of the largest."""
+    """Tolerance between two batch sizes: `rtol` times the outputs' range, plus rounding of the largest."""
     values = _wide(leaf)
     rounding = 16 * jnp.finfo(leaf.dtype).eps if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
     return float(rtol * np.ptp(values) + rounding * np.max(np.abs(values))) if values.size else 0.0
 
 
-def _compare(what: str, expected: Any, got: Any, why: str, allowed: list[float] | None = None) -> None:
+def _compare(what: str, expected: PyTree, got: PyTree, why: str, allowed: list[float] | None = None) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(expected)
     for (path, a), b, limit in zip(leaves, jax.tree.leaves(got), allowed or [0.0] * len(leaves), strict=True):
         a, b = _wide(a), _wide(b)

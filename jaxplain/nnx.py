@@ -1,4 +1,4 @@
-"""Layer paths for Flax NNX, whose modules leave no names in a traced program."""
+"""Layer paths for Flax NNX, whose modules do not name their operations in a traced program."""
 
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -12,17 +12,21 @@ import jax
 from jaxplain._errors import SettingError, explain_error
 
 _M = TypeVar("_M")
-# The modules whose methods are running, outermost first: a method that calls another of its own module adds no second name.
+# The modules whose methods are running, outermost first. It prevents a second scope when a method calls another method
+# of its own module.
 _RUNNING: ContextVar[tuple[int, ...]] = ContextVar("_RUNNING", default=())
 _SCOPE = "_jaxplain_scope"
 
 
 def named(model: _M) -> _M:
-    """A copy of an NNX model whose modules run under a name scope: their attribute names, as in `encoder/layers/0/norm`.
+    """A copy of an NNX model whose modules run under name scopes, i.e. their paths, such as `encoder/layers/0/norm`.
 
-    With it `jx.layers`, `jx.plan` and composites know the layers by path. Weights are shared with `model` as arrays, not as variables: the copy
-    does not follow later updates. A module that is held in several places has one name, the
-    first in alphabetical order.
+    With these, `jx.layers`, `jx.plan` and composites know the layers by path. The copy shares the arrays of `model`,
+    but not its variables, so it does not follow later updates. A module with several paths gets the alphabetically
+    first.
+
+    Arguments:
+        model: An NNX module. Linen, Haiku and Equinox do not need this.
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx
@@ -41,7 +45,7 @@ def named(model: _M) -> _M:
     if not isinstance(model, nnx.Module):
         raise SettingError(
             explain_error(
-                "nnx.named: its argument must be an nnx.Module.",
+                "nnx.named: `model` must be an nnx.Module.",
                 got=type(model).__name__,
                 fix="Linen, Haiku and Equinox name their layers themselves; elsewhere: with jax.named_scope(...)",
             )
@@ -56,7 +60,7 @@ def named(model: _M) -> _M:
 
 
 def _depth(path: tuple, root: Any) -> int:
-    """How many parts of a path belong to the nearest module around it that is called: lists and dicts are not."""
+    """The length of the path of the nearest enclosing module that is called. Lists and dictionaries are not called."""
     from flax import nnx
 
     containers = tuple(getattr(nnx, name) for name in ("List", "Dict") if hasattr(nnx, name))
@@ -70,7 +74,7 @@ def _depth(path: tuple, root: Any) -> int:
 
 @cache
 def _with_scope(cls: type) -> type:
-    """A subclass whose methods run under the module's scope."""
+    """A subclass whose methods run under the module's name scope."""
     namespace = {name: _scoped(function) for name, function in _methods(cls)}
     return type(cls)(
         cls.__name__, (cls,), {**namespace, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
@@ -78,11 +82,11 @@ def _with_scope(cls: type) -> type:
 
 
 def _methods(cls: type) -> Iterator[tuple[str, Callable]]:
-    """The methods of a module class that users call: those that its author wrote, not what every module has."""
+    """The public methods of a module class that its author wrote, without those that every module has."""
     from flax import nnx
 
     for name in dir(cls):
-        function = getattr_static(cls, name)  # static methods and properties are none of these
+        function = getattr_static(cls, name)  # finds no static methods and properties
         is_own = getattr_static(nnx.Module, name, None) is not function
         if is_own and (name == "__call__" or not name.startswith("_")) and isinstance(function, FunctionType):
             yield name, function

@@ -1,4 +1,4 @@
-"""Pictures of explanations. Matplotlib is imported when a picture is made (`pip install jaxplain[plot]`)."""
+"""Pictures of explanations. Matplotlib is imported on first use (`pip install jaxplain[plot]`)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DIVERGING = "RdBu_r"  # red for, blue against, white for nothing: centered at zero
+DIVERGING = "RdBu_r"  # red: positive, blue: negative, white: zero
 
 
 def _pyplot() -> Any:
@@ -24,7 +24,7 @@ def _pyplot() -> Any:
 
 
 def _colors(values: Iterable[NDArray[np.float64]], vmax: float) -> dict[str, Any]:
-    """Color arguments for maps on one scale: diverging and centered at zero, or its upper half if nothing is negative."""
+    """Color arguments of maps on one scale, centered at zero, or on its upper half if no value is negative."""
     colors = _pyplot().get_cmap(DIVERGING)
     if any((v < 0).any() for v in values):
         return {"cmap": colors, "vmin": -vmax, "vmax": vmax, "interpolation": "nearest"}
@@ -42,16 +42,21 @@ def _map2d(values: ArrayLike) -> NDArray[np.float64]:
     if array.ndim != 2:
         raise StructureError(
             explain_error(
-                "plot: a map must be (height, width) or (height, width, channels).",
+                "plot: a map must have shape (height, width) or (height, width, channels).",
                 got=f"shape {array.shape}",
-                fix="pass one example: plot.image(attributions[0])",
+                fix="for one example: plot.image(attributions[0])",
             )
         )
     return array
 
 
 def limit(maps: Iterable[ArrayLike], percentile: float = 99.5) -> float:
-    """The shared color limit of several maps: a high percentile of |values|, so that one pixel does not hide the rest."""
+    """The shared color limit of several maps: a high percentile of |values|, so that one pixel does not hide the rest.
+
+    Arguments:
+        maps: Maps that share the limit.
+        percentile: Percentile of |values|.
+    """
     values = np.abs(np.concatenate([np.ravel(np.asarray(m, np.float64)) for m in maps]))
     values = values[np.isfinite(values)]
     top = float(np.percentile(values, percentile)) if values.size else 0.0
@@ -68,13 +73,16 @@ def image(
     colorbar: bool = True,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """One heat map, its colors centered at zero, over the input in gray.
+    """One heat map with colors centered at zero, and the outline of the input in gray.
 
     Arguments:
-        attribution: (height, width[, channels]); channels are summed.
-        input: the explained image, drawn underneath as a faint gray outline; `None` for the map alone.
-        vmax: color limit (±vmax); `None` takes the `percentile` of |attribution|.
-        ax: where to draw; `None` makes a new figure.
+        attribution: Array (height, width[, channels]); channels are summed.
+        input: The explained image, drawn as a thin gray outline. `None` draws the map alone.
+        vmax: Color limit (±vmax). `None` uses the `percentile` of |attribution|.
+        percentile: Percentile for the color limit.
+        title: Title of the map.
+        colorbar: Whether to draw a color bar.
+        ax: Axes to draw on. `None` makes a new figure.
     """
     plt = _pyplot()
     values = _map2d(attribution)
@@ -96,7 +104,7 @@ def image(
 
 
 def outline(ax: "Axes", input: ArrayLike) -> None:
-    """The contour of the input at half its brightness, thin and gray: the input without hiding the map."""
+    """Draws the contour of the input at half its brightness, which shows the input without hiding the map."""
     picture = np.asarray(input, np.float64)
     picture = picture.mean(axis=-1) if picture.ndim == 3 else picture
     low, high = picture.min(), picture.max()
@@ -114,15 +122,16 @@ def grid(
     percentile: float = 99.5,
     size: float = 0.95,
 ) -> "Figure":
-    """Methods × examples: the inputs on the first row, then one row of maps for each method with its own color bar.
+    """Methods × examples: the inputs in the first row, then for each method one row of maps with its own color bar.
 
     Arguments:
-        maps: {row name: maps of all examples, each (height, width[, channels])}. A map that is NaN throughout is labeled so.
-        inputs: the explained images.
-        titles: one title for each example.
-        share: one color scale for each row (`True`), or one for each map.
-        percentile: each scale ends at this percentile of the |values| that share it.
-        size: inches per panel.
+        maps: {row name: maps of all examples, each (height, width[, channels])}. Maps of NaN alone are labeled "NaN".
+        inputs: The explained images.
+        titles: One title for each example.
+        suptitle: Title of the figure.
+        share: Whether the maps of a row share a color scale.
+        percentile: Percentile of the |values| at which a scale ends.
+        size: Inches per panel.
     """
     n, rows = len(inputs), len(maps) + 1
     figure, axes = _pyplot().subplots(
@@ -175,13 +184,14 @@ def images(
     limits: tuple[float, float] | None = (0.0, 1.0),
     size: float = 0.75,
 ) -> "Figure":
-    """Rows of images as they are: prototypes, examples. One channel is drawn dark on white, three as colors.
+    """Rows of images, such as prototypes or examples. One channel is drawn dark on white, three channels as colors.
 
     Arguments:
         rows: {row name: images, each (height, width[, 1 or 3])}; rows may differ in length.
-        titles: one title for each column.
-        limits: what is drawn white and black; values beyond are cut. `None`: each image from its least to its largest value.
-        size: inches per panel.
+        titles: One title for each column.
+        suptitle: Title of the figure.
+        limits: Values that are drawn white and black; values beyond are clipped. `None` uses each image's own range.
+        size: Inches per panel.
     """
     n = max(map(len, rows.values()))
     figure, axes = _pyplot().subplots(
@@ -202,7 +212,7 @@ def images(
             if shown.ndim != 2 and shown.shape[2:] != (3,):
                 raise StructureError(
                     explain_error(
-                        "plot.images: an image must be (height, width), or that with 1 or 3 channels.",
+                        "plot.images: an image must have shape (height, width[, 1 or 3]).",
                         got=f"shape {shown.shape}",
                         where=f"row {name!r}",
                     )
