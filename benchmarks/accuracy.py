@@ -1,7 +1,7 @@
-"""How exact integrated gradients is at 50 gradients, by quadrature rule: completeness and distance to the exact integral.
+"""Exactness of integrated gradients at 50 gradients, by quadrature rule: completeness, distance to the exact integral.
 
-Per example: gap = |Σ R − Δf| / |Δf|, distance = Σ|R − reference| / Σ|reference|, where the reference is a midpoint rule with
-very many steps. Reported: median and 90th percentile over the examples.
+For each example, gap = |Σ R − Δf| / |Δf| and distance = Σ|R − reference| / Σ|reference|, where the reference is a
+midpoint rule with very many steps. The results are medians and 90th percentiles over the examples.
 """
 
 import itertools
@@ -55,7 +55,7 @@ def _net_score(activation: Callable[[jax.Array], jax.Array]) -> Callable[..., ja
 
 
 def _one_by_one(explain: Callable[..., Any], args: tuple) -> Any:
-    """Each example in its own run, so that `tol` spends on each what that one needs."""
+    """Each example in its own run, so that `tol` only spends on each what it needs."""
     return jax.jit(lambda args: jax.lax.map(lambda one: jx.with_info(explain)(*one), args))(args)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from environment import Worker, busy_seconds
 from rows import Row
 
-SHORT = 0.5  # seconds: runs shorter than this are repeated and averaged, so that what the other side left in the caches is gone
-QUIET = 0.1  # of the machine: rounds in which other processes took more are left out while three remain
+SHORT = 0.5  # seconds; shorter runs are repeated and averaged, because the first one finds cold caches
+QUIET = 0.1  # share of the machine; rounds in which other processes took more are left out while three remain
 OURS = "jaxplain"
 
 
@@ -62,7 +62,7 @@ def compare(row: Row, sides: dict[str, Worker], problem: pathlib.Path, budget: f
 
 
 def _round(jobs: dict[str, tuple[Worker, int]]) -> dict[str, float]:
-    """Seconds of each job, one after the other, and the share of the machine that other processes took meanwhile."""
+    """Seconds of each job, one after the other, and the share of the machine taken by other processes."""
     out: dict[str, float] = {}
     spent = cpu = 0.0
     busy = busy_seconds()
@@ -94,7 +94,7 @@ def _agreement(row: Row, ours: Worker, peer: Worker, job: dict, folder: pathlib.
         off = float(abs(means[0] - means[1]) / max(1, abs(means[1])))  # a correlation may be 0
         return {"means": [float(m) for m in means], "limit": row.limit, "agrees": off <= row.limit}
     distance = float(np.linalg.norm(a - b) / np.linalg.norm(b))
-    # Half of the examples are nearer than this: one tie or kink that falls otherwise moves one example, not all.
+    # Half of the examples are nearer than the median: a tie or kink that falls otherwise moves one example, not all.
     axes = tuple(range(1, a.ndim))
     each = np.sqrt(np.sum((a - b) ** 2, axes) / np.sum(b**2, axes))
     if row.compare == "equal":

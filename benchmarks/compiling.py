@@ -1,4 +1,4 @@
-"""What is paid before the first result: analysis, tracing and lowering, compiling; and temporary memory; beside `jax.grad`."""
+"""Costs before the first result (analysis, tracing and lowering, compiling) and memory, next to `jax.grad`."""
 
 import time
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def _block(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
 
 
 def _transformer(depth: int, *, scanned: bool) -> tuple[Callable, tuple]:
-    """The score of x and the weights, which are arguments: XLA would spend minutes on constants that are sliced."""
+    """The score of x and the weights, which are arguments because XLA would spend minutes on slicing constants."""
     keys = iter(jax.random.split(jax.random.key(0), 16))
     shapes = dict.fromkeys(("q", "k", "v", "out"), (WIDTH, WIDTH)) | {
         "up": (WIDTH, 4 * WIDTH),

@@ -1,4 +1,4 @@
-"""Where things run: the peers' environment, the two workers, and a description of the machine."""
+"""The peers' environment, the workers, and a description of the machine."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ REQUIREMENTS = HERE / "peers-requirements.txt"
 
 
 def peers_python() -> pathlib.Path:
-    """The interpreter of the peers' environment: that of $JAXPLAIN_PEERS, or a venv made here once per requirements file."""
+    """The interpreter of $JAXPLAIN_PEERS, or of a virtual environment that is made once for each requirements file."""
     given = os.environ.get("JAXPLAIN_PEERS")
     if given:
         return _interpreter(pathlib.Path(given))
@@ -36,12 +36,12 @@ def peers_python() -> pathlib.Path:
 def _interpreter(folder: pathlib.Path) -> pathlib.Path:
     found = [path for path in (folder / "bin" / "python", folder / "Scripts" / "python.exe") if path.exists()]
     if not found:
-        raise SystemExit(f"{folder} is no Python environment")
+        raise SystemExit(f"{folder} is not a Python environment")
     return found[0]
 
 
 class Worker:
-    """A process that keeps one side's compiled jobs; it idles, blocked on its input, while the others are timed."""
+    """A process with the compiled jobs of one side. It idles, blocked on its input, while others are timed."""
 
     def __init__(self, side: str, python: pathlib.Path | str, threads: int):
         self.side = side

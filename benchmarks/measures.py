@@ -13,7 +13,7 @@ from problems import Problem
 import jaxplain as jx
 from jaxplain import metrics, zoo
 
-KEY, SEED = 20261127, 20261127  # SEED is that of Quantus' side: both are given the same maps
+KEY, SEED = 20261127, 20261127  # Quantus' side has the same SEED, so that both get the same maps
 
 
 def maps(problem: Problem) -> np.ndarray:
@@ -26,7 +26,7 @@ def _network(problem: Problem) -> tuple[zoo.Network, Any]:
 
 
 def _over_examples(f: Callable, problem: Problem, at_once: int | None, *given: Any) -> Callable:
-    """Examples in groups of `at_once`: what they need meanwhile stays in the cache."""
+    """Examples in groups of `at_once`, so that their data stay in the cache."""
     given = tuple(map(jnp.asarray, given))
     return lambda xs, labels: lax.map(lambda args: f(*args), (*given, xs, labels), batch_size=at_once or len(problem.x))
 

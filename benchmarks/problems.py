@@ -1,7 +1,7 @@
-"""What is explained: networks with weights, inputs and labels, as files that any side can read.
+"""Problems: networks with weights, inputs and labels, as files that any side can read.
 
-A problem is one npz file: `layers` (a JSON list; the kinds are those of `KINDS`), the weights in the layouts of JAX (NHWC
-images, HWIO kernels, (in, out) matrices), `x`, `labels` and `noise` (σ for SmoothGrad).
+A problem is one npz file: `layers` (a JSON list of the kinds in `networks.KINDS`), the weights in the layouts of JAX
+(NHWC images, HWIO kernels, (in, out) matrices), `x`, `labels` and `noise` (σ for SmoothGrad).
 """
 
 import json
@@ -9,19 +9,6 @@ import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
-
-KINDS = {
-    "conv": "[conv, name, stride], odd size, padded by half of it; as many groups as its kernel's input axis asks for",
-    "dense": "[dense, name]",
-    "batch_norm": "[batch_norm, name], after a convolution, by stored statistics",
-    "residual": "[residual, layers]: their input is added to their output",
-    "max_pool": "2x2, SAME",
-    "global_mean": "over both spatial axes",
-    "relu": "",
-    "relu6": "",
-    "flatten": "",
-}
-NORM_EPS = 1e-3  # of batch_norm
 
 
 class Problem(NamedTuple):
@@ -66,7 +53,7 @@ def zoo_network(name: str, batch: int) -> Problem:
         convs = [layer for i in (1, 2, 3) for layer in (("conv", f"conv{i}", 1), "relu", "max_pool")]
         layers = _chain(*convs, "flatten", ("dense", "dense1"), "relu", ("dense", "dense2"))
     else:
-        raise ValueError(f"the layers of {name!r} are not written down here")
+        raise ValueError(f"the layers of {name!r} are not listed here")
     weights = jax.tree.map(np.asarray, traverse_util.flatten_dict(zoo.load(name).params, sep="/"))
     digits = datasets.mnist()
     return Problem(name, layers, weights, digits.x_test[:batch], digits.y_test[:batch], noise=0.2)
@@ -101,13 +88,13 @@ def vgg(batch: int, side: int = 112, widths: tuple[int, ...] = (32, 64, 128, 128
 
 
 def separable(batch: int, side: int = 224, classes: int = 1000) -> Problem:
-    """The layers of EfficientNet-Lite0: inverted residual blocks with depthwise 3x3 and 5x5 convolutions, batch-norm, ReLU6.
+    """EfficientNet-Lite0: inverted residual blocks with depthwise 3x3 and 5x5 convolutions, batch-norm, ReLU6.
 
-    50 layers with weights, drawn at random; the statistics of the batch-norms are those of its own images, so that activations
-    keep their scale.
+    It has 50 layers with random weights. The statistics of the batch-norms are those of its own images, so that
+    activations keep their scale.
     """
     import jax.numpy as jnp
-    from side_jaxplain import apply_layers
+    from networks import apply_layers
 
     # expansion, channels, blocks, stride of the first, size
     stages = (

@@ -1,4 +1,4 @@
-"""Ten prototypes by one compiled loop, beside the loop in Python over a compiled step that one would write by hand."""
+"""Ten prototypes by one compiled loop, next to a hand-written loop in Python over a compiled step."""
 
 import time
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def _measure(name: str, means: jax.Array, n_steps: int) -> dict:
         n_steps=n_steps,
     )
     compiled = jax.jit(jax.vmap(maximize, in_axes=(None, 0)))
-    # Not a blank image: in max-pooling all its places are tied, and rounding would decide between them.
+    # Not a blank image, because all its pixels are tied in max-pooling, and rounding would decide between them.
     start = 0.1 * jax.random.uniform(jax.random.key(0), (28, 28, 1))
 
     def ours() -> jax.Array:

@@ -3,8 +3,8 @@
 run.py                 every row of `rows.py`, and memory by number of steps (≤ 10 minutes on 2 cores)
 run.py --method gradient --problem vgg112 --peer captum    some rows
 run.py --chunks        time by chunk size (decides the default)
-run.py --compiling     analysis, tracing and compile times and memory beside jax.grad's, unrolled and scanned
-run.py --prototypes    activation maximization beside a loop in Python
+run.py --compiling     analysis, tracing and compile times and memory next to jax.grad's, unrolled and scanned
+run.py --prototypes    activation maximization next to a loop in Python
 run.py --accuracy      completeness and distance to the exact integral, by quadrature rule
 """
 
@@ -67,7 +67,7 @@ def _comparison(options: argparse.Namespace) -> tuple[dict, str]:
     wanted = {part: getattr(options, part) for part in ROW_PARTS if getattr(options, part)}
     rows = [row for row in ROWS if all(getattr(row, part) == value for part, value in wanted.items())]
     if not rows:
-        raise SystemExit("no such row; there are " + ", ".join(f"{row.name} ({row.peer})" for row in ROWS))
+        raise SystemExit("no such row; known rows: " + ", ".join(f"{row.name} ({row.peer})" for row in ROWS))
     python = {OURS: sys.executable} | dict.fromkeys((row.peer for row in rows), environment.peers_python())
     results = []
     with tempfile.TemporaryDirectory() as name, environment.workers(python, options.threads) as sides:

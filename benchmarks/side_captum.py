@@ -7,7 +7,8 @@ import captum
 import numpy as np
 import torch
 from captum.attr import DeepLift, GuidedBackprop, IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
-from problems import NORM_EPS, Problem, load
+from networks import NORM_EPS
+from problems import Problem, load
 from torch import nn
 
 SEED = 20261123
@@ -39,7 +40,7 @@ def network(problem: Problem, residual: Callable[[nn.Module], nn.Module] = Resid
 def _sequence(
     layers: list, weights: dict[str, np.ndarray], shape: tuple[int, ...], residual: Callable[[nn.Module], nn.Module]
 ) -> tuple[nn.Sequential, tuple[int, ...]]:
-    """The modules, and the shape of what comes out. A dense layer after the flattening reads its inputs in PyTorch's (c, h, w) order."""
+    """The modules, and the shape of the output. A dense layer after `flatten` reads (c, h, w) order."""
     modules: list[nn.Module] = []
     flattened: tuple[int, ...] | None = None
     for number, (kind, *rest) in enumerate(layers):
@@ -122,9 +123,10 @@ def _smoothgrad(net: nn.Module, problem: Problem, settings: dict) -> Callable:
 
 
 def last_maps(net: nn.Sequential, *, graph: bool = True) -> nn.Module:
-    """The layer that ours takes for class activation maps. With `graph`, autograd's graph starts at its output, not at the input.
+    """The layer of class activation maps. With `graph`, autograd's graph starts at its output, not at the input.
 
-    Neither the input nor the weights need a gradient, so the layers below run as without autograd: the least work there is for the peers.
+    Neither the input nor the weights need a gradient, so the layers below run without autograd, which is the least work
+    for the peers.
     """
     layer = next(module for module in reversed(net) if isinstance(module, nn.MaxPool2d))
     if graph:

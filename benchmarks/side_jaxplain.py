@@ -11,7 +11,8 @@ import measures
 import numpy as np
 from flax import traverse_util
 from jax import lax
-from problems import NORM_EPS, Problem, load
+from networks import apply_layers
+from problems import Problem, load
 
 import jaxplain as jx
 from jaxplain import zoo
@@ -38,45 +39,6 @@ def network(problem: Problem) -> Callable[[Any], Any]:
     return lambda xs: apply_layers(problem.layers, weights, xs)
 
 
-_PLAIN: dict[str, Callable[[Any], Any]] = {
-    "relu": jax.nn.relu,
-    "relu6": jax.nn.relu6,
-    "flatten": lambda x: x.reshape(x.shape[0], -1),
-    "global_mean": lambda x: jnp.mean(x, (1, 2)),
-    "max_pool": lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME"),
-}
-
-
-def apply_layers(
-    layers: list[list[Any]], weights: Any, x: Any, observe: Callable[[str, Any], None] | None = None
-) -> Any:
-    """`observe` is called with the name and the input of every batch-norm before that is applied."""
-    for kind, *rest in layers:
-        if kind == "conv":
-            x = _conv(x, weights[f"{rest[0]}/kernel"], rest[1])
-            x = x + weights[f"{rest[0]}/bias"] if f"{rest[0]}/bias" in weights else x
-        elif kind == "dense":
-            x = x @ weights[f"{rest[0]}/kernel"] + weights[f"{rest[0]}/bias"]
-        elif kind == "batch_norm":
-            if observe:
-                observe(rest[0], x)
-            gamma, beta, mean, var = (weights[f"{rest[0]}/{part}"] for part in ("gamma", "beta", "mean", "var"))
-            x = (x - mean) * (gamma / jnp.sqrt(var + NORM_EPS)) + beta
-        elif kind == "residual":
-            x = x + apply_layers(rest[0], weights, x, observe)
-        else:
-            x = _PLAIN[kind](x)
-    return x
-
-
-def _conv(x: Any, kernel: Any, stride: int) -> Any:
-    padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
-    numbers, groups = ("NHWC", "HWIO", "NHWC"), x.shape[-1] // kernel.shape[2]
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=numbers, feature_group_count=groups
-    )
-
-
 def _floor(score: Any, _problem: Problem, _settings: dict) -> Any:
     return jax.vmap(jax.grad(score))
 
@@ -100,7 +62,7 @@ def _smoothgrad(score: Any, problem: Problem, settings: dict) -> Any:
 
 
 def _smoothgrad_error(score: Any, problem: Problem, settings: dict) -> Any:
-    """The Monte-Carlo standard error of `_smoothgrad`, entry by entry: what two independent runs may differ by."""
+    """The Monte-Carlo standard error of each entry of `_smoothgrad`, i.e. the expected distance of independent runs."""
     explain = jx.smoothgrad(jx.gradient(score), noise=problem.noise, relative=False, **settings)
     keys = jax.random.split(jax.random.key(KEY), len(problem.x))
     return lambda xs, labels: jax.vmap(jx.with_info(explain))(xs, labels, key=keys)[1].standard_error
@@ -119,7 +81,7 @@ def _lrp(score: Any, _problem: Problem, _settings: dict) -> Any:
 
 
 def _class_activation_map(explainer: Callable) -> Callable:
-    """Maps, a layer without evidence being 0 (NaN under jit); those of the size of the input are scaled to [0, 1], as pytorch-grad-cam's are."""
+    """Maps, 0 for a layer without evidence (NaN under jit). Up-sampled ones are scaled to [0, 1], as the peer's."""
 
     def method(score: Any, _problem: Problem, settings: dict) -> Any:
         explain = jax.vmap(explainer(score, **settings))
@@ -171,7 +133,7 @@ def compile_job(problem: Problem, method: str, settings: dict) -> tuple[Any, tup
 
 
 def in_batches(function: Callable, batch_size: int) -> Callable:
-    """A batched function run on `batch_size` examples after the other: what it needs meanwhile stays in the cache."""
+    """A batched function that runs on `batch_size` examples at a time, so that its data stay in the cache."""
 
     def run(*arrays: Any) -> Any:
         parts = [a.reshape(-1, batch_size, *a.shape[1:]) for a in arrays]

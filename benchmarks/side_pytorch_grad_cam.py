@@ -1,4 +1,7 @@
-"""pytorch-grad-cam's side: Captum's network, hooked once, outside of the timing. Maps of the size of the input, scaled to [0, 1]."""
+"""pytorch-grad-cam's side: Captum's network, hooked once outside the timing.
+
+Its maps have the size of the input and are scaled to [0, 1].
+"""
 
 import os
 from collections.abc import Callable
@@ -19,8 +22,9 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 BY_GRADIENT = {"grad_cam": GradCAM, "grad_cam_plus_plus": GradCAMPlusPlus}
 BY_FORWARD_PASSES = {"score_cam": ScoreCAM, "ablation_cam": AblationCAM}
 
-# As shipped, Score-CAM up-samples its masks with aligned corners: half a pixel of the layer (of 4, here) off, and a softmax of logits makes
-# 0.2 to 0.3 of relative L2 of it, where nothing would be checked any more. With the centers where ours are, it is the same work.
+# As shipped, Score-CAM up-samples its masks with aligned corners, which is off by half a pixel of the layer (of 4).
+# A softmax of logits makes 0.2 to 0.3 of relative L2 of it, so that nothing could be checked. With our centers the work
+# is the same.
 torch.nn.UpsamplingBilinear2d = partial(torch.nn.Upsample, mode="bilinear", align_corners=False)  # type: ignore[assignment, misc]
 
 

@@ -1,8 +1,11 @@
-"""Quantus' side: measures of given maps on Captum's network. The maps are random numbers (`maps`), which no measure minds and in which nothing ties.
+"""Quantus' side: measures of given maps on Captum's network. The maps are random numbers (`maps`), without ties.
 
-A job's settings, besides what goes to the metric: `layout`; `batch_size` (Quantus' own default is 64); `explain`, "quantus" (its own function, which calls Captum)
-or "torch" (the least there is to do); and `only="model"`, which does as many forward passes and explanations as the metric does, one batch each, and nothing else: the
-metric's time over that is what it costs by itself. `prepare` tells how many there are.
+Settings of a job, besides those of the metric:
+- `layout`: PyTorch's memory format.
+- `batch_size`: Quantus' own default is 64.
+- `explain`: "quantus" (its own function, which calls Captum) or "torch" (the least work there is).
+- `only="model"`: do as many forward passes and explanations as the metric does, one batch each, and nothing else. The
+  metric's time over this one is the cost of the metric itself. `prepare` returns their numbers.
 """
 
 import contextlib

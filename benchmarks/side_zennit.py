@@ -1,4 +1,4 @@
-"""Zennit's side: Captum's network under Zennit's composite, whose hooks are registered once, outside of the timing."""
+"""Zennit's side: Captum's network under Zennit's composite, whose hooks are registered once outside the timing."""
 
 from collections.abc import Callable
 from importlib.metadata import version

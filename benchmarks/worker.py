@@ -1,7 +1,12 @@
-"""One side in a process of its own: `python worker.py SIDE THREADS`, then one JSON command per line, one JSON reply each.
+"""One side in its own process: `python worker.py SIDE THREADS`, then one JSON command per line, one JSON reply each.
 
-Commands: prepare (a job gets a name and a warm-up run; replies what is known about it), time (run it, seconds each and
-processor time), save (its last result as .npy), drop. A side is a module `side_<name>.py` with `versions`, `limit_threads`, `prepare` and `to_numpy`.
+Commands:
+- prepare: give a job a name and a warm-up run; replies with what is known about it.
+- time: run it; replies with seconds per run and processor time.
+- save: write its last result as .npy.
+- drop: forget it.
+
+A side is a module `side_<name>.py` with `versions`, `limit_threads`, `prepare` and `to_numpy`.
 """
 
 import importlib
@@ -18,7 +23,7 @@ from environment import limit_cpus
 
 def serve(side_name: str, threads: int) -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print is no reply
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries may print, which must not mix with replies
 
     def reply(content: dict) -> None:
         replies.write(json.dumps(content) + "\n")
