@@ -2,13 +2,14 @@
 
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jaxplain as jx
+from jaxplain._types import Explain, Score
 from jaxplain.metrics import (
     attribution_auc,
     completeness,
@@ -278,6 +279,6 @@ def methods(examples: Examples) -> tuple[Method, ...]:
     return (*(Method(row.name, row.method) for row in rows), *CONTROLS)
 
 
-def make(method: Method, examples: Examples, score: Callable[..., Any]) -> Callable[..., Any]:
+def make(method: Method, examples: Examples, score: Score) -> Explain:
     """The explainer of a score by a method."""
     return method.spec(score=score, background=examples.background)

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxplain as jx
+from jaxplain._types import Explain, Score
 from jaxplain.metrics._compare import scheduled
 from leaderboard.board import Method, Metric, make
 from leaderboard.examples import Examples
@@ -116,7 +117,7 @@ def seconds_each(examples: Examples, batch_size: int) -> tuple[float, float]:
     rows = np.arange(batch_size) % len(examples.x)
     x, y = jnp.asarray(examples.x[rows]), jnp.asarray(examples.y[rows])
 
-    def seconds(f: Callable[..., Any]) -> float:
+    def seconds(f: Score | Explain) -> float:
         run = jax.jit(jax.vmap(f))
         jax.block_until_ready(run(x, y))
         start = time.perf_counter()
@@ -177,7 +178,7 @@ def _of_compare(metric: Metric, examples: Examples) -> Callable[..., Any]:
 class _Recomputed:
     """A measure of a map that explains again at every step, as a measure of an explainer: it begins with the map."""
 
-    def __init__(self, measure: Callable[..., Any], explain: Callable[..., Any]):
+    def __init__(self, measure: Callable[..., Any], explain: Explain):
         self._measure, self._explain = measure, explain
         self.needs_key = self.stochastic = getattr(measure, "needs_key", False)
 

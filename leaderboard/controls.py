@@ -1,14 +1,15 @@
 """Controls of the leaderboard."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxplain._types import Explain, Score
 
-def noise(score: Callable[..., Any], *, times_input: bool = False) -> Callable[..., Any]:
+
+def noise(score: Score, *, times_input: bool = False) -> Explain:
     """Lower control: N(0, 1) noise, with new draws whenever the score changes because of x, the class or the weights.
 
     `times_input` multiplies the noise by x. The result shows how much the input contributes alone, e.g. that black

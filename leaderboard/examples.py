@@ -1,15 +1,14 @@
 """The sets of examples of the leaderboard, each with the network that sees them."""
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
 
 import jaxplain as jx
+from jaxplain._types import PyTree, Score
 from leaderboard import store
 
 
@@ -37,11 +36,11 @@ class Examples:
         arrays = (self.x, self.y, self.background, self.masks, *jax.tree.leaves(self.network.params))
         return store.digest(a for a in arrays if a is not None)
 
-    def score(self, of: str) -> Callable[..., jax.Array]:
+    def score(self, of: str) -> Score:
         """The score `of` the class: "logit", "relu(logit)" or "probability"."""
         return self.make_score(of, self.network.params)
 
-    def make_score(self, of: str, params: Any) -> Callable[..., jax.Array]:
+    def make_score(self, of: str, params: PyTree) -> Score:
         """The score with other weights."""
         apply = partial(self.network.apply, params)
         logit = jx.logit(apply)

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxplain as jx
+from jaxplain._types import Explain
 from tour.rows import rows_for
 
 
@@ -88,7 +89,7 @@ def _ten_first(images: np.ndarray, labels: np.ndarray, n: int) -> tuple[np.ndarr
     return images[order], labels[order]
 
 
-def _explain(explain: Callable[..., Any], images: Any, labels: Any, keys: jax.Array) -> tuple[Any, jx.Info, float]:
+def _explain(explain: Explain, images: Any, labels: Any, keys: jax.Array) -> tuple[Any, jx.Info, float]:
     """Attributions and info of all images, and the seconds of a second, compiled run."""
     run = jax.jit(jax.vmap(lambda x, y, k: jx.with_info(explain)(x, y, key=k)))
     (attribution, info), seconds = _timed(run, images, labels, keys)

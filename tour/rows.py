@@ -1,9 +1,11 @@
 """The methods of the tour, each as a user would set it up for digits. The leaderboard measures the same ones."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import jax
 
 import jaxplain as jx
+from jaxplain._types import Score
 from tour.spec import BACKGROUND, SCORE, Given, Spec, spec
 
 
@@ -48,7 +50,7 @@ ROWS = (
 )
 
 
-def rows_for(score: Callable[..., Any], x: Any) -> tuple[Row, ...]:
+def rows_for(score: Score, x: jax.typing.ArrayLike) -> tuple[Row, ...]:
     """The rows that apply to a score of images like `x` and a class."""
     has_maps = any(node.kind == "convolution" for node in jx.layers(score)(x, 0))
     return tuple(row for row in ROWS if has_maps or not row.needs_maps)
