@@ -1,4 +1,4 @@
-"""Which pages the site has: the public names of jaxplain in groups, and the chapters. Knows neither MkDocs nor griffe."""
+"""The pages of the site: the public names of jaxplain in groups, and the chapters. Independent of MkDocs and griffe."""
 
 import inspect
 import json
@@ -17,7 +17,7 @@ import jaxplain as jx
 DOCS = Path(__file__).resolve().parents[1]
 CHAPTERS = DOCS / "chapters"
 
-# Groups of functions: title, then the modules that define them. Names of any other module get a group of their own.
+# Groups of functions: name, title, and the modules that define them. Names of any other module get a group of their own.
 GROUPS: list[tuple[str, str, tuple[str, ...]]] = [
     ("scores", "Scores and helpers", ("_scores", "_explainer", "_references", "_batch")),
     ("gradient", "Gradients", ("methods._gradient",)),
@@ -31,7 +31,7 @@ GROUPS: list[tuple[str, str, tuple[str, ...]]] = [
     ("inside", "Layers and inspection", ("_split", "methods._conductance", "_inspection", "_layers.table")),
     ("prototype", "Activation maximization", ("prototypes._activation_maximization",)),
 ]
-# One page for each of these modules, with all that it holds. Any other public module gets a page, too.
+# Titles of the modules that have one page for all their names. Any other public module also gets a page.
 MODULES = {
     "rules": "Rules",
     "composites": "Composites",
@@ -47,8 +47,6 @@ MODULES = {
     "datasets": "Data",
     "zoo": "Networks",
 }
-# Modules of the package that are on the package by accident of being imported, not as public names.
-INTERNAL = {"methods"}
 PARTS = {
     "1": "Prototypes",
     "2": "Decomposition",
@@ -76,7 +74,7 @@ class Group:
 
 
 def functions() -> dict[str, object]:
-    """The public functions and classes of the package itself, errors apart."""
+    """The public functions and classes of the package itself, without errors."""
     return {
         name: thing
         for name in sorted(dir(jx), key=str.lower)
@@ -94,8 +92,8 @@ def errors() -> list[str]:
 
 @cache
 def modules() -> dict[str, ModuleType]:
-    """The public modules and the public modules in them, in the order of `MODULES`."""
-    found = {name: module for name, module in _modules_in(jx).items() if name not in INTERNAL}
+    """The public modules and the public modules in them, in the order of `MODULES`; modules without public members are left out."""
+    found = {name: module for name, module in _modules_in(jx).items() if members(module)}
     for name, package in list(found.items()):
         if hasattr(package, "__all__"):
             inner = _modules_in(package)
@@ -105,8 +103,9 @@ def modules() -> dict[str, ModuleType]:
 
 
 def _modules_in(package: ModuleType) -> dict[str, ModuleType]:
-    found = {n: m for n, m in vars(package).items() if not n.startswith("_") and inspect.ismodule(m)}
-    return {n: m for n, m in found.items() if m.__name__.startswith("jaxplain.")}
+    # Some are imported on first use, so they are in `dir` but not in `vars`.
+    found = {name: getattr(package, name) for name in dir(package) if not name.startswith("_")}
+    return {n: m for n, m in found.items() if inspect.ismodule(m) and m.__name__.startswith("jaxplain.")}
 
 
 def _page(name: str) -> str:
@@ -116,11 +115,11 @@ def _page(name: str) -> str:
 
 @cache
 def members(module: ModuleType) -> list[str]:
-    """The public functions and classes of a module: its `__all__`, or what it defines or hands on."""
+    """The public functions and classes of a module: its `__all__`, or those that it defines or re-exports."""
     if hasattr(module, "__all__"):
         names = list(module.__all__)
     else:
-        # A package hands on what its files define; a file has what it defines itself.
+        # A package re-exports the names of its files; a file has its own names.
         home = module.__name__ if not hasattr(module, "__path__") else "jaxplain"
         names = [
             name
@@ -131,7 +130,7 @@ def members(module: ModuleType) -> list[str]:
         ]
 
     def place(name: str) -> tuple[bool, str, bool, int]:
-        """File by file, functions before classes; what is at home in the module before what it hands on from elsewhere."""
+        """File by file, functions before classes; the module's own names before those from elsewhere."""
         thing = getattr(module, name)
         return (
             not thing.__module__.startswith(module.__name__),
@@ -179,13 +178,13 @@ def _docstring_of_module(name: str) -> str:
 
 
 def summary(thing: object) -> str:
-    """The first paragraph of a docstring, on one line, fit for a table."""
+    """The first paragraph of a docstring on one line, for a table."""
     text = (inspect.getdoc(thing) or "").split("\n\n")[0]
     return " ".join(text.split()).replace("|", r"\|")
 
 
 def identifier(module: ModuleType, member: str) -> str:
-    """The dotted name under which griffe finds a member: where it is defined, if a file of the package has its name."""
+    """The dotted name under which griffe finds a member: that of its definition, if a file of the package has its name."""
     public = f"{module.__name__}.{member}"
     thing = getattr(module, member)
     public = public.replace("jaxplain.rules.composites", "jaxplain.composites")
@@ -212,7 +211,7 @@ def directive(identifier: str, *, level: int, heading: str, **options: object) -
 
 @cache
 def reference() -> dict[str, str]:
-    """{page: its Markdown} for the whole reference but its first page, in the order of the navigation."""
+    """{page: its Markdown} of the reference without its first page, in the order of the navigation."""
     pages = {}
     for group in groups():
         rows = [f"| [`{m}`]({m}.md) | {summary(getattr(jx, m))} |" for m in group.members]
@@ -224,10 +223,8 @@ def reference() -> dict[str, str]:
         parts = [directive(f"jaxplain.{name}", level=1, heading=f"jx.{name}", members=False)]
         parts += [directive(identifier(module, m), level=2, heading=f"jx.{name}.{m}") for m in members(module)]
         pages[_page(name)] = "\n".join(parts)
-    text = (
-        "# Errors\n\nEvery error that the library raises on purpose is a `jx.JaxplainError`, and the matching built-in."
-    )
-    text += " A message says what is wrong, where, what was got and needed, why, and the change to paste.\n\n"
+    text = "# Errors\n\nEvery error that the library raises on purpose is a `jx.JaxplainError` and the matching built-in error."
+    text += " A message says what is wrong and where, what was given and needed, why, and what to paste instead.\n\n"
     parts = [directive(f"jaxplain.{name}", level=2, heading=f"jx.{name}", show_bases=True) for name in errors()]
     pages["reference/errors.md"] = text + "\n".join(parts)
     return pages
