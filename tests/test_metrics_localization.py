@@ -131,7 +131,7 @@ def test_transforms_scale_and_nothing_to_place(name, key):
 def test_what_does_not_fit_is_refused(name):
     measure, heat = MEASURES[name], np.ones((6, 8))
     for bad_heat, bad_mask, words in (
-        (np.ones((2, 6, 8)), MASK, rf"{name}: a map(.|\n)*jax.vmap\(measure\)\(attributions, masks\)"),
+        (np.ones((2, 6, 8)), MASK, rf"metrics.{name}: needs a map(.|\n)*jax.vmap\(measure\)\(attributions, masks\)"),
         (heat, MASK.astype(float), "of bool"),
         (heat, MASK.T, "map and a mask"),
         (heat, MASK & False, "mask is empty"),

@@ -332,7 +332,7 @@ def test_errors(key):
         (lambda: randomize(_gradient, layers=["fir"]).layers(PARAMS, X, 1), "prefixes of apex, behind, first, middle"),
         (lambda: randomize(_gradient, layers=["first", "first/bias"]).layers(PARAMS, X, 1), "some weights twice"),
         (lambda: randomize(_gradient)(PARAMS, X, 1), "needs a random key"),
-        (lambda: randomize(_gradient)(PARAMS, key=key), "weights and the input are needed"),
+        (lambda: randomize(_gradient)(PARAMS, key=key), "needs the weights and the input"),
         (lambda: randomize(_gradient)({"n": 3}, X, 1, key=key), "hold no float array"),
         (
             lambda: randomize(_gradient, draw=lambda k, p: p["first"])(PARAMS, X, 1, key=key),

@@ -1,6 +1,6 @@
-"""Axioms: does the attribution keep what is asked of every attribution? 0 is kept."""
+"""Axioms: does the attribution have the properties that every attribution should have? A value of 0 means yes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,9 +13,11 @@ from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, explainer_behind
 from jaxplain._leaves import cast_like, mapped_like, subtract, total, upcast
 from jaxplain._references import References, pool_of
-from jaxplain._types import Leaves
-from jaxplain.metrics._explained import (
+from jaxplain._types import ArgNums, Args, Baseline, Explain, GroupLabels, Leaves, LikeInput, Score, traits
+from jaxplain.metrics._faithfulness import Sets
+from jaxplain.metrics._protocol import (
     ExplainerMeasure,
+    Measure,
     all_finite,
     explainer_key,
     float_map,
@@ -23,39 +25,43 @@ from jaxplain.metrics._explained import (
     require_explaining,
     require_function,
 )
-from jaxplain.metrics._faithfulness import Sets
-from jaxplain.metrics._measure import Measure
-from jaxplain.metrics.removal import Removal, draws
+from jaxplain.metrics.removal import Removal, Replacement, draws
 
 
 def completeness(
-    score: Callable[..., Any],
+    score: Score,
     *,
-    baseline: Any = 0.0,
+    baseline: Baseline = 0.0,
     relative: bool = True,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Measure:
-    r"""Completeness (efficiency, summation to delta): $\left|\sum_i R_i - \left(f(x) - f(b)\right)\right| \Big/ \max\left(|f(x) - f(b)|, \sum_i |R_i|\right)$. **0 is complete.**
+    r"""Completeness (efficiency, summation to delta):
+    $\left|\sum_i R_i - \left(f(x) - f(b)\right)\right| \Big/ \max\left(|f(x) - f(b)|, \sum_i |R_i|\right)$.
+    **0 is complete.**
 
     Arguments:
         score: `f(x, *args) -> real scalar` for one example. It need not be differentiable.
-        baseline: b, that of the attribution: a number, a pytree, a function of x, `jx.references(...)`, over all of which f(b) is the mean.
-            Conservation, Σ R = f(x), knows no baseline: for it see the `gap` of `jx.with_info`.
-        relative: `False` returns the numerator, in units of f. It is not divided by |f(x) − f(b)| alone: that may be 0, and terms that cancel add up no more exactly than the largest.
-        chunk_size: references evaluated at once.
-        argnums, allow_random: as in `gradient`.
-        key: needed for `jx.references(pool, n)` alone, which draws n: with the key of `integrated_gradients` or `deeplift`, those that the attribution was made with.
+        baseline: The baseline b of the attribution: a number, a pytree, a function of x, or `jx.references(...)`, where
+            f(b) is the mean over the references. Conservation, Σ R = f(x), has no baseline: see the `gap` of
+            `jx.with_info` instead.
+        relative: `False` returns the numerator, in units of f. The denominator is not |f(x) − f(b)| alone, because that
+            may be 0, and because a sum of terms that cancel is no more exact than its largest term.
+        chunk_size: References evaluated at once.
+        argnums, allow_random: As in `gradient`.
+        key: Random key, only needed for `jx.references(pool, n)`, which draws n references: pass the key that the
+            attribution was made with.
 
     Returns:
-        `measure(attribution, x, *args)` → a number ≥ 0; relative, at most 2. A map of zeros is complete if f(x) = f(b), else 1.
+        `measure(attribution, x, *args)` → a number ≥ 0; if relative, at most 2. A map of zeros has 0 if f(x) = f(b),
+        else 1.
 
-    Guarantees: relative, unchanged by a factor on f and R together. NaN if the attribution or one of the scores is not finite.
+    Guarantees: if relative, unchanged by a common factor on f and R. NaN if the attribution or a score is not finite.
     Cost: 1 evaluation of the score, and 1 for each reference.
     Errors: an attribution or a baseline that does not fit x; a missing key.
-    Differs from: Quantus tells whether two floats are equal, of a map that it has divided by its largest value before.
+    Differs from: Quantus tests two floats for equality, after dividing the map by its largest value.
 
     References:
         Sundararajan, Taly, Yan, Axiomatic attribution for deep networks, ICML 2017.
@@ -68,7 +74,7 @@ def completeness(
             explain_error(
                 f"metrics.{name}: `baseline` is the point that the attribution was measured from.",
                 got=repr(baseline),
-                need="what the method was given: a number, a pytree, a function of x, jx.references(...)",
+                need="the baseline of the method: a number, a pytree, a function of x, jx.references(...)",
             )
         )
 
@@ -87,38 +93,45 @@ def completeness(
 
 
 def non_sensitivity(
-    score: Callable[..., Any],
+    score: Score,
     *,
-    baseline: Any,
+    baseline: Replacement,
     tolerance: float = 1e-5,
-    groups: Any = None,
+    groups: GroupLabels = None,
     n_groups: int | None = None,
     n_samples: int = 10,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Measure:
-    r"""Non-sensitivity: are the features without attribution those that the score does not depend on? $|A_0 \mathbin{\triangle} X_0|$, as a share of all. **0 is good.**
+    r"""Non-sensitivity: are the features without attribution those that the score does not depend on?
+    $|A_0 \mathbin{\triangle} X_0|$, as a share of all features. **0 is good.**
 
-    $A_0 = \{G : |R_G| \le \tau \max_H |R_H|\}$, and $X_0 = \{G : d_G \le \tau \max_H d_H\}$ with $d_G^2 = \mathbb E\left[\left(f(x) - f(x_{\setminus G})\right)^2\right]$; counted are the groups in exactly one of them.
+    $A_0 = \{G : |R_G| \le \tau \max_H |R_H|\}$ holds the groups without attribution, and
+    $X_0 = \{G : d_G \le \tau \max_H d_H\}$ with
+    $d_G^2 = \mathbb E\left[\left(f(x) - f(x_{\setminus G})\right)^2\right]$ the groups without influence. The groups in
+    exactly one of the two sets are counted.
 
     Arguments:
         score: `f(x, *args) -> real scalar` for one example. It need not be differentiable.
-        baseline: what a group is replaced by, as in `pixel_flipping`: the expectation is over its draws (`jx.references(x_train)`, `metrics.removal.uniform(low, high)`). **A feature that has the value
-            of a fixed baseline already cannot be seen to matter**: black pixels under `baseline=0.0`.
-        tolerance: τ, what counts as nothing beside the largest.
-        groups, n_groups, chunk_size, argnums, allow_random, key: as in `pixel_flipping`.
-        n_samples: draws for each group, the same for each: draw j is made with `fold_in(key, j)`.
+        baseline: The replacement of a removed group, as in `pixel_flipping`. The expectation is over its draws:
+            `jx.references(x_train)` or `metrics.removal.uniform(low, high)`. **With a fixed baseline, features that
+            already have its value seem not to matter**, for example black pixels with `baseline=0.0`.
+        tolerance: Threshold τ below which a value counts as 0, relative to the largest value.
+        groups, n_groups, chunk_size, argnums, allow_random, key: As in `pixel_flipping`.
+        n_samples: Draws for each group, the same for all groups: draw j is made with `fold_in(key, j)`.
 
     Returns:
         `measure(attribution, x, *args)` → a number in [0, 1]; the paper's is this times the number of groups.
 
-    Guarantees: unchanged by a factor on the map and by one on the score. NaN if the attribution or one of the scores is not finite. Changes of the score that may be its rounding, up to
-    16 units in the last place of its largest value, are none: in float32 a score of 10 says nothing about changes of 2e-5. A score in bfloat16 hides what is below its three digits.
-    Cost: 1 + n_samples · (number of groups) evaluations of the score; one each if the baseline does not draw.
+    Guarantees: unchanged by a factor on the map, and by a factor on the score. NaN if the attribution or a score is not
+    finite. Changes of the score within rounding, i.e. up to 16 units in the last place of its largest value, count as
+    0: in float32, a score of 10 does not resolve changes of 2e-5, and bfloat16 has only three digits.
+    Cost: 1 + n_samples · (number of groups) evaluations of the score; 1 for each group if the baseline does not draw.
     Errors: those of `pixel_flipping`; a negative tolerance.
-    Differs from: Quantus compares both sides with one absolute number, after dividing the maps by the largest value of the batch.
+    Differs from: Quantus compares both sides with one absolute number, after dividing all maps of a batch by the
+    largest value.
 
     References:
         Nguyen, Martínez, On quantitative aspects of model interpretability, arXiv:2007.07584, 2020.
@@ -137,11 +150,11 @@ def non_sensitivity(
         def value(i: jax.Array) -> jax.Array:
             return call.value(sets.without(jnp.arange(n) == i // repeats, key, i % repeats))
 
-        # f(x) is the last of them, without group n, which there is not: the same program, which rounds alike.
+        # The last one is f(x): it removes group n, which does not exist. As the same program it rounds alike.
         scores = evaluate(value, n * repeats + 1, chunk)
         changes = jnp.abs(scores[-1] - scores[:-1]).reshape(n, repeats)
         most = jnp.max(changes)
-        relative = changes / jnp.where(most == 0, 1, most)  # squares of tiny numbers would be 0
+        relative = changes / jnp.where(most == 0, 1, most)  # the squares of tiny numbers would underflow
         drops = most * jnp.sqrt(jnp.mean(relative**2, axis=1))
         rounding = 16 * jnp.finfo(scores.dtype).eps * jnp.max(jnp.abs(scores))
         is_unused = drops <= jnp.maximum(tolerance * jnp.max(drops), rounding)
@@ -154,47 +167,55 @@ def non_sensitivity(
 
 
 def input_invariance(
-    method: Callable[[Callable[..., Any]], Callable[..., Any]],
-    score: Callable[..., Any],
+    method: Callable[[Score], Explain],
+    score: Score,
     *,
-    shift: Any,
+    shift: LikeInput,
     key: jax.Array | None = None,
 ) -> ExplainerMeasure:
-    r"""Input invariance: $\lVert R_{f'}(x + s) - R_f(x) \rVert_2 \big/ \lVert R_f(x) \rVert_2$ with $f'(z) = f(z - s)$. **0 is invariant.**
+    r"""Input invariance: $\lVert R_{f'}(x + s) - R_f(x) \rVert_2 \big/ \lVert R_f(x) \rVert_2$ with $f'(z) = f(z - s)$.
+    **0 is invariant.**
 
-    A model of shifted data that undoes the shift is the same model, and its explanation should be the same. Methods that multiply with the input, or compare it with a fixed
-    baseline, have other explanations: it is then the choice of 0 that is explained, too.
+    A model of shifted data that undoes the shift is the same model, so its explanation should be the same. Methods that
+    multiply by the input, or compare it with a fixed baseline, violate this: they also explain the choice of 0.
 
     Arguments:
-        method: a function score → explainer: `jx.gradient`, `functools.partial(jx.lrp, rules=…)`, `lambda f: jx.smoothgrad(jx.gradient(f), …)`.
+        method: Function score → explainer: `jx.gradient`, `functools.partial(jx.lrp, rules=…)`,
+            `lambda f: jx.smoothgrad(jx.gradient(f), …)`.
         score: `f(x, *args) -> real scalar` for one example.
-        shift: s: a number, a pytree like x, or a function of x. With several argnums a tuple (`None`: not shifted).
-        key: random key shared by all examples, if the method is stochastic; else `measure(x, *args, key=key)`. Both explanations have the same draws.
+        shift: Shift s: a number, a pytree like x, or a function of x. With several argnums a tuple (`None`: no shift).
+        key: Random key shared by all examples, if the method is stochastic; otherwise `measure(x, *args, key=key)`.
+            Both explanations have the same draws.
 
     Returns:
-        `measure(x, *args)` → a number ≥ 0, a share of ‖R‖₂; norms run over all float leaves. NaN if R is 0, or one of the maps is not finite.
+        `measure(x, *args)` → a number ≥ 0, a share of ‖R‖₂; norms run over all float leaves. NaN if R is 0, or if a map
+        is not finite.
 
-    Guarantees: measures the method alone: f is explained at (x + s) − s as it is rounded, the input that f′ sees. 0 to rounding for functions of ∇f; $\lVert s \odot \nabla f \rVert / \lVert x \odot \nabla f \rVert$
-    for x ⊙ ∇f.
+    Guarantees: measures only the method, because f is explained at (x + s) − s as rounded, the input that f′ sees.
+    0 to rounding for functions of ∇f; $\lVert s \odot \nabla f \rVert / \lVert x \odot \nabla f \rVert$ for x ⊙ ∇f.
     Cost: two explanations.
-    Errors: a method that is an explainer already.
-    Differs from: the paper and Quantus move the shift into the biases of the first layer, here f′ subtracts it; for a propagation rule that makes a difference between them it is the latter that
-    is measured. Quantus leaves the first feature unshifted, compensates convolutions with padding inexactly, and tells whether the maps are close.
+    Errors: an explainer in place of a method.
+    Differs from: the paper and Quantus move the shift into the biases of the first layer, where f′ subtracts it here. A
+    propagation rule may distinguish the two, and then it is this form that is measured. Quantus does not shift the
+    first feature, is inexact for convolutions with padding, and only tests whether the maps are close.
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx
         >>> score = lambda x: x[0] * 3.0
-        >>> print(*(jx.metrics.input_invariance(method, score, shift=-1.0)(jnp.array([2.0])) for method in (jx.gradient, jx.input_x_gradient)))
-        0.0 0.5
+        >>> for method in (jx.gradient, jx.input_x_gradient):
+        ...     print(jx.metrics.input_invariance(method, score, shift=-1.0)(jnp.array([2.0])))
+        0.0
+        0.5
 
     References:
-        Kindermans et al., The (un)reliability of saliency methods, in Explainable AI: interpreting, explaining and visualizing deep learning, 2019 (arXiv:1711.00867, 2017).
+        Kindermans et al., The (un)reliability of saliency methods, in Explainable AI: interpreting, explaining and
+        visualizing deep learning, 2019 (arXiv:1711.00867, 2017).
     """
     name = "metrics.input_invariance"
     if not callable(method) or explainer_behind(method) is not None:
         raise SettingError(
             explain_error(
-                f"{name}: its first argument must be a function that makes an explainer of a score.",
+                f"{name}: its first argument must be a function that makes an explainer from a score.",
                 got=repr(method) if callable(method) else type(method).__name__,
                 why="the method explains two scores: f, and f after a shift",
                 fix=f"jx.{name}(jx.gradient, score, shift=…)",
@@ -203,13 +224,13 @@ def input_invariance(
     require_function(name, "score", score)
     explain = method(score)
     require_explaining(name, explain)
-    argnums = getattr(explain, "argnums", 0)
+    argnums = traits(explain).argnums
 
-    def compute(args: tuple, key: Any) -> jax.Array:
+    def compute(args: Args, key: Any) -> jax.Array:
         arguments = Arguments(name, args, argnums)
         by = arguments.like(shift, "shift", none=jnp.zeros_like)
 
-        def back(args: tuple) -> tuple:
+        def back(args: Args) -> Args:
             there = Arguments(name, args, argnums)
             return there.fill(cast_like(subtract(upcast(there.leaves), by), there.leaves))
 
@@ -222,5 +243,4 @@ def input_invariance(
         is_known = all_finite(here) & all_finite(other) & (size > 0)
         return jnp.where(is_known, change / jnp.where(size > 0, size, 1), jnp.nan)
 
-    stochastic = getattr(explain, "needs_key", False)
-    return ExplainerMeasure("input_invariance", compute, stochastic=stochastic, key=key)
+    return ExplainerMeasure("input_invariance", compute, stochastic=traits(explain).needs_key, key=key)

@@ -1,4 +1,4 @@
-"""Methods × metrics over many examples: each map is computed once, every number has an interval."""
+"""Methods × metrics over many examples: each map is computed once, and every number has an interval."""
 
 import functools
 import inspect
@@ -15,48 +15,61 @@ from jaxplain._batch import batched
 from jaxplain._checks import one_key, require_callable
 from jaxplain._errors import MissingKeyError, SettingError, StructureError, explain_error
 from jaxplain._explainer import Explainer
+from jaxplain._types import Explain, PyTree, Score, traits
 from jaxplain.metrics._comparison import Comparison
 
 
 def compare(
-    score: Callable[..., Any],
-    methods: Mapping[str, Callable[..., Any]],
+    score: Score,
+    methods: Mapping[str, Callable[[Score], Explain]],
     metrics: Mapping[str, Callable[..., Any]],
     *,
-    make_score: Callable[[Any], Callable[..., Any]] | None = None,
+    make_score: Callable[[PyTree], Score] | None = None,
     batch_size: int = 100,
     in_axes: int | None | Sequence[int | None] = 0,
     progress: bool = True,
 ) -> Callable[..., Comparison]:
-    r"""Measure methods by metrics on many examples: `compare(score, methods, metrics)(xs, *args, key=key)` → `Comparison`.
+    r"""Measures methods by metrics on many examples: `compare(score, methods, metrics)(xs, *args, key=key)` →
+    `Comparison`.
 
     Arguments:
         score: `f(x, *args) -> real scalar` for one example.
-        methods: name → `method(score) -> explain`: `jx.gradient`, `functools.partial(jx.lrp, rules=…)`, `lambda score: jx.smoothgrad(jx.gradient(score))`. Include the
-            controls, `metrics.controls.random_map` and `metrics.controls.greedy`.
-        metrics: name → a metric, told apart by the **name of its first argument**:
-            `score`: `functools.partial(metrics.pixel_flipping, groups=jx.patches(4, 4))`, `lambda score: …`;
-            `explain`: `functools.partial(metrics.max_sensitivity, …)`; `make_explain`: `metrics.parameter_randomization`; `method`: `functools.partial(metrics.input_invariance, score=…)`;
-            `attribution`: a finished measure, `metrics.sparseness()`, `metrics.pointing_game()` (with `masks`), `metrics.pixel_flipping(score)`.
-        make_score: `make_score(params) -> score`, for metrics that put in other weights: `lambda params: jx.logit(functools.partial(net.apply, params))`.
-        batch_size: explanations per compiled chunk; see `batched`. Measures of maps take all methods together, and fewer examples, at least
-            one.
-        in_axes: for each of (x, *args) 0 or None, as in `batched`: weights as an argument are the same for all examples.
-        progress: show a progress bar.
+        methods: Name → `method(score) -> explain`: `jx.gradient`, `functools.partial(jx.lrp, rules=…)`,
+            `lambda score: jx.smoothgrad(jx.gradient(score))`. Include the controls, `metrics.controls.random_map` and
+            `metrics.controls.greedy`.
+        metrics: Name → a metric, classified by the **name of its first argument**:
+
+            * `score`: `functools.partial(metrics.pixel_flipping, groups=jx.patches(4, 4))`, `lambda score: …`
+            * `explain`: `functools.partial(metrics.max_sensitivity, …)`
+            * `make_explain`: `metrics.parameter_randomization`
+            * `method`: `functools.partial(metrics.input_invariance, score=…)`
+            * `attribution`: a finished measure, `metrics.sparseness()`, `metrics.pointing_game()` (with `masks`),
+              `metrics.pixel_flipping(score)`
+        make_score: `make_score(params) -> score`, for metrics that replace the weights:
+            `lambda params: jx.logit(functools.partial(net.apply, params))`.
+        batch_size: Explanations per compiled chunk, see `batched`. Measures of maps take the maps of all methods
+            together, and fewer examples, at least one.
+        in_axes: 0 or None for each of (x, *args), as in `batched`. None shares an argument, such as weights, between
+            all examples.
+        progress: Whether to show a progress bar.
 
     Returns:
-        `run(xs, *args, masks=None, params=None, key=None)`: arguments with a leading axis of examples; `masks` for metrics of a map and a mask; `params` for those of weights;
-        `key` where a method or a metric draws. It returns a `Comparison`: values per example, means, intervals, paired differences, a table. Weights that `score` closes over
-        are those of the first call, as under `jax.jit`: after training build `run` again, or make them an argument.
+        `run(xs, *args, masks=None, params=None, key=None)` → `Comparison`: values per example, means, intervals, paired
+        differences, a table. Arguments have a leading axis of examples. `masks` are for metrics of a map and a mask,
+        `params` for metrics of weights, and `key` if a method or a metric draws. As under `jax.jit`, weights that
+        `score` closes over are those of the first call: after training build `run` again, or pass them as an argument.
 
-    Guarantees: each method's maps are computed once. Example i and metric m have the same draws for every method, derived from `key`, i and the name of m
-    alone: adding a method or a metric changes no other number but for rounding, and differences are paired. Random weights are drawn once for all examples, so that intervals are over
-    examples alone. An explainer's own draws are shared, too: that `random_map` has a max sensitivity of 0 says that it does not look at x.
-    Cost: Σ over methods of (one explanation + Σ of the metrics' costs), for each example; less what depends on the draws alone, which is evaluated once for all
-    methods (`sensitivity_n`, `faithfulness_correlation`, `infidelity`, `completeness`). Memory: the maps of all methods, on the host.
-    Errors: a metric whose first argument has another name; masks, params or a key that are needed and missing; maps that repeat the value of a group at each of its
-    features (seen of this library's explainers, not through a function of yours); those of methods and metrics. An example for which a metric has no value (NaN) is left out of its mean, and the table shows how many have one.
-    Differs from: Quantus' `evaluate` has neither intervals nor paired differences, and goes on after an exception.
+    Guarantees: each method's maps are computed once. Example i and metric m have the same draws for every method, which
+    only depend on `key`, i and the name of m. So another method or metric changes no other number except for rounding,
+    and differences are paired. Random weights are drawn once for all examples, so that intervals are over examples
+    alone. An explainer's own draws are shared, too: `random_map` has a max sensitivity of 0, because it ignores x.
+    Cost: for each example and method one explanation and the costs of the metrics. Evaluations that only depend on the
+    draws are shared by all methods (`sensitivity_n`, `faithfulness_correlation`, `infidelity`, `completeness`). Memory:
+    the maps of all methods, on the host.
+    Errors: a metric whose first argument has another name; missing masks, params or key; maps that repeat a group's
+    value at each of its features (only detected for explainers of this library); those of methods and metrics. An
+    example without a value (NaN) is left out of the mean, and the table shows how many have one.
+    Differs from: Quantus' `evaluate` has neither intervals nor paired differences, and continues after an exception.
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx
@@ -88,7 +101,7 @@ class Cells:
     A subclass may look them up first, store them as soon as they are finished, or leave cells out.
     """
 
-    def maps(self, method: str, compute: Callable[[], Any]) -> Any:
+    def maps(self, method: str, compute: Callable[[], PyTree]) -> PyTree:
         """The maps of all examples."""
         del method
         return compute()
@@ -103,11 +116,11 @@ Columns: TypeAlias = Callable[[Sequence[str]], dict[str, np.ndarray]]  # method 
 
 
 def scheduled(
-    score: Callable[..., Any],
-    methods: Mapping[str, Callable[..., Any]],
+    score: Score,
+    methods: Mapping[str, Callable[[Score], Explain]],
     metrics: Mapping[str, Callable[..., Any]],
     *,
-    make_score: Callable[[Any], Callable[..., Any]] | None,
+    make_score: Callable[[PyTree], Score] | None,
     batch_size: int,
     in_axes: int | None | Sequence[int | None],
     progress: bool,
@@ -141,8 +154,8 @@ def scheduled(
 
     @functools.cache
     def of_all(name: str, n_methods: int, n_args: int) -> _OverExamples:
-        beside = axes(n_args) if kinds[name] in ("score", "attribution, x") else (0,) * n_args
-        return over_examples(of_maps[name], (0, *beside), max(1, batch_size // n_methods), "keep")
+        others = axes(n_args) if kinds[name] in ("score", "attribution, x") else (0,) * n_args
+        return over_examples(of_maps[name], (0, *others), max(1, batch_size // n_methods), "keep")
 
     @functools.cache
     def of_one(name: str, method: str) -> _OverExamples:
@@ -152,21 +165,23 @@ def scheduled(
     @functools.cache
     def of_weights(name: str, method: str, n_args: int, fixed: _Fixed) -> _OverExamples:
         measure = metrics[name](lambda params: methods[method](make_score(params)))  # type: ignore[misc]
-        needs_key = getattr(measure, "needs_key", False)
+        needs_key = traits(measure).needs_key
 
-        def with_weights(arrays: Any, key: Any, *args: Any) -> Any:
+        def with_weights(arrays: list[Any], key: Any, *args: Any) -> Any:
             params = fixed.filled(arrays)
             return measure(params, *args, key=key) if needs_key else measure(params, *args)
 
         return over_examples(with_weights, (None, None, *axes(n_args)), batch_size, "keep", draws_once=needs_key)
 
-    def run(xs: Any, *args: Any, masks: Any = None, params: Any = None, key: jax.Array | None = None) -> Comparison:
-        beside = {"attribution": (), "attribution, mask": (masks,), "score": (xs, *args), "attribution, x": (xs, *args)}
+    def run(
+        xs: PyTree, *args: Any, masks: PyTree = None, params: PyTree = None, key: jax.Array | None = None
+    ) -> Comparison:
+        others = {"attribution": (), "attribution, mask": (masks,), "score": (xs, *args), "attribution, x": (xs, *args)}
         n_args = 1 + len(args)
         _require_data(
             [a for a, axis in zip((xs, *args), axes(n_args), strict=False) if axis == 0], masks, params, kinds
         )
-        arrays, fixed = _apart(params)
+        arrays, fixed = _partition(params)
         again = {
             (n, m): of_weights(n, m, n_args, fixed) if kind == "make_explain" else of_one(n, m)
             for n, kind in kinds.items()
@@ -179,16 +194,16 @@ def scheduled(
         key = _key(key, drawing)
 
         @functools.cache
-        def maps_of(method: str) -> Any:
+        def maps_of(method: str) -> PyTree:
             return cells.maps(method, lambda: explainers[method](xs, *args, key=_named(key, "explanation")))
 
         def of_maps_together(name: str, together: Sequence[str]) -> dict[str, np.ndarray]:
             found: dict[str, np.ndarray] = {}
             maps = {method: maps_of(method) for method in together}
-            others = beside[kinds[name]]
+            more = others[kinds[name]]
             for alike in stackable(maps):
                 stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *(maps[m] for m in alike))
-                columns = of_all(name, len(alike), len(others))(stacked, *others, key=_named(key, name))
+                columns = of_all(name, len(alike), len(more))(stacked, *more, key=_named(key, name))
                 found |= zip(alike, np.moveaxis(_number_each(name, columns, 2), 1, 0), strict=True)
             return found
 
@@ -209,14 +224,19 @@ def scheduled(
     return run
 
 
-_AGAIN = ("explain", "method", "make_explain")  # kinds of metrics that explain again, and read no map
+_AGAIN = ("explain", "method", "make_explain")  # kinds of metrics that explain again instead of reading a map
 
 
 class _OverExamples:
-    """A function of one example over all of them, with a key if it draws; if it draws once for all of them, its key is an argument."""
+    """A function of one example, run over all examples.
+
+    Attributes:
+        needs_key: Whether it draws for each example.
+        draws_once: Whether it draws once for all examples; its key is then a positional argument.
+    """
 
     def __init__(self, f: Callable[..., Any], run: Callable[..., Any], draws_once: bool):
-        self.needs_key = getattr(f, "needs_key", False)
+        self.needs_key = traits(f).needs_key
         self.draws_once = draws_once
         self._run = run
 
@@ -226,17 +246,17 @@ class _OverExamples:
 
 @dataclass(frozen=True)
 class _Fixed:
-    """What is no array in weights: the structure, functions, Python numbers. Programs are compiled for it."""
+    """The static part of weights: their structure, functions, Python numbers. Programs are compiled for it."""
 
     tree: Any
-    leaves: tuple[Any, ...]  # None where there is an array
+    leaves: tuple[Any, ...]  # None in place of an array
 
-    def filled(self, arrays: Sequence[Any]) -> Any:
+    def filled(self, arrays: Sequence[Any]) -> PyTree:
         left = iter(arrays)
         return jax.tree.unflatten(self.tree, [next(left) if leaf is None else leaf for leaf in self.leaves])
 
 
-def _apart(params: Any) -> tuple[list[Any], _Fixed]:
+def _partition(params: PyTree) -> tuple[list[Any], _Fixed]:
     leaves, tree = jax.tree.flatten(params)
     is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
     fixed = tuple(None if array else leaf for leaf, array in zip(leaves, is_array, strict=True))
@@ -244,22 +264,22 @@ def _apart(params: Any) -> tuple[list[Any], _Fixed]:
 
 
 class OverMethods:
-    """A measure of a map, of the maps of many methods at once, stacked along their first axis.
+    """A measure of a map, applied to the maps of many methods, stacked along their first axis, with the same draws.
 
-    With the same draws for all of them. Where what the score is asked depends on the draws alone, as in `sensitivity_n`, it is asked once: under `vmap` only
+    Evaluations of the score that only depend on the draws, as in `sensitivity_n`, run once, because under `vmap` only
     the maps have an axis of methods.
     """
 
     def __init__(self, measure: Callable[..., Any]):
         self.measure = measure
-        self.needs_key = self.stochastic = getattr(measure, "needs_key", False)
+        self.needs_key = self.stochastic = traits(measure).needs_key
 
-    def __call__(self, maps: Any, *args: Any, **key: Any) -> Any:
+    def __call__(self, maps: PyTree, *args: Any, **key: jax.Array) -> PyTree:
         return jax.vmap(lambda one: self.measure(one, *args, **key))(maps)
 
 
-def stackable(maps: Mapping[str, Any]) -> list[list[str]]:
-    """The names of maps that can be stacked: of the same structure, shapes and dtypes."""
+def stackable(maps: Mapping[str, PyTree]) -> list[list[str]]:
+    """The names of maps in groups that can be stacked, with the same structure, shapes and dtypes."""
     groups: dict[Any, list[str]] = {}
     for name, tree in maps.items():
         leaves, structure = jax.tree.flatten(tree)
@@ -267,7 +287,7 @@ def stackable(maps: Mapping[str, Any]) -> list[list[str]]:
     return list(groups.values())
 
 
-def _require_functions(score: Any, methods: Any, metrics: Any) -> None:
+def _require_functions(score: object, methods: Mapping[str, object], metrics: Mapping[str, object]) -> None:
     require_callable("metrics.compare", score)
     for kind, found in (("methods", methods), ("metrics", metrics)):
         if not isinstance(found, Mapping):
@@ -290,32 +310,32 @@ def _require_functions(score: Any, methods: Any, metrics: Any) -> None:
             )
 
 
-def _require_maker(make_score: Any, names: list[str]) -> None:
+def _require_maker(make_score: object, names: list[str]) -> None:
     if not callable(make_score):
         raise SettingError(
             explain_error(
-                f"metrics.compare: {', '.join(names)} puts other weights into the score.",
+                f"metrics.compare: {', '.join(names)} replaces the weights of the score.",
                 got=f"make_score={make_score!r}",
                 why="weights that a score closes over cannot be replaced",
-                fix="compare(…, make_score=lambda params: jx.logit(functools.partial(apply, params)))(xs, labels, params=params)",
+                fix="compare(…, make_score=lambda params: jx.logit(partial(apply, params)))(xs, labels, params=params)",
             )
         )
 
 
-def _require_values_of_features(explains: Mapping[str, Any]) -> None:
-    """Metrics sum a map over features: the value of a group of 16 would count 16 times."""
+def _require_values_of_features(explains: Mapping[str, Explain]) -> None:
+    """Metrics sum a map over features, and would count the value of a group of 16 features 16 times."""
     for name, explain in explains.items():
-        if getattr(explain, "repeats_groups", False):
+        if traits(explain).repeats_groups:
             raise SettingError(
                 explain_error(
                     f"metrics.compare: in the maps of {name!r} every feature carries the value of its whole group.",
                     why="metrics sum over features, and would count a group as often as it has features",
-                    fix=f"functools.partial(jx.{explain.method}, groups=…, share=True)",
+                    fix=f"functools.partial(jx.{getattr(explain, 'method', 'ablation')}, groups=…, share=True)",
                 )
             )
 
 
-def _require_data(mapped: Sequence[Any], masks: Any, params: Any, kinds: Mapping[str, str]) -> None:
+def _require_data(mapped: Sequence[PyTree], masks: PyTree, params: PyTree, kinds: Mapping[str, str]) -> None:
     is_stream = any(isinstance(a, Iterator) for a in mapped)
     n = set() if is_stream else {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(mapped)}
     if not n or () in n:
@@ -325,7 +345,7 @@ def _require_data(mapped: Sequence[Any], masks: Any, params: Any, kinds: Mapping
                 got="an iterator" if is_stream else "numbers without an axis",
                 fix=(
                     "compare(score, methods, metrics)(xs, labels)",
-                    "what is the same for all examples: in_axes=(0, None)",
+                    "an argument shared by all examples: in_axes=(0, None)",
                 ),
             )
         )
@@ -369,19 +389,19 @@ def _number_each(name: str, result: Any, ndim: int) -> np.ndarray:
             explain_error(
                 f"metrics.compare: the metric {name!r} must return one number for each example.",
                 got=f"a {type(result).__name__}" if found is None else f"an array {list(found.shape[ndim:])} for each",
-                fix="a mean, or a number of its curve: lambda attribution: measure(attribution).mean()",
+                fix="a mean, or one number of its curve: lambda attribution: measure(attribution).mean()",
             )
         )
     return found
 
 
 def _named(key: jax.Array | None, name: str) -> jax.Array | None:
-    """A key that depends on the name alone, not on what else is measured."""
+    """A key that only depends on the name, not on the other methods and metrics."""
     return None if key is None else jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def _kind(name: str, metric: Callable[..., Any]) -> str:
-    """What a metric is made from, or what a finished measure reads, by the names of its first arguments."""
+    """What a metric or a finished measure takes, by the names of its first arguments."""
     if not callable(metric):
         raise SettingError(
             explain_error(
@@ -401,12 +421,12 @@ def _kind(name: str, metric: Callable[..., Any]) -> str:
     if kind not in ("score", *_AGAIN, "attribution", "attribution, x", "attribution, mask"):
         raise SettingError(
             explain_error(
-                f"metrics.compare: cannot tell what the metric {name!r} takes.",
+                f"metrics.compare: the first argument of the metric {name!r} is unknown.",
                 got=f"arguments {', '.join(names)}" if names else "no arguments",
-                need="score, explain, make_explain, method or attribution as the first one",
-                why="a metric is told apart by the name of its first argument",
+                need="score, explain, make_explain, method or attribution as the first argument",
+                why="metrics are classified by the name of their first argument",
                 fix=(
-                    "what has to be called first: jx.metrics.sparseness()",
+                    "a measure, not its factory: jx.metrics.sparseness()",
                     "functools.partial(jx.metrics.pixel_flipping, groups=jx.patches(4, 4))",
                     "lambda score: jx.metrics.faithfulness_estimate(score, baseline=0.5)",
                     "lambda explain: jx.metrics.max_sensitivity(explain, …)",

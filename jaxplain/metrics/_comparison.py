@@ -1,4 +1,4 @@
-"""What a comparison of methods found: a number for each example, means, intervals, paired differences."""
+"""The result of comparing methods: a number for each example, means, intervals, paired differences."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from jaxplain._errors import SettingError, explain_error
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` measured: for each metric and method one number per example. `print` it for a table in Markdown.
+    """The result of `compare`: one number per example, for each metric and method. `print` it for a table in Markdown.
 
     Attributes:
-        values: metric → method → array of one number per example, NaN (or infinite) where the metric has none.
+        values: Metric → method → array with one number per example, NaN (or infinite) if the metric has no value there.
     """
 
     values: dict[str, dict[str, np.ndarray]]
@@ -22,7 +22,7 @@ class Comparison:
         return _mean(self._of(metric, method))
 
     def n(self, metric: str, method: str) -> int:
-        """How many examples have a value. Where it is below the number of examples, the mean is of a selection."""
+        """The number of examples that have a value. If some have none, the mean is that of a selection."""
         return int(np.sum(np.isfinite(self._of(metric, method))))
 
     def interval(self, metric: str, method: str, *, level: float = 0.95) -> tuple[float, float]:
@@ -30,16 +30,16 @@ class Comparison:
         return _interval(self._of(metric, method), level)
 
     def difference(self, metric: str, a: str, b: str, *, level: float = 0.95) -> tuple[float, tuple[float, float]]:
-        """The mean of (a − b) over the examples that both have a value for, and its interval.
+        """The mean of (a − b) over the examples for which both have a value, and its interval.
 
-        The same examples and the same draws were used for both, so it is far narrower than the intervals of the two means are.
+        Both used the same examples and draws, so that it is far narrower than the intervals of the two means.
         """
         with np.errstate(invalid="ignore"):  # ∞ − ∞
             pairs = self._of(metric, a) - self._of(metric, b)
         return _mean(pairs), _interval(pairs, level)
 
     def table(self, *, digits: int = 3) -> str:
-        """Means ± half the interval in Markdown, one row for each method; (n) where examples have no value."""
+        """Means ± half the interval in Markdown, one row for each method; with (n) if some examples have no value."""
         metrics = list(self.values)
         methods = list(dict.fromkeys(m for row in self.values.values() for m in row))
         rows = [["method", *metrics]]

@@ -1,7 +1,8 @@
-"""Faithfulness: does what the attribution says about features agree with what the score does without them?
+r"""Faithfulness: does the relevance of features agree with the change of the score without them?
 
-Notation: R attribution, x input, $R_S = \\sum_{i \\in S} R_i$, $x_{\\setminus S}$ is x with the features in S replaced (`baseline`), $\\Delta_S = f(x) - f(x_{\\setminus S})$.
-Sets S are made of groups of features. For what happens when groups are removed one after the other see `flipping`.
+Notation: R attribution, x input, $R_S = \sum_{i \in S} R_i$, $x_{\setminus S}$ is x with the features in S replaced
+(`baseline`), $\Delta_S = f(x) - f(x_{\setminus S})$. Sets S are made of groups of features. `_flipping` removes groups
+one after the other instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,18 +19,18 @@ from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call
 from jaxplain._groups import Groups, groups_of
 from jaxplain._leaves import cast_like, total, upcast
-from jaxplain._types import Leaves
-from jaxplain.metrics._measure import CurveMeasure, Measure
-from jaxplain.metrics.removal import draws, filler
+from jaxplain._types import ArgNums, GroupLabels, Leaves, LikeInput, Score
+from jaxplain.metrics._protocol import CurveMeasure, Measure
+from jaxplain.metrics.removal import Replacement, draws, filler
 from jaxplain.metrics.similarity import correlation, rank_correlation
 
 
 class Correlations(NamedTuple):
-    """What sensitivity-n is made of.
+    r"""The correlations that sensitivity-n averages.
 
     Attributes:
-        share: of the groups that the subsets hold.
-        correlation: of $R_S$ and $\\Delta_S$ over subsets of that size.
+        share: Share of the groups in each set.
+        correlation: Correlation of $R_S$ and $\Delta_S$ over sets of that size.
     """
 
     share: jax.Array
@@ -37,34 +38,37 @@ class Correlations(NamedTuple):
 
 
 def faithfulness_correlation(
-    score: Callable[..., Any],
+    score: Score,
     *,
     subset_size: int,
-    groups: Any = None,
+    groups: GroupLabels = None,
     n_groups: int | None = None,
-    baseline: Any = 0.0,
+    baseline: Replacement = 0.0,
     n_samples: int = 100,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Measure:
-    r"""Faithfulness correlation: $\operatorname{corr}_S\left(R_S, \Delta_S\right)$ over random sets S of `subset_size` groups. **High is good.**
+    r"""Faithfulness correlation: $\operatorname{corr}_S\left(R_S, \Delta_S\right)$ over random sets S of `subset_size`
+    groups. **High is good.**
 
     Arguments:
         score: `f(x, *args) -> real scalar` for one example. It need not be differentiable.
-        subset_size: how many groups a set holds (Python integer, below the number of groups: all of them are one set).
-        groups, n_groups, baseline: as in `pixel_flipping`. The paper's baseline is the mean of the data set.
-        n_samples: sets drawn.
-        chunk_size: evaluations at once, as in `occlusion`.
-        argnums, allow_random: as in `gradient`.
-        key: random key shared by all examples; else `measure(attribution, x, *args, key=key)`.
+        subset_size: Number of groups in a set, a Python integer below the number of groups (of which there is only one
+            set).
+        groups, n_groups, baseline: As in `pixel_flipping`. The paper's baseline is the mean of the data set.
+        n_samples: Number of sets drawn.
+        chunk_size: Evaluations at once, as in `occlusion`.
+        argnums, allow_random: As in `gradient`.
+        key: Random key shared by all examples; otherwise `measure(attribution, x, *args, key=key)`.
 
     Returns:
-        `measure(attribution, x, *args, key=key)` → Pearson's coefficient, in [−1, 1]; NaN where one side does not vary.
+        `measure(attribution, x, *args, key=key)` → Pearson's coefficient in [−1, 1]; NaN if one side does not vary.
 
-    Guarantees: 1 for an attribution of which Σ over a set is the change that removing it makes (x ⊙ ∇f of a linear f); unchanged by a positive factor on the map.
-    Set k holds the groups that `permutation(fold_in(split(key)[0], k), n)` puts first: results do not depend on `chunk_size`.
+    Guarantees: 1 if the sum of the attribution over a set is the change of the score without it (x ⊙ ∇f of a linear f);
+    unchanged by a positive factor on the map. Set k holds the groups that
+    `permutation(fold_in(split(key)[0], k), n)` puts first: results do not depend on `chunk_size`.
     Cost: 1 + n_samples evaluations of the score.
 
     References:
@@ -85,35 +89,41 @@ def faithfulness_correlation(
 
 
 def sensitivity_n(
-    score: Callable[..., Any],
+    score: Score,
     *,
     shares: Sequence[float] = (0.01, 0.02, 0.03, 0.05, 0.09, 0.15, 0.25, 0.4, 0.6, 0.8),
-    groups: Any = None,
+    groups: GroupLabels = None,
     n_groups: int | None = None,
-    baseline: Any = 0.0,
+    baseline: Replacement = 0.0,
     n_samples: int = 100,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> CurveMeasure:
-    r"""Sensitivity-n: $\operatorname{corr}_{|S| = n}\left(R_S, \Delta_S\right)$ over random sets S of n groups, for several n; the mean over them. **High is good.**
+    r"""Sensitivity-n: $\operatorname{corr}_{|S| = n}\left(R_S, \Delta_S\right)$ over random sets S of n groups,
+    averaged over several n. **High is good.**
 
-    An attribution *satisfies* sensitivity-n if the correlation is 1; only linear scores have attributions that do for every n.
+    An attribution *satisfies* sensitivity-n if the correlation is 1. Only linear scores have attributions that satisfy
+    it for every n.
 
     Arguments:
-        shares: of the groups that sets hold, in (0, 1); the paper goes from one feature to 80 %. Shares that round to the same number count once.
-        the others: as in `faithfulness_correlation`.
+        shares: Sizes of the sets as shares of all groups, in (0, 1); the paper's range from one feature to 80 %. Shares
+            that round to the same number count once.
+        groups, n_groups, baseline, n_samples, chunk_size, argnums, allow_random, key: As in `faithfulness_correlation`.
 
     Returns:
-        `measure(attribution, x, *args, key=key)` → the mean coefficient; `measure.curve(…)` → `Correlations(share, correlation)`.
+        `measure(attribution, x, *args, key=key)` → the mean coefficient; `measure.curve(…)` →
+        `Correlations(share, correlation)`.
 
-    Guarantees: as `faithfulness_correlation`, which it is for each n.
+    Guarantees: for each n those of `faithfulness_correlation`.
     Cost: 1 + n_samples · (number of shares) evaluations of the score.
-    Differs from: Quantus draws no sets: it removes features cumulatively, in the order of relevance, and correlates over examples.
+    Differs from: Quantus draws no sets: it removes features cumulatively, in the order of relevance, and correlates
+    over examples.
 
     References:
-        Ancona, Ceolini, Öztireli, Gross, Toward better understanding of gradient-based attribution methods for deep neural networks, ICLR 2018.
+        Ancona, Ceolini, Öztireli, Gross, Toward better understanding of gradient-based attribution methods for deep
+        neural networks, ICLR 2018.
     """
     name = "sensitivity_n"
     positive_int(f"metrics.{name}", "n_samples", n_samples, minimum=3)
@@ -151,21 +161,22 @@ def sensitivity_n(
 
 
 def faithfulness_estimate(
-    score: Callable[..., Any],
+    score: Score,
     *,
-    groups: Any = None,
+    groups: GroupLabels = None,
     n_groups: int | None = None,
-    baseline: Any = 0.0,
+    baseline: Replacement = 0.0,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Measure:
-    r"""Faithfulness estimate: $\operatorname{corr}_G\left(R_G, \Delta_G\right)$ over the groups, each removed alone. **High is good.**
+    r"""Faithfulness estimate: $\operatorname{corr}_G\left(R_G, \Delta_G\right)$ over the groups, each removed alone.
+    **High is good.**
 
-    Arguments, returns and guarantees are those of `faithfulness_correlation`; the score of the paper is a probability.
-    Cost: 1 + (number of groups) evaluations of the score: those of `ablation`, whose map has 1 where all groups have the same size (it writes the value of a group on each of
-    its features, and $R_G$ is their sum).
+    Arguments, returns and guarantees are those of `faithfulness_correlation`. The score of the paper is a probability.
+    Cost: 1 + (number of groups) evaluations of the score, the same as `ablation`. The map of `ablation` has the value 1
+    if all groups have the same size (it writes a group's value to each of its features, and $R_G$ is their sum).
 
     References:
         Alvarez-Melis, Jaakkola, Toward robust interpretability with self-explaining neural networks, NeurIPS 2018.
@@ -184,29 +195,32 @@ def faithfulness_estimate(
 
 
 def monotonicity_correlation(
-    score: Callable[..., Any],
+    score: Score,
     *,
-    groups: Any = None,
+    groups: GroupLabels = None,
     n_groups: int | None = None,
-    baseline: Any,
+    baseline: Replacement,
     n_samples: int = 10,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Measure:
-    r"""Monotonicity, as a rank correlation: $\rho_G\left(|R_G|, \mathbb E\left[\Delta_G^2\right]\right)$ over the groups, each replaced alone by draws. **High is good.**
+    r"""Monotonicity, as a rank correlation: $\rho_G\left(|R_G|, \mathbb E\left[\Delta_G^2\right]\right)$ over the
+    groups, each replaced alone by draws. **High is good.**
 
-    What a feature tells is what is lost, in squares, by not knowing it: the expectation is over values that it might have had.
+    The importance of a feature is the squared change of the score if its value is unknown, i.e. the expectation over
+    the values that it could have had.
 
     Arguments:
-        baseline: where those values are drawn from: `metrics.removal.uniform(low, high)`, `jx.references(x_train)` (the paper's: values of other examples); one that does not draw
-            makes it the rank correlation with Δ², at one evaluation a group.
-        n_samples: draws for each group.
-        the others: as in `faithfulness_correlation`.
+        baseline: The distribution of those values: `metrics.removal.uniform(low, high)`, or `jx.references(x_train)`
+            (the paper's: values of other examples). With one that does not draw, it is the rank correlation with Δ², at
+            one evaluation for each group.
+        n_samples: Draws for each group.
+        groups, n_groups, chunk_size, argnums, allow_random, key: As in `faithfulness_correlation`.
 
     Returns:
-        `measure(attribution, x, *args, key=key)` → Spearman's coefficient, in [−1, 1]; NaN where one side does not vary.
+        `measure(attribution, x, *args, key=key)` → Spearman's coefficient in [−1, 1]; NaN if one side does not vary.
 
     Cost: 1 + n_samples · (number of groups) evaluations of the score.
 
@@ -231,40 +245,46 @@ def monotonicity_correlation(
 
 
 def infidelity(
-    score: Callable[..., Any],
+    score: Score,
     *,
-    noise: Any = None,
+    noise: LikeInput | None = None,
     subset_size: int | None = None,
-    groups: Any = None,
+    groups: GroupLabels = None,
     n_groups: int | None = None,
-    baseline: Any = 0.0,
+    baseline: Replacement = 0.0,
     n_samples: int = 100,
     scale: bool = False,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Measure:
-    r"""Infidelity: $\mathbb E_I\left[\left(I^\top R - \left(f(x) - f(x - I)\right)\right)^2\right]$ over perturbations I. **Low is good.**
+    r"""Infidelity: $\mathbb E_I\left[\left(I^\top R - \left(f(x) - f(x - I)\right)\right)^2\right]$ over perturbations
+    I.
+    **Low is good.**
 
-    R is taken for a *slope*, as a gradient is: $I^\top R$ is the change that it predicts. Maps in units of f, such as x ⊙ ∇f, have to be divided by x − b first.
+    R is read as a *slope*, such as a gradient: $I^\top R$ is the change that it predicts. Maps in units of f, such as
+    x ⊙ ∇f, have to be divided by x − b first.
 
     Arguments:
-        noise: I is Gaussian with this standard deviation: a number, a pytree like x, a function of x.
-        subset_size: or I takes so many random groups to the baseline, $I = x - x_{\setminus S}$; with `groups=jx.patches(4, 4)` and `subset_size=1` the square
-            removal of the paper. Exactly one of `noise` and `subset_size` is given.
-        groups, n_groups, baseline: as in `pixel_flipping`; only with `subset_size`.
-        n_samples: perturbations drawn.
-        scale: multiply R by the factor that makes the mean least, $\beta = \mathbb E[I^\top R\, \Delta] / \mathbb E[(I^\top R)^2]$, as the paper does to compare methods whose maps
-            are in different units.
-        the others: as in `faithfulness_correlation`.
+        noise: Standard deviation of a Gaussian I: a number, a pytree like x, or a function of x.
+        subset_size: Number of random groups that I moves to the baseline, $I = x - x_{\setminus S}$. The square removal
+            of the paper is `subset_size=1, groups=jx.patches(4, 4)`. Exactly one of `noise` and `subset_size` is given.
+        groups, n_groups, baseline: As in `pixel_flipping`; only with `subset_size`.
+        n_samples: Number of perturbations drawn.
+        scale: Whether to multiply R by the factor that minimizes the mean,
+            $\beta = \mathbb E[I^\top R\, \Delta] / \mathbb E[(I^\top R)^2]$, as the paper does to compare methods whose
+            maps have different units.
+        chunk_size, argnums, allow_random, key: As in `faithfulness_correlation`.
 
     Returns:
         `measure(attribution, x, *args, key=key)` → the mean square, in units of f squared.
 
-    Guarantees: 0 for ∇f of a linear f. With `noise` σ the expectation is least for the gradient of the score smoothed by the same Gaussian, which is SmoothGrad's limit.
+    Guarantees: 0 for ∇f of a linear f. With `noise` σ, the expectation is minimal for the gradient of the score
+    smoothed by the same Gaussian, which is the limit of SmoothGrad.
     Cost: 1 + n_samples evaluations of the score.
-    Differs from: Quantus removes every block on top of the ones before, and draws nothing; Captum's `normalize` is `scale`.
+    Differs from: Quantus removes every block on top of the earlier ones, and draws nothing. Captum's `normalize` is
+    `scale`.
 
     References:
         Yeh, Hsieh, Suggala, Inouye, Ravikumar, On the (in)fidelity and sensitivity of explanations, NeurIPS 2019.
@@ -273,7 +293,7 @@ def infidelity(
     if (noise is None) == (subset_size is None):
         raise SettingError(
             explain_error(
-                f"metrics.{name}: say how the input is perturbed: by noise, or by removing groups.",
+                f"metrics.{name}: the input is perturbed either by noise, or by removing groups.",
                 got=f"noise={noise!r}, subset_size={subset_size!r}",
                 need="exactly one of them",
                 fix=("noise=0.1", "subset_size=1, groups=jx.patches(4, 4)"),
@@ -309,27 +329,29 @@ def infidelity(
 
 
 def monotonicity(
-    score: Callable[..., Any],
+    score: Score,
     *,
-    groups: Any = None,
+    groups: GroupLabels = None,
     n_groups: int | None = None,
-    baseline: Any = 0.0,
+    baseline: Replacement = 0.0,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Measure:
-    r"""Monotonicity: the share of steps at which the score does not fall, as groups are put into the baseline, those of least R first. **High is good.**
+    r"""Monotonicity: the share of steps at which the score does not fall, as groups are put into the baseline, those of
+    least R first. **High is good.**
 
-    The paper's answer is yes or no: whether it is 1.
+    The paper only asks whether it is 1.
 
     Arguments, errors and guarantees are those of `pixel_flipping`.
     Returns: `measure(attribution, x, *args)` → a number in [0, 1].
     Cost: 1 + (number of groups) evaluations of the score.
-    Differs from: Quantus writes the baseline again at every step, so that its answer is yes for every map.
+    Differs from: Quantus writes the baseline again at every step, so that every map passes.
 
     References:
-        Arya et al., One explanation does not fit all: a toolkit and taxonomy of AI explainability techniques, arXiv:1909.03012, 2019.
+        Arya et al., One explanation does not fit all: a toolkit and taxonomy of AI explainability techniques,
+        arXiv:1909.03012, 2019.
     """
     name = "monotonicity"
     chunk = chunk_of(f"metrics.{name}", chunk_size)
@@ -348,8 +370,8 @@ def monotonicity(
     )
 
 
-def _noisy(call: Call, noise: Any, key: jax.Array) -> Callable[[jax.Array], Leaves]:
-    """x with Gaussian noise, number k."""
+def _noisy(call: Call, noise: LikeInput | None, key: jax.Array) -> Callable[[jax.Array], Leaves]:
+    """Returns k → x with noise, draw number k."""
     sigma = call.arguments.like(noise, "noise", none=jnp.zeros_like, not_negative=True)
 
     def point(k: jax.Array) -> Leaves:
@@ -363,9 +385,9 @@ def _noisy(call: Call, noise: Any, key: jax.Array) -> Callable[[jax.Array], Leav
 
 
 class Sets:
-    """Sets of groups: what the attribution says of them, and what the score does without them."""
+    """Sets of groups, with their relevance and the score without them."""
 
-    def __init__(self, call: Call, relevance: Leaves, groups: Any, n_groups: int | None, baseline: Any):
+    def __init__(self, call: Call, relevance: Leaves, groups: GroupLabels, n_groups: int | None, baseline: Replacement):
         self.labeled: Groups = groups_of(call.arguments, groups, n_groups)
         self.relevance = self.labeled.totals(relevance)
         self.is_present = self.labeled.is_present
@@ -374,7 +396,7 @@ class Sets:
         self._value = call.value(call.x)
 
     def without(self, is_removed: jax.Array, key: Any, k: jax.Array) -> Leaves:
-        """x without these groups; k is the number of the draw."""
+        """x without these groups, draw number k of the replacement."""
         return self._fill(self.labeled.members(is_removed), None if key is None else jax.random.fold_in(key, k))
 
     def single(self, key: Any, k: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -396,7 +418,7 @@ class Sets:
     def _chosen(self, key: Any, k: jax.Array, size: jax.Array | int) -> jax.Array:
         n = self.labeled.n
         turn = jax.random.permutation(jax.random.fold_in(key, k), n)
-        last = jnp.where(self.is_present, turn, n + turn)  # labels that no feature has are not drawn
+        last = jnp.where(self.is_present, turn, n + turn)  # labels without features come last
         return jnp.argsort(jnp.argsort(last)) < size
 
 
@@ -404,8 +426,8 @@ def _require_fewer(name: str, setting: str, size: int, n: int) -> None:
     if size >= n:
         raise SettingError(
             explain_error(
-                f"metrics.{name}: a set must hold fewer groups than there are.",
+                f"metrics.{name}: a set must hold fewer groups than x has.",
                 got=f"{setting}: {size} of {n} groups",
-                why="there is only one set of all groups, and a correlation over one set is not defined",
+                why="there is only one set of all groups, and a correlation needs several sets",
             )
         )

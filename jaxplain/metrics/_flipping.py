@@ -1,12 +1,13 @@
-"""Flipping: does the score fall when the features that the attribution names are removed, one after the other?
+r"""Flipping: does the score fall when the most relevant features are removed, one after the other?
 
-Notation: R attribution, x input, G groups of features, R_G the sum of R over G, $x_{\\setminus S}$ is x with the features in S replaced (`baseline`). The whole
-curve is one compiled program.
+Notation: R attribution, x input, G groups of features, R_G the sum of R over G, $x_{\setminus S}$ is x with the
+features in S replaced (`baseline`). The whole curve is one compiled program.
 
-What a removed feature is replaced by decides as much as the attribution does: compare with a random map and with `greedy`, the controls, under
-the same `baseline`, before comparing methods.
+The replacement of removed features matters as much as the attribution. Before comparing methods, compare each with the
+controls, a random map and `greedy`, under the same `baseline`.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,17 +23,17 @@ from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._explainer import Call
 from jaxplain._groups import groups_of, patches
 from jaxplain._leaves import cast_like
-from jaxplain._types import Leaves
-from jaxplain.metrics._measure import Compute, CurveMeasure, relevance_of
-from jaxplain.metrics.removal import draws, filler, impute
+from jaxplain._types import ArgNums, Explain, GroupLabels, Leaves, Score, traits
+from jaxplain.metrics._protocol import Compute, CurveMeasure, all_finite, relevance_of
+from jaxplain.metrics.removal import Replacement, draws, filler, impute
 
 
 class Curve(NamedTuple):
     """The score while features are removed (or inserted).
 
     Attributes:
-        share: of the groups that are removed (inserted), from 0; for `road` those that were asked for.
-        score: with that share removed.
+        share: Share of the groups that are removed (inserted), from 0; for `road` the requested shares.
+        score: Score with that share removed.
     """
 
     share: jax.Array
@@ -40,58 +41,65 @@ class Curve(NamedTuple):
 
     @property
     def area(self) -> jax.Array:
-        """The mean height of the curve: its area by trapezoids, over the share reached; units of the score."""
+        """The mean height of the curve, i.e. its area by trapezoids divided by its width; units of the score."""
         return jnp.trapezoid(self.score, self.share, axis=-1) / (self.share[..., -1] - self.share[..., 0])
 
 
 def pixel_flipping(
-    score: Callable[..., Any],
+    score: Score,
     *,
     order: str = "most",
-    groups: Any = None,
+    groups: GroupLabels = None,
     n_groups: int | None = None,
-    baseline: Any = 0.0,
+    baseline: Replacement = 0.0,
     n_steps: int | None = None,
     until: float = 1.0,
-    recompute: Callable[..., Any] | None = None,
+    recompute: Explain | None = None,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> CurveMeasure:
-    r"""Pixel flipping (deletion, patch flipping): the mean height of the curve $k \mapsto f(x_{\setminus G_1 \cup \dots \cup G_k})$, $R_{G_1} \ge R_{G_2} \ge \dots$
+    r"""Pixel flipping (deletion, patch flipping): the mean height of the curve
+    $k \mapsto f(x_{\setminus G_1 \cup \dots \cup G_k})$, $R_{G_1} \ge R_{G_2} \ge \dots$
 
-    Features are removed in the order of their relevance, and the score is recorded. **Low is good** (with `order="least"` high is): the features
-    named first are those that the score rests on.
+    Features are removed in the order of their relevance, and the score is recorded. **Low is good**, because the score
+    then depends on the features named first. With `order="least"` high is good.
 
     Arguments:
         score: `f(x, *args) -> real scalar` for one example. It need not be differentiable.
-        order: "most" relevant first, or "least". Of equal groups the one with the smaller label goes first, in C order.
-        groups, n_groups: what is removed together, as in `ablation`: `None` single features, `jx.patches(1, 1)` pixels with all their channels,
-            `jx.patches(4, 4)` patches, a segmentation. Labels that no feature has do not count, so that `n_groups` may be an upper bound for traced segmentations.
-        baseline: what they are replaced by: a number, a pytree, a function of x (`metrics.removal.blur`, `metrics.removal.channel_mean`), `jx.references(...)` (one drawn for each
-            evaluation), `metrics.removal.uniform(...)`, `metrics.removal.impute(...)`; those that draw need a key.
-        n_steps: removals, of equally many groups each, to rounding; `None` is one group each. Cost is n_steps + 1 evaluations.
-        until: the share of the groups that is removed in the end.
-        recompute: an explainer; then each removal takes the groups that `recompute` finds most (least) relevant *in what is left* of x, and the attribution
-            decides the first removal alone. It costs one explanation a step, one after the other.
-        chunk_size: evaluations at once, as in `occlusion`.
-        argnums, allow_random: as in `gradient`.
-        key: random key shared by all examples, if `baseline` draws; else `measure(attribution, x, *args, key=key)`.
+        order: "most" relevant first, or "least". Ties go to the smaller label, in C order.
+        groups, n_groups: Features that are removed together, as in `ablation`: `None` for single features,
+            `jx.patches(1, 1)` for pixels with all their channels, `jx.patches(4, 4)`, or a segmentation. Labels without
+            features do not count, so that `n_groups` may be an upper bound for traced segmentations.
+        baseline: Replacement of removed features: a number, a pytree, a function of x (`metrics.removal.blur`,
+            `metrics.removal.channel_mean`), `jx.references(...)` (one drawn for each evaluation),
+            `metrics.removal.uniform(...)` or `metrics.removal.impute(...)`. The last three draw and need a key.
+        n_steps: Number of removals, each of equally many groups up to rounding; `None` removes one group at a time.
+        until: Share of the groups that is removed in the end.
+        recompute: An explainer. If given, each removal takes the groups that `recompute` finds most (least) relevant
+            *in the remaining x*, and the attribution only decides the first removal.
+        chunk_size: Evaluations at once, as in `occlusion`.
+        argnums, allow_random: As in `gradient`.
+        key: Random key shared by all examples, if `baseline` draws; otherwise
+            `measure(attribution, x, *args, key=key)`.
 
     Returns:
-        `measure(attribution, x, *args)` → a number in units of the score; `measure.curve(attribution, x, *args)` → `Curve(share, score)`. A map over the places
-        of an image with channels (a class activation map) counts for each channel in equal parts.
+        `measure(attribution, x, *args)` → a number in units of the score; `measure.curve(attribution, x, *args)` →
+        `Curve(share, score)`. A map over the positions of an image with channels (a class activation map) counts for
+        each channel in equal parts.
 
-    Guarantees: depends on the attribution by the order of its groups alone. Starts at f(x), and ends, at `until=1`, at the score with every group replaced: differences of methods are
-    differences of the way between. NaN if the attribution is not finite.
+    Guarantees: depends on the attribution only by the order of its groups. The curve starts at f(x) and ends, with
+    `until=1`, at the score with every group replaced, so that methods only differ in between. NaN if the attribution is
+    not finite.
     Cost: n_steps + 1 evaluations of the score (with `recompute` also n_steps explanations, one after the other).
     Errors: an attribution, groups or a baseline that do not fit x; a missing key.
-    Differs from: Quantus leaves out f(x), sums with unit steps (its numbers grow with the number of steps), breaks ties arbitrarily, and recomputes
-    "mean" on the image that is already mutilated.
+    Differs from: Quantus omits f(x), sums with unit steps (its numbers grow with the number of steps), breaks ties
+    arbitrarily, and recomputes "mean" on the partly removed image.
 
     References:
-        Bach et al., On pixel-wise explanations for non-linear classifier decisions by layer-wise relevance propagation, PLOS ONE 10, 2015.
+        Bach et al., On pixel-wise explanations for non-linear classifier decisions by layer-wise relevance propagation,
+        PLOS ONE 10, 2015.
         Samek et al., Evaluating the visualization of what a deep neural network has learned, IEEE TNNLS 28, 2017.
     """
     return _curve_measure(
@@ -108,24 +116,26 @@ def pixel_flipping(
 
 
 def insertion(
-    score: Callable[..., Any],
+    score: Score,
     *,
-    groups: Any = None,
+    groups: GroupLabels = None,
     n_groups: int | None = None,
-    baseline: Any = 0.0,
+    baseline: Replacement = 0.0,
     n_steps: int | None = None,
     until: float = 1.0,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> CurveMeasure:
-    r"""Insertion: the mean height of the curve $k \mapsto f(x_{\setminus \overline{G_1 \cup \dots \cup G_k}})$, $R_{G_1} \ge R_{G_2} \ge \dots$ **High is good.**
+    r"""Insertion: the mean height of the curve $k \mapsto f(x_{\setminus \overline{G_1 \cup \dots \cup G_k}})$,
+    $R_{G_1} \ge R_{G_2} \ge \dots$ **High is good.**
 
-    From the baseline, features are put back, the most relevant first. The paper's baseline is a blurred image, `baseline=metrics.removal.blur(5.0)`; its
-    counterpart *deletion* is `pixel_flipping`.
+    Features are put back into the baseline, the most relevant first. The paper's baseline is a blurred image,
+    `baseline=metrics.removal.blur(5.0)`. Its counterpart *deletion* is `pixel_flipping`.
 
-    Arguments, returns and costs are those of `pixel_flipping`. The curve starts at the score of the baseline and ends, at `until=1`, at f(x).
+    Arguments, returns and costs are those of `pixel_flipping`. The curve starts at the score of the baseline and ends,
+    with `until=1`, at f(x).
 
     References:
         Petsiuk, Das, Saenko, RISE: randomized input sampling for explanation of black-box models, BMVC 2018.
@@ -135,27 +145,29 @@ def insertion(
 
 
 def region_perturbation(
-    score: Callable[..., Any],
+    score: Score,
     *,
     order: str = "most",
-    groups: Any,
+    groups: GroupLabels,
     n_groups: int | None = None,
-    baseline: Any,
+    baseline: Replacement,
     n_steps: int | None = None,
     until: float = 1.0,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> CurveMeasure:
-    r"""Region perturbation, as area over the curve: $\text{AOPC} = \frac{1}{L+1} \sum_{k=0}^L \left[f(x) - f(x_{\setminus G_1 \cup \dots \cup G_k})\right]$. **High is good.**
+    r"""Region perturbation, as area over the curve:
+    $\text{AOPC} = \frac{1}{L+1} \sum_{k=0}^L \left[f(x) - f(x_{\setminus G_1 \cup \dots \cup G_k})\right]$. **High is
+    good.**
 
-    The paper's regions are 9 × 9 pixels, `groups=jx.patches(9, 9)`, of which 100 of n are replaced, `until=100 / n`, by uniform noise, `baseline=metrics.removal.uniform(0, 1)` (drawn
-    anew at every step here).
+    The paper's regions are 9 × 9 pixels, `groups=jx.patches(9, 9)`. It replaces 100 of n of them, `until=100 / n`, by
+    uniform noise, `baseline=metrics.removal.uniform(0, 1)` (drawn independently at every step here).
 
     Arguments, returns and costs are those of `pixel_flipping`, whose curve it reads; L is the number of steps.
     Guarantees: f(x) minus the mean of the curve's points.
-    Differs from: Quantus returns the differences and no AOPC.
+    Differs from: Quantus returns the differences, and no AOPC.
 
     References:
         Samek et al., Evaluating the visualization of what a deep neural network has learned, IEEE TNNLS 28, 2017.
@@ -163,48 +175,50 @@ def region_perturbation(
     path = _path("region_perturbation", order, groups, n_groups, baseline, n_steps, until, None, chunk_size)
 
     def over(curve: Curve) -> jax.Array:
-        moved = (
-            jnp.diff(curve.share, prepend=-1, axis=-1) > 0
-        )  # where traced labels are fewer than `n_groups`, the last points repeat
-        return jnp.mean(curve.score[..., :1] - curve.score, axis=-1, where=moved)
+        # If there are fewer traced labels than `n_groups`, the last points repeat.
+        is_new = jnp.diff(curve.share, prepend=-1, axis=-1) > 0
+        return jnp.mean(curve.score[..., :1] - curve.score, axis=-1, where=is_new)
 
     return _curve_measure("region_perturbation", score, path, over, baseline, argnums, allow_random, key)
 
 
 def selectivity(
-    score: Callable[..., Any],
+    score: Score,
     *,
     window: int | tuple[int, ...] = (4, 4),
     n_steps: int = 19,
-    baseline: Any = 0.0,
-    recompute: Callable[..., Any] | None = None,
-    argnums: int | Sequence[int] = 0,
+    baseline: Replacement = 0.0,
+    recompute: Explain | None = None,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> CurveMeasure:
-    r"""Selectivity: pixel flipping by windows that may lie anywhere: each step removes the window W of largest $\sum_{i \in W} R_i$ that overlaps nothing removed.
+    r"""Selectivity: pixel flipping by windows at any position. Each step removes the window W of largest
+    $\sum_{i \in W} R_i$ that overlaps no removed window. **Low is good.**
 
-    **Low is good.** It is the protocol of the tutorial on deep Taylor decomposition, with `recompute=explain`. For windows on a fixed grid, for other orders and for
-    single pixels see `pixel_flipping`, which evaluates all steps at once.
+    With `recompute=explain` it is the protocol of the tutorial on deep Taylor decomposition. For windows on a fixed
+    grid, other orders and single pixels see `pixel_flipping`, which evaluates all steps at once.
 
     Arguments:
         score: `f(x, *args) -> real scalar` for one example.
-        window: its lengths over the leading axes of x, one array; axes that it does not name are spanned whole.
-        n_steps: windows removed. When no window is left that overlaps nothing removed, nothing more is.
-        baseline: as in `pixel_flipping`.
-        recompute: an explainer; then the windows are chosen by its attribution of what is left of x, step by step. `None`: by the one attribution given.
-        argnums, allow_random, key: as in `pixel_flipping`.
+        window: Lengths of the window along the leading axes of x, which is one array. It spans all other axes.
+        n_steps: Number of windows removed. Nothing more is removed if no window without overlap is left.
+        baseline: As in `pixel_flipping`.
+        recompute: An explainer. If given, each step chooses its window by the attribution of the remaining x; otherwise
+            all steps use the given attribution.
+        argnums, allow_random, key: As in `pixel_flipping`.
 
     Returns:
-        `measure(attribution, x, *args)` → the mean height of the curve, in units of the score; `measure.curve(…)` → `Curve(share, score)`, the share being that of
-        the steps.
+        `measure(attribution, x, *args)` → the mean height of the curve, in units of the score; `measure.curve(…)` →
+        `Curve(share, score)` with the share of the steps.
 
     Guarantees: of windows with equal sums the first in C order is taken. NaN if an attribution is not finite.
     Cost: n_steps + 1 evaluations of the score, one after the other; with `recompute` also n_steps explanations.
     Errors: an x that is not one array; a window that is larger than it.
 
     References:
-        Montavon, Samek, Müller, Methods for interpreting and understanding deep neural networks, Digital Signal Processing 73, 2018.
+        Montavon, Samek, Müller, Methods for interpreting and understanding deep neural networks, Digital Signal
+        Processing 73, 2018.
     """
     name = "selectivity"
     positive_int(f"metrics.{name}", "n_steps", n_steps)
@@ -213,12 +227,12 @@ def selectivity(
         positive_int(f"metrics.{name}", "window", length)
 
     def compute(call: Call, relevance: Leaves, key: Any) -> Curve:
-        if len(call.x) != 1 or len(lengths) > call.x[0].ndim or any(n > s for n, s in zip(lengths, call.x[0].shape)):  # noqa: B905
+        if len(call.x) != 1 or len(lengths) > call.x[0].ndim or any(map(operator.gt, lengths, call.x[0].shape)):
             raise StructureError(
                 explain_error(
-                    f"metrics.{name}: a window slides over one array, and fits into it.",
+                    f"metrics.{name}: a window slides over one array and fits into it.",
                     got=f"window={window}, x of shapes {[leaf.shape for leaf in call.x]}",
-                    fix="pytrees and groups of any form: jx.metrics.pixel_flipping(score, groups=…)",
+                    fix="for pytrees and groups of any form: jx.metrics.pixel_flipping(score, groups=…)",
                 )
             )
         (x,) = call.x
@@ -253,31 +267,34 @@ def selectivity(
 
 
 def irof(
-    score: Callable[..., Any],
+    score: Score,
     *,
-    groups: Any,
+    groups: GroupLabels,
     n_groups: int | None = None,
-    baseline: Any,
+    baseline: Replacement,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> CurveMeasure:
-    r"""IROF, iterative removal of features: the area over the curve $k \mapsto f(x_{\setminus G_1 \cup \dots \cup G_k}) / f(x)$. **High is good.**
+    r"""IROF, iterative removal of features: the area over the curve
+    $k \mapsto f(x_{\setminus G_1 \cup \dots \cup G_k}) / f(x)$. **High is good.**
 
-    Segments are removed in the order of their *mean* relevance. f is a probability in the paper: `jx.logit(model, of="prob")`. The paper replaces segments by the mean of the data
-    set.
+    Segments are removed in the order of their *mean* relevance. In the paper, f is a probability
+    (`jx.logit(model, of="prob")`), and segments are replaced by the mean of the data set.
 
     Arguments:
-        groups: the segmentation, by whatever algorithm (the paper's is SLIC): integer labels (H, W, 1) for an image (H, W, C).
-        the others: as in `pixel_flipping`.
+        groups: The segmentation (the paper's is SLIC): integer labels (H, W, 1) for an image (H, W, C).
+        n_groups, baseline, chunk_size, argnums, allow_random, key: As in `pixel_flipping`.
 
     Returns:
-        `measure(attribution, x, *args)` → $1 - \frac{1}{L} \int_0^L f(x_{\setminus k})/f(x)\, dk$, 0 if the score never changes; `measure.curve(…)` → `Curve(share, score)`.
+        `measure(attribution, x, *args)` → $1 - \frac{1}{L} \int_0^L f(x_{\setminus k})/f(x)\, dk$, which is 0 if the
+        score never changes; `measure.curve(…)` → `Curve(share, score)`.
 
-    Guarantees: NaN where f(x) ≤ 0: a ratio to it says nothing.
+    Guarantees: NaN if f(x) ≤ 0, because the ratio is then meaningless.
     Cost: 1 + (number of segments) evaluations of the score.
-    Differs from: Quantus' curve begins after the first removal and is not divided by the number of segments, so that a map without any effect scores 1 there.
+    Differs from: Quantus' curve begins after the first removal and is not divided by the number of segments, so that a
+    map without any effect scores 1 there.
 
     References:
         Rieger, Hansen, IROF: a low resource evaluation metric for explanation methods, ICLR workshop 2020.
@@ -292,36 +309,38 @@ def irof(
 
 
 def road(
-    score: Callable[..., Any],
+    score: Score,
     *,
     shares: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
     order: str = "most",
-    baseline: Any = None,
-    groups: Any = None,
+    baseline: Replacement | None = None,
+    groups: GroupLabels = None,
     n_groups: int | None = None,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> CurveMeasure:
-    r"""ROAD, remove and debias: the mean score after the most relevant pixels have been imputed from their neighbors, over several shares of pixels. **Low is good.**
+    r"""ROAD, remove and debias: the mean score over several shares of pixels, the most relevant of which are imputed
+    from their neighbors. **Low is good.**
 
     Arguments:
-        shares: of the pixels that are removed, each from the whole x.
+        shares: Shares of the pixels to remove, each from the whole x.
         order: "most" relevant first, or "least" (then high is good).
         baseline: `None` is `metrics.removal.impute()`, the paper's noisy linear imputation.
-        groups: `None` is `jx.patches(1, 1)`: pixels with all their channels.
-        the others: as in `pixel_flipping`.
+        groups: `None` is `jx.patches(1, 1)`, pixels with all their channels.
+        n_groups, chunk_size, argnums, allow_random, key: As in `pixel_flipping`.
 
     Returns:
-        `measure(attribution, x, *args, key=key)` → the mean over the shares, in units of the score; `measure.curve(…)` → `Curve(share, score)` with a point for each share.
-        The paper's *accuracy* is the mean over examples of a score that is 1 if the class is still predicted:
-        `lambda x, y: (jnp.argmax(model(x[None])[0]) == y) * 1.0`.
+        `measure(attribution, x, *args, key=key)` → the mean over the shares, in units of the score; `measure.curve(…)`
+        → `Curve(share, score)` with a point for each share. The paper's *accuracy* is the mean over examples with a
+        score that is 1 if the class is still predicted: `lambda x, y: (jnp.argmax(model(x[None])[0]) == y) * 1.0`.
 
-    Guarantees: depends on the attribution by the order of its groups alone; NaN if it is not finite. Each share removes at least one group.
-    Cost: one evaluation of the score, and of the imputation, for each share.
+    Guarantees: depends on the attribution only by the order of its groups; NaN if it is not finite. Each share removes
+    at least one group.
+    Cost: one evaluation of the score, and one imputation, for each share.
     Errors: those of `pixel_flipping`; shares outside (0, 1].
-    Differs from: the number of pixels removed is rounded; the authors' code and Quantus cut it off.
+    Differs from: the number of removed pixels is rounded; the authors' code and Quantus round it down.
 
     References:
         Rong et al., A consistent and efficient evaluation strategy for attribution methods, ICML 2022.
@@ -339,14 +358,14 @@ def road(
 
 def _curve_measure(
     name: str,
-    score: Callable[..., Any],
+    score: Score,
     compute: Compute,
     reduce: Callable[[Curve], jax.Array],
-    baseline: Any,
-    argnums: int | Sequence[int],
+    baseline: Replacement,
+    argnums: ArgNums,
     allow_random: bool,
     key: jax.Array | None,
-    recompute: Callable[..., Any] | None = None,
+    recompute: Explain | None = None,
 ) -> CurveMeasure:
     if recompute is not None:
         require_callable(f"metrics.{name}", recompute)
@@ -357,7 +376,7 @@ def _curve_measure(
         reduce,
         argnums=argnums,
         allow_random=allow_random,
-        stochastic=draws(baseline) or getattr(recompute, "needs_key", False),
+        stochastic=draws(baseline) or (recompute is not None and traits(recompute).needs_key),
         key=key,
     )
 
@@ -365,22 +384,24 @@ def _curve_measure(
 def _path(
     name: str,
     order: str,
-    groups: Any,
+    groups: GroupLabels,
     n_groups: int | None,
-    baseline: Any,
+    baseline: Replacement,
     n_steps: int | None,
     until: float,
-    recompute: Callable[..., Any] | None,
+    recompute: Explain | None,
     chunk_size: int | None,
     *,
     insert: bool = False,
     mean: bool = False,
     shares: np.ndarray | None = None,
 ) -> Compute:
-    """The curve of a metric: which groups are removed at each of its points, and the score there.
+    """The curve of a metric: the groups removed at each of its points, and the score there.
 
-    `mean`: groups are ranked by the mean of their relevance; `insert`: all but the first groups are removed; `shares`: where the points of the
-    curve lie, in place of evenly from 0 to `until`.
+    Arguments:
+        insert: Whether all groups are removed but the first ones.
+        mean: Whether groups are ranked by the mean of their relevance.
+        shares: Positions of the points of the curve; `None` spaces them evenly from 0 to `until`.
     """
     method = f"metrics.{name}"
     if order not in ("most", "least"):
@@ -409,7 +430,7 @@ def _path(
         share = (counts / n_present).astype(jnp.result_type(*call.x))
 
         def turns(relevance: Leaves) -> jax.Array:
-            """For each group the number of groups that go before it."""
+            """For each group the number of groups before it."""
             ranked = labeled.totals(relevance)
             if mean:
                 ranked = ranked / labeled.totals(tuple(map(jnp.ones_like, call.x)))
@@ -429,8 +450,8 @@ def _path(
 
         def step(state: tuple, k: jax.Array) -> tuple[tuple, jax.Array]:
             is_removed, relevance = state
-            is_finite = jnp.array([jnp.isfinite(leaf).all() for leaf in relevance]).all()
-            turn = jnp.argsort(jnp.argsort(turns(relevance) + n * is_removed))  # what is removed goes last
+            is_finite = all_finite(relevance)
+            turn = jnp.argsort(jnp.argsort(turns(relevance) + n * is_removed))  # removed groups go last
             is_removed = is_removed | (turn < jnp.diff(counts)[k])
             point = fill(labeled.members(is_removed), _fold_in(removal_key, k + 1))
             relevance = _explain(recompute, call, point, _fold_in(explain_key, k))
@@ -444,9 +465,9 @@ def _path(
     return compute
 
 
-def _explain(recompute: Callable[..., Any], call: Call, point: Leaves, key: Any) -> Leaves:
-    """The relevance of another point than x, by an explainer."""
-    keyword = {"key": key} if getattr(recompute, "needs_key", False) else {}
+def _explain(recompute: Explain, call: Call, point: Leaves, key: Any) -> Leaves:
+    """The relevance by an explainer at another point than x."""
+    keyword = {"key": key} if traits(recompute).needs_key else {}
     args = call.arguments.fill(cast_like(point, call.arguments.leaves))
     return relevance_of(call.arguments, recompute(*args, **keyword))
 

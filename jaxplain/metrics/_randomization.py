@@ -1,24 +1,25 @@
-r"""Randomization: does the explanation depend on what the model has learned, and on the class that it is asked about?
+r"""Randomization: does the explanation depend on the learned weights, and on the explained class?
 
-An explanation that stays the same when the weights are replaced, or when another class is explained, does not explain this model's decision, however well it looks. Both metrics
-compare two maps by a *similarity*, and low is good:
+An explanation that stays the same when the weights are replaced, or when another class is explained, does not explain
+this model's decision, however good it looks. Both metrics compare two maps by a *similarity*, and low is good:
 
 | `similarity` | | |
 | --- | --- | --- |
-| `"spearman"` | rank correlation, ties share their mean rank | of any maps |
+| `"spearman"` | rank correlation, ties get their mean rank | of any maps |
 | `"pearson"` | correlation | of any maps |
 | `"cosine"` | $\langle a, b \rangle / \lVert a \rVert \lVert b \rVert$ | of any maps |
 | `"ssim"` | structural similarity | of maps (height, width[, channels]) |
-| a function | `similarity(a, b)` → a number | of whatever it takes |
+| a function | `similarity(a, b)` → a number | of whatever it accepts |
 
-All four are unchanged by positive factors on either map. A pair of which one is constant (for the cosine: zero) or not finite has the similarity NaN.
+The first four are unchanged by positive factors on either map. They are NaN if a map is constant (for the cosine: zero)
+or not finite.
 
-How low is low? Maps of two unrelated models are not always unlike: input × gradient keeps the outline of the digit, whatever the weights are. Compare with the level that an
-explanation without the model has (`lambda params: lambda x, *args: x`).
+Maps of two unrelated models need not be dissimilar. For example, input × gradient keeps the outline of the digit for
+any weights. Compare with the level of an explanation that ignores the model, `lambda params: lambda x, *args: x`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,64 +28,77 @@ import numpy as np
 from jaxplain import _compat
 from jaxplain._accumulate import evaluate
 from jaxplain._arguments import Arguments
-from jaxplain._checks import chunk_of, positive_int
+from jaxplain._checks import chunk_of, one_of, positive_int
 from jaxplain._errors import LabelError, LayerError, SettingError, StructureError, explain_error
 from jaxplain._explainer import Explainer
 from jaxplain._ir.program import Program
-from jaxplain.metrics._explained import ExplainerMeasure, explainer_key, float_map, require_explaining
+from jaxplain._types import Args, Explain, PyTree, traits
+from jaxplain.metrics._protocol import ExplainerMeasure, explainer_key, float_map, require_explaining
 from jaxplain.metrics.similarity import Similarity, comparison
 
 Order: TypeAlias = Literal["cascading", "bottom_up", "independent", "all"]
 
 
 def parameter_randomization(
-    make_explain: Callable[[Any], Callable[..., Any]],
+    make_explain: Callable[[PyTree], Explain],
     *,
     order: Order = "cascading",
     layers: Sequence[str] | None = None,
     similarity: Similarity = "spearman",
     absolute: bool = True,
-    draw: Callable[[jax.Array, Any], Any] | None = None,
+    draw: Callable[[jax.Array, PyTree], PyTree] | None = None,
     chunk_size: int | None = None,
     key: jax.Array | None = None,
-) -> "ParameterRandomisation":
-    r"""Model parameter randomization test: $\frac1L \sum_{l=1}^L s\left(R_{\theta}(x), R_{\theta^{(l)}}(x)\right)$, $\theta^{(l)}$ the weights with layers randomized.
+) -> "ParameterRandomization":
+    r"""Model parameter randomization test: $\frac1L \sum_{l=1}^L s\left(R_{\theta}(x), R_{\theta^{(l)}}(x)\right)$,
+    where
+    $\theta^{(l)}$ are the weights with some layers randomized.
 
     Arguments:
-        make_explain: `make_explain(params)` → an explainer of the model with these weights: `lambda params: jx.gradient(lambda x, y: apply(params, x)[y])`.
-            Weights that the explainer closes over are out of reach, and would count as an explanation that does not depend on them.
-        order: "cascading": from the last layer down, keeping what is randomized (the paper's). "bottom_up": the same from the first layer. "independent":
-            one layer at a time, from the last. "all": one step, everything.
-        layers: path prefixes, **from the input to the output**, each of which is randomized as one: `["params/Conv_0", "params/Dense_0"]`; other weights stay.
-            `None`: arrays of params that share a parent path (kernel and bias) are one layer, an array at the root is one by itself, and layers are put in the order
-            in which the traced explanation uses them on values that depend on x. Layers that it does not use (an auxiliary head) are left out; if it uses none, all count.
-        similarity: s; see above.
-        absolute: compare |R|, which is how maps are looked at; with signs, a last layer that is turned around counts as a change.
-        draw: `draw(key, params)` → other weights of the same structure. `None` permutes the entries of each array: what has been learned is
-            gone from the arrangement of the entries; their distribution stays, and so do signs of what must be positive (variances of a batch norm). **The paper's re-initialization**: `draw=lambda key, params: model.init(key, x)`.
-        chunk_size: steps explained together; each needs a copy of the weights.
-        key: random key shared by all examples; otherwise `measure(params, x, *args, key=key)`.
+        make_explain: `make_explain(params)` → an explainer of the model with these weights, for example
+            `lambda params: jx.gradient(lambda x, y: apply(params, x)[y])`. Weights that the explainer closes over are
+            not randomized.
+        order: "cascading": from the last layer down, keeping earlier steps (the paper's). "bottom_up": the same from
+            the first layer. "independent": one layer at a time, from the last. "all": everything in one step.
+        layers: Path prefixes **from the input to the output**, each of which is one step:
+            `["params/Conv_0", "params/Dense_0"]`. Other weights stay. `None`: arrays of params with the same parent
+            path (kernel and bias) are one layer, in the order in which the traced explanation uses them on values that
+            depend on x. Layers that it does not use (an auxiliary head) are left out; if it uses none, all count.
+        similarity: Similarity s, see above.
+        absolute: Whether to compare |R|, which is how maps are viewed; with signs, a last layer that changes sign
+            counts as a change.
+        draw: `draw(key, params)` → other weights of the same structure. `None` permutes the entries of each array,
+            which destroys what was learned but keeps their distribution, including the sign of positive entries (the
+            variances of a batch norm). **The paper's re-initialization** is
+            `draw=lambda key, params: model.init(key, x)`.
+        chunk_size: Steps explained together; each needs a copy of the weights.
+        key: Random key shared by all examples; otherwise `measure(params, x, *args, key=key)`.
 
     Returns:
-        `measure(params, x, *args, key=key)` → the mean similarity over all steps; low is good. `measure.curve(params, x, *args, key=key)` → (steps,), and
+        `measure(params, x, *args, key=key)` → the mean similarity over all steps; low is good.
+        `measure.curve(params, x, *args, key=key)` → one similarity for each step, and
         `measure.layers(params, x, *args)` → the names of the layers that the steps randomize.
 
-    Params are any pytree: Linen variables, an `nnx.State`, an Equinox model. Only its float arrays are randomized; integers, keys, Python numbers and functions stay.
+    Params are any pytree: Linen variables, an `nnx.State`, an Equinox model. Only float arrays are randomized;
+    integers, keys, Python numbers and functions stay.
 
-    Guarantees: an explanation that does not depend on the weights has 1 at every step. One draw for all steps: the weights are drawn with `fold_in(key, 0)`, and the
-    explainer's own key is `fold_in(key, 2**32 - 1)` at every step. A step whose layer does not change (constants, permuted) tests nothing: it is NaN in the curve, and does
-    not count in the mean.
-    Under `vmap` over examples, one key for all of them (`key=` here) tests them with the same random model.
-    Cost: 1 + steps explanations in one compiled program; three copies of the weights, one more for each of `chunk_size`.
-    Errors: `LayerError` for prefixes that fit nothing; `SettingError` if the explainer reads no weight, but closes over arrays of their shapes.
-    Differs from: the paper re-initializes; so does Quantus, in the order in which modules were registered, with the same seed for each layer.
+    Guarantees: an explanation that does not depend on the weights has 1 at every step. All steps share one draw of the
+    weights, made with `fold_in(key, 0)`, and the explainer's own key, `fold_in(key, 2**32 - 1)`. A step whose layer
+    does not change (permuted constants) is NaN in the curve, and does not count in the mean. Under `vmap` over
+    examples, one key for all of them (`key=` here) uses the same random model for all.
+    Cost: 1 + steps explanations in one compiled program; three copies of the weights, and one more for each of
+    `chunk_size`.
+    Errors: `LayerError` for prefixes that match nothing; `SettingError` if the explainer reads no weight, but closes
+    over arrays of their shapes.
+    Differs from: the paper re-initializes. So does Quantus, in the order in which modules were registered, with the
+    same seed for each layer.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxplain as jx
-        >>> score = lambda params, x: jnp.tanh(x @ params["first"]["kernel"]) @ params["last"]["kernel"]
+        >>> score = lambda params, x: jnp.tanh(x @ params["first"]) @ params["last"]
         >>> measure = jx.metrics.parameter_randomization(lambda params: jx.gradient(lambda x: score(params, x)))
         >>> one, two = jax.random.split(jax.random.key(0))
-        >>> params = {"last": {"kernel": jax.random.normal(one, (8,))}, "first": {"kernel": jax.random.normal(two, (5, 8))}}
+        >>> params = {"last": jax.random.normal(one, (8,)), "first": jax.random.normal(two, (5, 8))}
         >>> measure.layers(params, jnp.ones(5))
         ('last', 'first')
         >>> measure.curve(params, jnp.ones(5), key=jax.random.key(1)).shape
@@ -93,24 +107,24 @@ def parameter_randomization(
     References:
         Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018.
     """
-    return ParameterRandomisation(make_explain, order, layers, similarity, absolute, draw, chunk_size, key)
+    return ParameterRandomization(make_explain, order, layers, similarity, absolute, draw, chunk_size, key)
 
 
-class ParameterRandomisation(ExplainerMeasure):
-    """What `parameter_randomization` returns: the mean similarity when called, and the similarity of each step as `curve`."""
+class ParameterRandomization(ExplainerMeasure):
+    """What `parameter_randomization` returns: call it for the mean similarity, and `curve` for that of each step."""
 
     def __init__(
         self,
-        make_explain: Callable[[Any], Callable[..., Any]],
+        make_explain: Callable[[PyTree], Explain],
         order: Order,
         layers: Sequence[str] | None,
         similarity: Similarity,
         absolute: bool,
-        draw: Callable[[jax.Array, Any], Any] | None,
+        draw: Callable[[jax.Array, PyTree], PyTree] | None,
         chunk_size: int | None,
         key: jax.Array | None,
     ):
-        def mean(args: tuple, key: Any) -> jax.Array:
+        def mean(args: Args, key: Any) -> jax.Array:
             similarities, counts = self._steps(args, key)
             return jnp.mean(similarities, where=counts)
 
@@ -124,14 +138,7 @@ class ParameterRandomisation(ExplainerMeasure):
                     fix="lambda params: jx.gradient(lambda x, label: apply(params, x)[label])",
                 )
             )
-        if order not in ("cascading", "bottom_up", "independent", "all"):
-            raise SettingError(
-                explain_error(
-                    f"{self.method}: unknown `order`.",
-                    got=repr(order),
-                    need="'cascading', 'bottom_up', 'independent' or 'all'",
-                )
-            )
+        one_of(self.method, "order", order, get_args(Order))
         if isinstance(layers, str) or (layers is not None and not layers):
             raise SettingError(
                 explain_error(f"{self.method}: `layers` must be a sequence of path prefixes.", got=repr(layers))
@@ -148,21 +155,21 @@ class ParameterRandomisation(ExplainerMeasure):
         self._similarity = comparison(self.method, similarity, absolute)
         self._chunk = chunk_of(self.method, chunk_size)
 
-    def curve(self, params: Any, *args: Any, key: jax.Array | None = None) -> jax.Array:
+    def curve(self, params: PyTree, *args: Any, key: jax.Array | None = None) -> jax.Array:
         """The similarity after each step, in the order of `layers`."""
-        similarities, counts = self._steps((params, *args), self._checked(key))
+        similarities, counts = self._steps((params, *args), self._key_of_call(key))
         return jnp.where(counts, similarities, jnp.nan)
 
-    def layers(self, params: Any, *args: Any) -> tuple[str, ...]:
-        """What each step randomizes, for the cascades in addition to the steps before; nothing is run."""
+    def layers(self, params: PyTree, *args: Any) -> tuple[str, ...]:
+        """The layer that each step randomizes (cascades also keep those of earlier steps); nothing is run."""
         weights = _Weights(self.method, params)
         named = self._in_order(weights, self._staged(weights, args, jax.random.key(0))[0])
         return tuple(named) if self._order != "all" else ("all",)
 
-    def _staged(self, weights: "_Weights", args: tuple, key: Any) -> tuple[Program, Callable[[Sequence], Any]]:
-        """The explanation as a program of the weights and of the explained input, and as a function of the weights alone."""
+    def _staged(self, weights: "_Weights", args: Args, key: Any) -> tuple[Program, Callable[[Sequence], Any]]:
+        """The explanation as a program of the weights and the explained input, and as a function of the weights."""
         explain = self._explainer_of(weights.params)
-        arguments = Arguments(self.method, args, getattr(explain, "argnums", 0))
+        arguments = Arguments(self.method, args, traits(explain).argnums)
 
         def explained(values: tuple, leaves: tuple, keyword: dict) -> Any:
             attribution = self._explainer_of(weights.fill(values))(*arguments.fill(leaves), **keyword)
@@ -173,7 +180,7 @@ class ParameterRandomisation(ExplainerMeasure):
         program = Program(self.method, explained, weights.values, arguments.leaves, keyword)
         return program, lambda values: program(tuple(values), arguments.leaves, keyword)
 
-    def _explainer_of(self, params: Any) -> Callable[..., Any]:
+    def _explainer_of(self, params: PyTree) -> Explain:
         explain = self._make_explain(params)
         if not callable(explain):
             raise SettingError(
@@ -187,7 +194,7 @@ class ParameterRandomisation(ExplainerMeasure):
         return explain
 
     def _in_order(self, weights: "_Weights", program: Program) -> dict[str, list[int]]:
-        """The layers in the order of the steps: the numbers of their arrays."""
+        """The layers in the order of the steps, each with the indices of its arrays."""
         used = _order_of_use(program.closed, len(weights.values))
         if not used:
             _refuse_closure(self.method, weights, program)
@@ -201,7 +208,7 @@ class ParameterRandomisation(ExplainerMeasure):
                 for name, arrays in groups.items()
                 if rank.keys() & arrays
             }
-            # An explanation that uses no weight is the failure that is looked for; a layer that one does not use tests nothing.
+            # A layer that the explanation does not use tests nothing. If it uses none, that is the failure to be found.
             forward = sorted(first, key=lambda name: first[name]) or list(groups)
         else:
             groups = weights.groups(self._layers)
@@ -209,11 +216,11 @@ class ParameterRandomisation(ExplainerMeasure):
         steps = forward if self._order == "bottom_up" else forward[::-1]
         return {name: groups[name] for name in steps}
 
-    def _steps(self, args: tuple, key: Any) -> tuple[jax.Array, jax.Array]:
+    def _steps(self, args: Args, key: Any) -> tuple[jax.Array, jax.Array]:
         """The similarity after each step, and whether the step changed anything."""
         if len(args) < 2:
             one_argument = explain_error(
-                f"{self.method}: the weights and the input are needed.", fix="measure(params, x, *args, key=key)"
+                f"{self.method}: needs the weights and the input.", fix="measure(params, x, *args, key=key)"
             )
             raise SettingError(one_argument)
         weights = _Weights(self.method, args[0])
@@ -244,7 +251,7 @@ class ParameterRandomisation(ExplainerMeasure):
 
 
 def random_logit(
-    explain: Callable[..., Any],
+    explain: Explain,
     *,
     n_classes: int,
     argnum: int = 1,
@@ -254,26 +261,30 @@ def random_logit(
     chunk_size: int | None = None,
     key: jax.Array | None = None,
 ) -> ExplainerMeasure:
-    r"""Random logit test: $s\left(R(x, c), R(x, c')\right)$, the similarity of the maps for class c and for another class c′.
+    r"""Random logit test: $s\left(R(x, c), R(x, c')\right)$, the similarity of the maps for class c and another class
+    c′.
 
     Arguments:
-        explain: an explainer of this library, or any function `(x, label, *args) -> map`; the label of the other class is traced.
-        n_classes: labels are 0 … n − 1.
-        argnum: which argument of `explain` is the label.
-        average: the mean over all other classes, instead of one drawn uniformly from them.
-        similarity: s; see above. "ssim" is the paper's, and takes images alone.
-        absolute: compare |R|.
-        chunk_size: classes explained together, if `average`.
-        key: random key shared by all examples; otherwise `measure(x, label, key=key)`, if a class is drawn or the explainer is stochastic.
+        explain: An explainer of this library, or any function `(x, label, *args) -> map`; the label of the other class
+            is traced.
+        n_classes: Number of classes; labels are 0 … n − 1.
+        argnum: Position of the label among the arguments of `explain`.
+        average: Whether to take the mean over all other classes, instead of one drawn uniformly from them.
+        similarity: Similarity s, see above. "ssim" is the paper's, and only takes images.
+        absolute: Whether to compare |R|.
+        chunk_size: Classes explained together, if `average`.
+        key: Random key shared by all examples; otherwise `measure(x, label, key=key)`, if a class is drawn or the
+            explainer is stochastic.
 
     Returns:
         `measure(x, label, *args, key=key)` → a number; low is good. 1 for a map that does not depend on the class.
 
-    Guarantees: the class is drawn with `fold_in(key, 0)`: j = `jax.random.randint(..., 0, n − 1)`, then j + 1 if j ≥ c. The explainer's own key, `fold_in(key, 2**32 - 1)`, is the same for all classes.
-    With two classes and contrasting scores, |R| is the same for both. A traced label out of range gives NaN.
+    Guarantees: the class is drawn with `fold_in(key, 0)`: j = `jax.random.randint(..., 0, n − 1)`, then j + 1 if j ≥ c.
+    The explainer's own key, `fold_in(key, 2**32 - 1)`, is the same for all classes. With two classes and contrasting
+    scores, |R| is the same for both. A traced label out of range gives NaN.
     Cost: 2 explanations; `n_classes` with `average`.
-    Errors: `LabelError` for a label that is no integer, or out of range.
-    Differs from: Quantus flattens the map first, so that its SSIM is that of one long row.
+    Errors: `LabelError` for a label that is not an integer, or out of range.
+    Differs from: Quantus flattens the map first, so that its SSIM is that of a single row.
 
     References:
         Sixt, Granz, Landgraf, When explanations lie: why many modified BP attributions fail, ICML 2020.
@@ -283,23 +294,23 @@ def random_logit(
     positive_int(method, "n_classes", n_classes, minimum=2)
     compare = comparison(method, similarity, absolute)
     chunk = chunk_of(method, chunk_size)
-    argnums = getattr(explain, "argnums", 0)
+    of = traits(explain)
 
-    def compute(args: tuple, key: Any) -> jax.Array:
+    def compute(args: Args, key: Any) -> jax.Array:
         if not -len(args) <= argnum < len(args):
             raise SettingError(
                 explain_error(
-                    f"{method}: there is no argument {argnum} that could be the label.",
+                    f"{method}: there is no argument {argnum}, which should be the label.",
                     got=f"{len(args)} positional argument(s)",
-                    fix="measure(x, label, key=key); argnum says which one is the label",
+                    fix="measure(x, label, key=key); argnum is the position of the label",
                 )
             )
         place = argnum % len(args)
-        if place in {a % len(args) for a in (argnums if isinstance(argnums, Sequence) else (argnums,))}:
+        if place in {a % len(args) for a in (of.argnums if isinstance(of.argnums, Sequence) else (of.argnums,))}:
             raise SettingError(
                 explain_error(f"{method}: the label cannot be an explained argument.", got=f"argnum={argnum}")
             )
-        arguments = Arguments(method, args, argnums)
+        arguments = Arguments(method, args, of.argnums)
         label = args[place]
         is_label = _require_label(method, label, n_classes)
 
@@ -325,14 +336,13 @@ def random_logit(
             value = other(jax.random.randint(jax.random.fold_in(key, 0), (), 0, n_classes - 1))
         return jnp.where(is_label, value, jnp.nan)
 
-    stochastic = not average or getattr(explain, "needs_key", False)
-    return ExplainerMeasure("random_logit", compute, stochastic=stochastic, key=key)
+    return ExplainerMeasure("random_logit", compute, stochastic=not average or of.needs_key, key=key)
 
 
 class _Weights:
-    """The float arrays of params, by number, with the rest held."""
+    """The float arrays of params, by index; everything else is fixed."""
 
-    def __init__(self, method: str, params: Any):
+    def __init__(self, method: str, params: PyTree):
         self.method, self.params = method, params
         flat, self._tree = jax.tree_util.tree_flatten_with_path(params)
         self._rest = [leaf for _, leaf in flat]
@@ -363,8 +373,8 @@ class _Weights:
             for k, value in zip(keys, self.values, strict=True)
         )
 
-    def like(self, drawn: Any) -> tuple[jax.Array, ...]:
-        """The float arrays of other weights, which must have the paths and shapes of these."""
+    def like(self, drawn: PyTree) -> tuple[jax.Array, ...]:
+        """The float arrays of drawn weights, which must have the same paths and shapes."""
         other = _Weights(self.method, drawn)
         got, need = (
             [f"{name} {list(v.shape)}" for name, v in zip(w.names, w.values, strict=True)] for w in (other, self)
@@ -388,7 +398,7 @@ class _Weights:
         if missing:
             raise LayerError(
                 explain_error(
-                    f"{self.method}: `layers` names what is not in params.",
+                    f"{self.method}: `layers` does not match params.",
                     got=", ".join(map(repr, missing)),
                     need="prefixes of " + ", ".join(dict.fromkeys(self.layer_names)),
                 )
@@ -407,24 +417,26 @@ def _is_weight(leaf: Any) -> bool:
 
 def _path(path: tuple) -> tuple[str, ...]:
     parts = tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
-    # An NNX variable is a node of its own around its array.
+    # An NNX variable is a separate node around its array.
     is_variable = len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and parts[-1] == "value"
     return parts[:-1] if is_variable else parts
 
 
 def _refuse_closure(method: str, weights: _Weights, program: Program) -> None:
-    """Raise if no weight is read, and arrays of the shapes of weights are closed over: then it is not the explanation that ignores them."""
+    """Called if no weight is read: refuses an explainer that closes over arrays with the shapes of the weights."""
     shapes = {(v.shape, v.dtype) for v in weights.values if v.ndim > 1}
     held = [np.shape(c) for c in _constants(program.closed) if (np.shape(c), getattr(c, "dtype", None)) in shapes]
     if held:
         raise SettingError(
             explain_error(
-                f"{method}: the explainer does not read its weights from params, but closes over others of the same shapes.",
+                f"{method}: the explainer does not read its weights from params, but closes over others of the same "
+                "shapes.",
                 got=", ".join(map(str, map(list, held[:3]))),
-                why="weights that are closed over cannot be randomized, and every similarity would be 1",
+                why="weights that are closed over cannot be randomized, so every similarity would be 1",
                 fix=(
                     "lambda params: jx.gradient(lambda x, label: apply(params, x)[label])",
-                    "NNX: graphdef, params = nnx.split(model); lambda params: jx.gradient(jx.logit(nnx.merge(graphdef, params)))",
+                    "NNX: graphdef, params = nnx.split(model); "
+                    "lambda params: jx.gradient(jx.logit(nnx.merge(graphdef, params)))",
                 ),
             )
         )
@@ -437,7 +449,7 @@ def _constants(closed: Any) -> Iterator[Any]:
             yield from _constants(body)
 
 
-# What a value is made of, in the order in which it was mixed in: weights, by number, or the data (and then perhaps weights, too).
+# What a value depends on: only weights (their indices, in order of use), or also the data.
 _Made: TypeAlias = "tuple[int, ...] | None"
 _DATA = None
 
@@ -445,8 +457,9 @@ _DATA = None
 def _order_of_use(closed: Any, n_weights: int) -> list[int]:
     """The weights that a program uses, in the order of the forward pass.
 
-    A weight is used where it first meets a value that depends on the data: what is made of weights alone (casts of all of them at the start, norms of kernels) has no place in
-    the network. What only the way back uses, such as the last layer, whose output a gradient does not need, is met in the opposite order.
+    A weight is used where it first meets a value that depends on the data; values of weights alone (casts of all of
+    them at the start, norms of kernels) have no position in the network. Weights that only the backward pass uses, for
+    example those of the last layer, whose output a gradient does not need, are met in the opposite order.
     """
     jaxpr = _compat.open_jaxpr(closed)
     forward: dict[int, None] = {}
@@ -490,7 +503,7 @@ def _follow_bodies(equation: Any, operands: list, forward: dict, back: dict, is_
         return None
     results = []
     for body in bodies:
-        # A branch does not read the operand that chooses it, nor a loop's body what only its condition reads; they come first.
+        # Operands that only choose a branch, or are only read by a loop's condition, come first.
         inputs = operands[len(operands) - len(body.invars) :]
         outputs = _follow(body, inputs, forward, back, is_back)
         while (again := _carried(equation, inputs, outputs)) != inputs:
@@ -519,7 +532,7 @@ def _joined(parts: Sequence[_Made]) -> _Made:
 
 
 def _require_label(method: str, label: Any, n_classes: int) -> jax.Array:
-    """Whether the label is one of the classes, where that is known only when it runs."""
+    """Whether a traced label is one of the classes; other labels are checked here."""
     if jnp.shape(label) != () or not jnp.issubdtype(jnp.result_type(label), jnp.integer):
         raise LabelError(
             explain_error(

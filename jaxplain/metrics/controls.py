@@ -1,6 +1,5 @@
-"""Controls: what an explanation is compared with before it is compared with another. They are methods like any other, `control(score) -> explain`."""
+"""Controls, with which every method should be compared first. They are methods: `control(score) -> explain`."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,25 +11,25 @@ from jaxplain._accumulate import evaluate
 from jaxplain._checks import chunk_of
 from jaxplain._explainer import Call, Explainer, Info, make_explainer
 from jaxplain._groups import groups_of
-from jaxplain._types import Leaves
-from jaxplain.metrics.removal import draws, filler
+from jaxplain._types import ArgNums, GroupLabels, Leaves, Score
+from jaxplain.metrics.removal import Replacement, draws, filler
 
 __all__ = ["greedy", "random_map"]
 
 
 def random_map(
-    score: Callable[..., Any],
+    score: Score,
     *,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Explainer:
-    r"""The control below: a map of independent $\mathcal N(0, 1)$ draws, which knows nothing of the score.
+    r"""Lower control: an i.i.d. $\mathcal N(0, 1)$ map that ignores the score.
 
     Arguments:
-        score: it is staged, so that what other methods refuse is refused here too, and not evaluated.
-        argnums, allow_random: as in `gradient`.
-        key: random key shared by all examples; otherwise `explain(x, *args, key=key)`.
+        score: Staged but not evaluated, so that this control refuses what other methods refuse.
+        argnums, allow_random: As in `gradient`.
+        key: Random key shared by all examples; otherwise `explain(x, *args, key=key)`.
 
     Returns:
         `explain(x, *args, key=key)`, with the structure, shapes and dtypes of x.
@@ -54,29 +53,30 @@ def random_map(
 
 
 def greedy(
-    score: Callable[..., Any],
+    score: Score,
     *,
-    groups: Any = None,
+    groups: GroupLabels = None,
     n_groups: int | None = None,
-    baseline: Any = 0.0,
+    baseline: Replacement = 0.0,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Explainer:
-    r"""The control above: at each step remove the group without which the score is least, $G_k = \arg\min_G f(x_{\setminus G_1 \cup \dots \cup G_{k-1} \cup G})$.
+    r"""Upper control: each step removes the group without which the score is smallest,
+    $G_k = \arg\min_G f(x_{\setminus G_1 \cup \dots \cup G_{k-1} \cup G})$.
 
-    No explanation: it asks the score itself, under the very removal that is measured, and knows what pixel flipping rewards. A method that comes near it is good *at this
-    metric*.
+    This is no explanation. It evaluates the score under the same removal that pixel flipping measures, so that a method
+    that comes near it is good *at this metric*.
 
     Arguments:
-        groups, n_groups, baseline, chunk_size, argnums, allow_random, key: as in `pixel_flipping`; give the same there.
+        groups, n_groups, baseline, chunk_size, argnums, allow_random, key: As in `pixel_flipping`; pass the same there.
 
     Returns:
-        `explain(x, *args)`, with the structure, shapes and dtypes of x: n for the features of the group removed first, down to 1
-        (an x of bfloat16 holds only 256 different turns).
+        `explain(x, *args)`, with the structure, shapes and dtypes of x: n for the features of the group removed first,
+        down to 1 (an x of bfloat16 can only hold 256 different ranks).
 
-    Guarantees: no first step can do better; later ones may, since it never looks ahead.
+    Guarantees: no first step can do better; later steps can, because it never looks ahead.
     Cost: n² evaluations of the score for n groups.
     """
     method = "metrics.controls.greedy"
@@ -88,12 +88,12 @@ def greedy(
         fill = filler(call.arguments, baseline)
 
         def step(is_removed: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-            draw = None if key is None else jax.random.fold_in(key, k)  # the same for all that are compared
+            draw = None if key is None else jax.random.fold_in(key, k)  # the same for all groups
 
             def without(group: jax.Array) -> jax.Array:
                 return call.value(fill(labeled.members(is_removed | (jnp.arange(n) == group)), draw))
 
-            # The least score of those that are left; one that is NaN comes last.
+            # The smallest score of the remaining groups; NaN comes last.
             chosen = jnp.lexsort((evaluate(without, n, chunk), is_removed))[0]
             return is_removed.at[chosen].set(True), chosen
 

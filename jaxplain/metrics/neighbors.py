@@ -1,4 +1,4 @@
-"""Neighborhoods: which inputs the metrics of robustness compare x with. A new one is a function that returns `Neighbors`."""
+"""Neighborhoods: the inputs that the metrics of robustness compare x with. Each function returns `Neighbors`."""
 
 import itertools
 import operator
@@ -10,31 +10,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from jaxplain._arguments import Arguments
-from jaxplain._checks import not_negative, positive_int
+from jaxplain._checks import not_negative, one_of, positive_int
 from jaxplain._errors import SettingError, StructureError, TransformError, explain_error
 from jaxplain._leaves import upcast
-from jaxplain._types import Leaves
-from jaxplain.metrics._explained import (
-    norm_of,
-    require_function,
-)
+from jaxplain._types import Leaves, LikeInput, PyTree
+from jaxplain.metrics._protocol import norm_of, require_function
 
 __all__ = ["Neighbors", "ascent", "ball", "drawn", "gaussian", "given", "translations"]
 
 # compare(x′) -> (the ratio, whether x′ counts as a neighbor)
 Compare: TypeAlias = Callable[[Leaves], tuple[jax.Array, jax.Array]]
 
+# point(k, key) -> x′
+Point: TypeAlias = Callable[[jax.Array, Any], Leaves]
+
+Shifts: TypeAlias = int | Sequence[int | Sequence[int]]
+
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Which inputs count as neighbors of x; made by `ball`, `gaussian`, `translations`, `given`, `drawn` and `ascent`.
+    """Neighbors of x; made by `ball`, `gaussian`, `translations`, `given`, `drawn` and `ascent`.
 
     Attributes:
-        n: how many there are.
-        stochastic: whether they are drawn: neighbor k with the key `fold_in(key, k)`.
-        visit: `visit(arguments, compare)` → a function of k and that key: the largest ratio found there, and whether it counts.
+        n: Number of neighbors.
+        stochastic: Whether they are drawn, neighbor k with the key `fold_in(key, k)`.
+        visit: Function `visit(arguments, compare)` → a function of k and that key that returns the largest ratio found
+            there, and whether it counts.
+        is_search: Whether neighbors are chosen by their ratio.
     """
 
     n: int
@@ -43,42 +48,50 @@ class Neighbors:
     is_search: bool = False
 
 
-def ball(radius: Any, *, n_samples: int = 10, norm: Literal["inf", "2"] = "inf") -> Neighbors:
+def ball(radius: LikeInput, *, n_samples: int = 10, norm: Literal["inf", "2"] = "inf") -> Neighbors:
     r"""Inputs drawn uniformly from a ball around x: $\lVert (x' - x) / r \rVert \le 1$.
 
     Arguments:
-        radius: r, in units of x; a number, a pytree like x, or a function of x. With several argnums a tuple (`None`: not moved). What has radius 0
-            does not move, and is no dimension of the ball.
-        n_samples: neighbors drawn (Python integer).
-        norm: "inf": every element moves by a number of its own from [−r, r). "2": the ball of the Euclidean norm over all leaves together (an ellipsoid, if radii
-            differ). In d dimensions nearly all of it is at its surface, where elements move by about r/√d.
+        radius: Radius r in units of x: a number, a pytree like x, or a function of x. With several argnums a tuple
+            (`None`: fixed). Elements with radius 0 do not move, and are not counted as dimensions of the ball.
+        n_samples: Number of neighbors drawn, a Python integer.
+        norm: "inf": every element moves by its own draw from [−r, r). "2": the ball of the Euclidean norm over all
+            leaves together (an ellipsoid, if radii differ). In d dimensions nearly all of it is close to its surface,
+            where elements move by about r/√d.
 
-    Draws: leaf i of x is moved by r · `jax.random.uniform(keys[i], minval=-1, maxval=1)` with `keys = jax.random.split(key, leaves)`, in float32 or better. "2":
-    by r · u · g/‖g‖, with `keys = split(key, leaves + 1)`, g standard normal from `keys[i]`, $u = v^{1/d}$ and v uniform from the last. Then x′ is rounded to x's dtype. It is not clipped
-    to the range of the data: see `drawn`.
+    Notes:
+        x′ is rounded to x's dtype, but not clipped to the range of the data: for that, see `drawn`.
+
+        With "inf", leaf i of x moves by r · `jax.random.uniform(keys[i], minval=-1, maxval=1)`, in float32 or better,
+        with `keys = jax.random.split(key, leaves)`. With "2", it moves by r · u · g/‖g‖, with
+        `keys = split(key, leaves + 1)`, standard normal g from `keys[i]`, $u = v^{1/d}$, and uniform v from the last
+        key.
     """
     positive_int("metrics.neighbors.ball", "n_samples", n_samples)
     unit = _Ball("metrics.neighbors.ball", radius, norm)
 
-    def points(arguments: Arguments) -> Callable[[jax.Array, Any], Leaves]:
+    def points(arguments: Arguments) -> Point:
         move, draw, _ = unit.at(arguments)
         return lambda _k, key: move(draw(key))
 
     return _sampled(n_samples, True, points)
 
 
-def gaussian(noise: Any, *, n_samples: int = 10) -> Neighbors:
+def gaussian(noise: LikeInput, *, n_samples: int = 10) -> Neighbors:
     r"""Inputs with noise: $x' = x + \epsilon$, $\epsilon \sim \mathcal N(0, \sigma^2)$.
 
     Arguments:
-        noise: σ in units of x; a number, a pytree like x, or a function of x. With several argnums a tuple (`None`: no noise there).
-        n_samples: neighbors drawn (Python integer).
+        noise: Standard deviation σ in units of x: a number, a pytree like x, or a function of x. With several argnums a
+            tuple (`None`: no noise).
+        n_samples: Number of neighbors drawn, a Python integer.
 
-    Draws: leaf i gets σ · `jax.random.normal(keys[i])`, `keys = jax.random.split(key, leaves)`; then x′ is rounded to x's dtype.
+    Notes:
+        Leaf i gets σ · `jax.random.normal(keys[i])`, `keys = jax.random.split(key, leaves)`; then x′ is rounded to x's
+        dtype.
     """
     positive_int("metrics.neighbors.gaussian", "n_samples", n_samples)
 
-    def points(arguments: Arguments) -> Callable[[jax.Array, Any], Leaves]:
+    def points(arguments: Arguments) -> Point:
         x = upcast(arguments.leaves)
         sigma = arguments.like(noise, "noise", none=jnp.zeros_like, not_negative=True)
         return lambda _k, key: _shifted(x, sigma, _each(jax.random.normal, jax.random.split(key, len(x)), x))
@@ -86,16 +99,16 @@ def gaussian(noise: Any, *, n_samples: int = 10) -> Neighbors:
     return _sampled(n_samples, True, points)
 
 
-def drawn(draw: Callable[[jax.Array, Any], Any], *, n_samples: int = 10) -> Neighbors:
-    """Inputs drawn by a function of the user's: `draw(key, x) -> x′`, like x (with several argnums, the tuple of them).
+def drawn(draw: Callable[[jax.Array, PyTree], PyTree], *, n_samples: int = 10) -> Neighbors:
+    """Inputs drawn by the user's function `draw(key, x) -> x′`, like x (with several argnums, the tuple of them).
 
-    Rotations, other lighting, or a ball that is clipped to the range of the data.
+    For example rotations, other lighting, or a ball that is clipped to the range of the data.
     """
     method = "metrics.neighbors.drawn"
     positive_int(method, "n_samples", n_samples)
     require_function(method, "draw", draw)
 
-    def points(arguments: Arguments) -> Callable[[jax.Array, Any], Leaves]:
+    def points(arguments: Arguments) -> Point:
         x = arguments.explained
 
         def point(_k: jax.Array, key: Any) -> Leaves:
@@ -118,44 +131,48 @@ def drawn(draw: Callable[[jax.Array, Any], Any], *, n_samples: int = 10) -> Neig
     return _sampled(n_samples, True, points)
 
 
-def given(points: Any) -> Neighbors:
-    """Given inputs: a pytree like x with one more leading axis, of all neighbors (with several argnums, the tuple of them). No randomness.
+def given(points: PyTree) -> Neighbors:
+    """Given inputs: a pytree like x with an additional leading axis of neighbors (with several argnums, the tuple of
+    them).
 
-    Other neighbors for each example: build the measure inside `vmap`, `jax.vmap(lambda x, y, points: continuity(explain, neighbors=given(points))(x, y))`.
+    For other neighbors for each example, build the measure inside `vmap`:
+    `jax.vmap(lambda x, y, points: continuity(explain, neighbors=given(points))(x, y))`.
     """
     leaves = jax.tree.leaves(points)
     sizes = {jnp.shape(leaf)[:1] for leaf in leaves}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise SettingError(
             explain_error(
-                "metrics.neighbors.given: the leaves of `points` need one leading axis, of the neighbors.",
+                "metrics.neighbors.given: all leaves of `points` need the same leading axis of neighbors.",
                 got=f"leading axes {sorted(map(list, sizes))}",
                 fix="jnp.stack([one, another]); a single one: point[None]",
             )
         )
 
-    def visit(arguments: Arguments) -> Callable[[jax.Array, Any], Leaves]:
+    def at(arguments: Arguments) -> Point:
         stacked = arguments.float_leaves(points, "points", batched=True)
         return lambda k, _key: tuple(leaf[k] for leaf in stacked)
 
-    return _sampled(jnp.shape(leaves[0])[0], False, visit)
+    return _sampled(jnp.shape(leaves[0])[0], False, at)
 
 
-def translations(shifts: int | Sequence, *, axes: int | tuple[int, ...] = (0, 1), fill: Any = 0.0) -> Neighbors:
-    """All translations of x by the given numbers of places; what comes in at the edge is `fill`. No randomness.
+def translations(shifts: Shifts, *, axes: int | tuple[int, ...] = (0, 1), fill: LikeInput = 0.0) -> Neighbors:
+    """All translations of x by the given numbers of positions, filled up with `fill` at the edges.
 
     Arguments:
-        shifts: for one axis an integer m (−m … m) or a sequence of integers; for several axes one of these for each, of which all
-            combinations are taken, or one integer for all of them. Positive shifts move the content to higher indices. The shift by zero is left out.
-        axes: which axes of x move, of every explained leaf: an integer, or a tuple of them. (0, 1) are the rows and columns of an image.
-        fill: a number, a pytree like x, or a function of x; from a pytree the value is taken at the place that it fills.
+        shifts: For one axis an integer m (−m … m) or a sequence of integers. For several axes one of these for each, of
+            which all combinations are taken, or one integer for all. Positive shifts move the content to higher
+            indices. The shift by zero is left out.
+        axes: Axes along which x moves, of every explained leaf: an integer, or a tuple. (0, 1) are the rows and columns
+            of an image.
+        fill: A number, a pytree like x, or a function of x; of a pytree, the value at the filled position is taken.
 
-    The tutorials of Montavon et al. move a digit sideways by up to 20 places: `translations(20, axes=1)`.
+    The tutorials of Montavon et al. move a digit sideways by up to 20 pixels: `translations(20, axes=1)`.
     """
     method = "metrics.neighbors.translations"
     table, named = _shift_table(method, shifts, axes)
 
-    def points(arguments: Arguments) -> Callable[[jax.Array, Any], Leaves]:
+    def points(arguments: Arguments) -> Point:
         x = upcast(arguments.leaves)
         fills = arguments.like(fill, "fill", none=lambda leaf: leaf)
         for leaf in x:
@@ -164,7 +181,7 @@ def translations(shifts: int | Sequence, *, axes: int | tuple[int, ...] = (0, 1)
             ):
                 raise SettingError(
                     explain_error(
-                        f"{method}: every explained array must have the axes that move, each named once.",
+                        f"{method}: every explained array must have the axes along which it moves, each named once.",
                         got=f"axes {named} of shape {list(leaf.shape)}",
                         fix="axes=0 for (time, channels), axes=(1, 2) for (channels, rows, columns)",
                     )
@@ -180,27 +197,32 @@ def translations(shifts: int | Sequence, *, axes: int | tuple[int, ...] = (0, 1)
 
 
 def ascent(
-    radius: Any,
+    radius: LikeInput,
     *,
     n_steps: int = 20,
-    step_size: Any = None,
+    step_size: ArrayLike | None = None,
     n_starts: int = 5,
     norm: Literal["inf", "2"] = "inf",
 ) -> Neighbors:
-    r"""The worst neighbor in a ball around x, looked for by projected gradient ascent on the ratio itself.
+    r"""The worst neighbor in a ball around x, found by projected gradient ascent on the ratio itself.
 
     Arguments:
-        radius, norm: of the ball, as in `ball`.
-        n_steps: steps from each start (Python integer).
-        step_size: of a step, in radii; `None` is 2.5 / `n_steps`. Steps go along the sign of the gradient ("inf") or along the gradient ("2"), then back into the ball.
-        n_starts: random starts (Python integer), which are the draws of `ball`.
+        radius, norm: The ball, as in `ball`.
+        n_steps: Number of steps from each start, a Python integer.
+        step_size: Size of a step, in radii; `None` is 2.5 / `n_steps`. Steps follow the sign of the gradient ("inf") or
+            the gradient ("2"), and are projected back into the ball.
+        n_starts: Number of random starts, a Python integer. They are the draws of `ball`.
 
-    Guarantees: a lower bound of the supremum, like every sample; no less than `ball` with the same radius, norm, key and `n_samples=n_starts` finds, because the largest ratio
-    on the whole path counts. It only finds more if the derivative of the explanation says where: the gradient of a ReLU network is piecewise constant, so that its
-    sensitivity has no slope and nothing moves (ratios by the distance are pulled toward x), unless the explanation is multiplied by x or smoothed.
+    Guarantees: a lower bound of the supremum, like every sample. It is no less than the maximum of `ball` with the same
+    radius, norm, key and `n_samples=n_starts`, because the largest ratio on the whole path counts. It only finds more
+    if the derivative of the explanation is informative. The gradient of a ReLU network is piecewise constant, so that
+    its sensitivity has no slope and nothing moves (ratios per distance are pulled toward x), unless the explanation is
+    multiplied by x or smoothed.
     Cost: `n_starts` · (1 + `n_steps` · (one explanation and its gradient)).
     Errors: `TransformError` if the explanation has no derivative in reverse mode.
-    References: Madry et al., Toward deep learning models resistant to adversarial attacks, ICLR 2018 (of whom the steps are).
+
+    References:
+        Madry et al., Toward deep learning models resistant to adversarial attacks, ICLR 2018 (the steps).
     """
     method = "metrics.neighbors.ascent"
     positive_int(method, "n_steps", n_steps)
@@ -219,7 +241,7 @@ def ascent(
         def climb(carry: tuple, _: None) -> tuple[tuple, None]:
             offset, best, counted = carry
             (_, found), slope = _in_reverse(method, height, offset)
-            # 0/0 at x itself; at a jump there is no direction either.
+            # The ratio is 0/0 at x itself, and has no slope at a jump.
             slope = tuple(jnp.where(jnp.isfinite(s), s, 0) for s in slope)
             if norm == "inf":
                 direction = tuple(map(jnp.sign, slope))
@@ -240,8 +262,8 @@ def ascent(
     return Neighbors(n_starts, True, visit, is_search=True)
 
 
-def _sampled(n: int, stochastic: bool, points: Callable[[Arguments], Callable[[jax.Array, Any], Leaves]]) -> Neighbors:
-    """Neighbors of which each is looked at as it is."""
+def _sampled(n: int, stochastic: bool, points: Callable[[Arguments], Point]) -> Neighbors:
+    """Neighbors that do not depend on the ratio."""
 
     def visit(arguments: Arguments, compare: Compare) -> Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]:
         point = points(arguments)
@@ -256,13 +278,10 @@ def _larger(best: Any, counted: Any, found: tuple[jax.Array, jax.Array]) -> tupl
 
 
 class _Ball:
-    """The ball around x, in coordinates in which it is the unit ball: offsets u, with x′ = x + r u."""
+    """The ball around x, in coordinates u of the unit ball: x′ = x + r u."""
 
-    def __init__(self, method: str, radius: Any, norm: str):
-        if norm not in ("inf", "2"):
-            raise SettingError(
-                explain_error(f"{method}: unknown `norm`.", got=repr(norm), need="'inf' (a box) or '2' (Euclidean)")
-            )
+    def __init__(self, method: str, radius: LikeInput, norm: str):
+        one_of(method, "norm", norm, ("inf", "2"))
         if isinstance(radius, int | float):
             not_negative(method, "radius", radius)
         self.method, self.radius, self.norm = method, radius, norm
@@ -270,7 +289,7 @@ class _Ball:
     def at(
         self, arguments: Arguments
     ) -> tuple[Callable[[Leaves], Leaves], Callable[[Any], Leaves], Callable[[Leaves], Leaves]]:
-        """u → x′, key → u, and u → the nearest one in the ball."""
+        """Three functions: u → x′, key → u, and the projection of u into the ball."""
         x = upcast(arguments.leaves)
         radius = arguments.like(self.radius, "radius", none=jnp.zeros_like)
         for r in radius:
@@ -305,11 +324,10 @@ def _shifted(x: Leaves, scale: Leaves, offset: Leaves) -> Leaves:
     return tuple(a + s * o for a, s, o in zip(x, scale, offset, strict=True))
 
 
-def _shift_table(
-    method: str, shifts: int | Sequence, axes: int | tuple[int, ...]
-) -> tuple[np.ndarray, tuple[int, ...]]:
-    """All combinations of shifts, one column for each axis, without the one that moves nothing."""
+def _shift_table(method: str, shifts: Shifts, axes: int | tuple[int, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """All combinations of shifts, one column for each axis, without the zero shift."""
     named = (axes,) if isinstance(axes, int) else tuple(axes)
+    parts: list[Any]
     parts = [shifts] if isinstance(axes, int) else [shifts] * len(named) if isinstance(shifts, int) else list(shifts)
     try:
         if len(parts) != len(named) or not named:
@@ -320,7 +338,7 @@ def _shift_table(
     except TypeError:
         raise SettingError(
             explain_error(
-                f"{method}: `shifts` must be a number of places, or a sequence of them, for each axis.",
+                f"{method}: `shifts` must be an integer, or a sequence of them, for each axis.",
                 got=f"shifts={shifts!r}, axes={axes!r}",
                 fix=(
                     "sideways by up to 20 places: translations(20, axes=1)",
@@ -339,7 +357,7 @@ def _shift_table(
 
 
 def _translate(leaf: jax.Array, fill: jax.Array, shift: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """leaf, moved by a traced number of places along each of the axes."""
+    """`leaf` moved by a traced number of positions along each of the axes."""
     inside = jnp.ones((), bool)
     for s, axis in zip(shift, axes, strict=True):
         size = leaf.shape[axis]
@@ -352,13 +370,13 @@ def _translate(leaf: jax.Array, fill: jax.Array, shift: jax.Array, axes: tuple[i
 
 
 def _in_reverse(method: str, height: Callable[[Leaves], Any], offset: Leaves) -> Any:
-    """The value and gradient; the explanation has been staged before, so that what fails here is its derivative."""
+    """The value and gradient. The explanation has been staged before, so only its derivative can fail here."""
     try:
         return jax.value_and_grad(height, has_aux=True)(offset)
     except Exception as error:
         raise TransformError(
             explain_error(
-                f"{method}: the explanation has no derivative in reverse mode, which ascent follows.",
+                f"{method}: the explanation has no derivative in reverse mode, which ascent needs.",
                 got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
                 fix=(
                     "sample instead: neighbors=jx.metrics.neighbors.ball(radius, n_samples=100)",

@@ -1,7 +1,8 @@
-"""What features are replaced by when a metric takes them out of the input.
+"""Replacements of features that a metric removes from the input.
 
-Every setting `baseline` of the metrics takes, besides a number, a pytree like x and a function of x, one of these. Which it is decides what a
-metric measures: black pixels are evidence themselves where the image is bright, and a network that has never seen them answers for them too.
+The setting `baseline` of the metrics is a number, a pytree like x, a function of x, `jx.references(...)`, or one of
+these. The choice matters: on a bright image, black pixels are evidence themselves, and the network may never have seen
+such inputs.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,51 +16,56 @@ from jax import lax
 from jaxplain._arguments import Arguments
 from jaxplain._checks import not_negative
 from jaxplain._errors import SettingError, StructureError, explain_error
-from jaxplain._groups import Masks
 from jaxplain._leaves import upcast
 from jaxplain._references import References, pool_of
-from jaxplain._types import Leaves
+from jaxplain._types import Leaves, LikeInput, Masks, PyTree
 
 __all__ = ["Removal", "blur", "channel_mean", "impute", "uniform"]
 
-# fill(masks, key): x with the masked features replaced
+# fill(masks, key) -> x with the masked features replaced
 Fill: TypeAlias = Callable[[Masks, Any], Leaves]
 
 
 @dataclass(frozen=True)
 class Removal:
-    """A way to replace features that is more than a baseline; made by `uniform` and `impute`.
+    """A replacement that is not a fixed baseline; made by `uniform` and `impute`.
 
     Attributes:
-        name: of the function that made it.
-        fill: (x, mask, key) → x, one leaf with its masked features replaced.
-        stochastic: whether it needs a key.
+        name: Name of the function that made it.
+        fill: Function (x, mask, key) → x of one leaf, with its masked features replaced.
+        stochastic: Whether it needs a key.
     """
 
     name: str
-    fill: Callable[[jax.Array, jax.Array, Any], jax.Array]
+    fill: Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
     stochastic: bool
 
     def __repr__(self) -> str:
         return f"<jaxplain removal {self.name}>"
 
 
+Replacement: TypeAlias = LikeInput | References | Removal
+"""The setting `baseline` of a metric that removes features."""
+
+
 def uniform(low: float = 0.0, high: float = 1.0) -> Removal:
-    r"""Replace each feature by a draw of its own from $\mathcal U(\text{low}, \text{high})$, in units of x."""
-    return Removal(
-        "uniform", lambda x, mask, key: jnp.where(mask, jax.random.uniform(key, x.shape, x.dtype, low, high), x), True
-    )
+    r"""Replaces each feature by an independent draw from $\mathcal U(\text{low}, \text{high})$, in units of x."""
+
+    def fill(x: jax.Array, mask: jax.Array, key: Any) -> jax.Array:
+        return jnp.where(mask, jax.random.uniform(key, x.shape, x.dtype, low, high), x)
+
+    return Removal("uniform", fill, True)
 
 
-def channel_mean(*, axes: Sequence[int] = (0, 1)) -> Callable[[Any], Any]:
-    """Replace features by the mean of x over `axes`: for an image (H, W, C) one color. A function x → baseline."""
+def channel_mean(*, axes: Sequence[int] = (0, 1)) -> Callable[[PyTree], PyTree]:
+    """Replaces features by the mean of x over `axes`: one color for an image (H, W, C). A function x → baseline."""
     return lambda x: jax.tree.map(lambda a: jnp.broadcast_to(jnp.mean(a, axis=tuple(axes), keepdims=True), a.shape), x)
 
 
-def blur(sigma: float, *, axes: Sequence[int] = (0, 1)) -> Callable[[Any], Any]:
-    r"""Replace features by a blurred x: a Gaussian of σ = `sigma` features along each of `axes`, cut off at 4σ. A function x → baseline.
+def blur(sigma: float, *, axes: Sequence[int] = (0, 1)) -> Callable[[PyTree], PyTree]:
+    r"""Replaces features by x blurred with a Gaussian of σ = `sigma` features along each of `axes`.
 
-    Outside of the input it continues with the values at its edge.
+    The Gaussian is cut off at 4σ, and x is extended by the values at its edges. A function x → baseline.
     """
     if not isinstance(sigma, int | float) or not sigma > 0:
         raise SettingError(
@@ -84,18 +90,21 @@ def blur(sigma: float, *, axes: Sequence[int] = (0, 1)) -> Callable[[Any], Any]:
 
 
 def impute(*, noise: float = 0.01, axes: tuple[int, int] = (0, 1)) -> Removal:
-    r"""Noisy linear imputation (ROAD): each removed pixel is the weighted mean of its eight neighbors, all of them solved at once.
+    r"""Noisy linear imputation (ROAD): each removed pixel is the weighted mean of its eight neighbors, all solved at
+    once.
 
-    $u_i = \sum_j w_{ij} u_j \big/ \sum_j w_{ij}$ over the neighbors j inside the image, $w = \frac16$ for the four beside and $\frac1{12}$ for the four
-    across, with u = x at the pixels that are left; then noise of standard deviation `noise` is added to the removed ones. What is removed can thus not
-    be told from its shape, which a constant would show.
+    $u_i = \sum_j w_{ij} u_j \big/ \sum_j w_{ij}$ over the neighbors j inside the image, with $w = \frac16$ for
+    horizontal and vertical and $\frac1{12}$ for diagonal neighbors, and u = x at the remaining pixels. Then noise of
+    standard deviation `noise` is added to the removed pixels. A constant would reveal the shape of the removed region;
+    this does not.
 
     Arguments:
-        noise: standard deviation, in units of x.
-        axes: the two axes of places; all other axes (channels) are imputed by themselves.
+        noise: Standard deviation, in units of x.
+        axes: The two axes of rows and columns. All other axes (channels) are imputed separately.
 
-    Guarantees: pixels that are left are unchanged. The system is symmetric and positive definite, and solved by conjugate gradients to a relative residual of 1e-5
-    (float32) or 1e-8 (float64), in at most 10 (height + width) steps. Where nothing is left, the mean of the channel, which solves it too.
+    Guarantees: remaining pixels are unchanged. The system is symmetric and positive definite, and solved by conjugate
+    gradients to a relative residual of 1e-5 (float32) or 1e-8 (float64), in at most 10 (height + width) steps. If no
+    pixel remains, the result is the mean of the channel, which is a solution, too.
 
     References:
         Rong et al., A consistent and efficient evaluation strategy for attribution methods, ICML 2022.
@@ -106,7 +115,7 @@ def impute(*, noise: float = 0.01, axes: tuple[int, int] = (0, 1)) -> Removal:
         if x.ndim < 2:
             raise StructureError(
                 explain_error(
-                    "metrics.removal.impute: pixels are imputed from their neighbors, on two axes.",
+                    "metrics.removal.impute: pixels are imputed from their neighbors, along two axes.",
                     got=f"an input of shape {x.shape}",
                     fix="baseline=0.0, baseline=jx.metrics.removal.uniform(), baseline=lambda x: …",
                 )
@@ -127,7 +136,7 @@ _WEIGHTS = ((1 / 12, 1 / 6, 1 / 12), (1 / 6, 0.0, 1 / 6), (1 / 12, 1 / 6, 1 / 12
 
 
 def _impute_plane(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """x (height, width) with its masked pixels imputed."""
+    """x (height, width) with the masked pixels imputed."""
 
     def of_neighbors(u: jax.Array) -> jax.Array:
         padded = jnp.pad(u, 1)
@@ -144,7 +153,7 @@ def _impute_plane(x: jax.Array, mask: jax.Array) -> jax.Array:
 
     weight = of_neighbors(jnp.ones_like(x))
     start = jnp.mean(x)
-    shifted = jnp.where(mask, 0, x - start)  # so that an isolated system has the solution 0
+    shifted = jnp.where(mask, 0, x - start)  # without remaining pixels the solution is 0
     right = jnp.where(mask, of_neighbors(shifted), 0)
 
     def system(u: jax.Array) -> jax.Array:
@@ -155,13 +164,13 @@ def _impute_plane(x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, solution + start, x)
 
 
-def draws(baseline: Any) -> bool:
-    """Whether the setting needs a key."""
+def draws(baseline: Replacement) -> bool:
+    """Whether the replacement needs a key."""
     return isinstance(baseline, References) or (isinstance(baseline, Removal) and baseline.stochastic)
 
 
-def filler(arguments: Arguments, baseline: Any) -> Fill:
-    """x with masked features replaced, for what a user gives as `baseline`."""
+def filler(arguments: Arguments, baseline: Replacement) -> Fill:
+    """Returns (masks, key) → x with the masked features replaced."""
     x = upcast(arguments.leaves)
     if isinstance(baseline, Removal):
 
@@ -170,8 +179,12 @@ def filler(arguments: Arguments, baseline: Any) -> Fill:
             return tuple(baseline.fill(*parts) for parts in zip(x, masks, keys, strict=True))
 
         return fill
-    is_drawn = isinstance(baseline, References)
-    if is_drawn and baseline.n is not None:
+    is_pool = isinstance(baseline, References)
+    if not isinstance(baseline, References):
+        pool, size = pool_of(arguments, baseline, None)
+    elif baseline.n is None:
+        pool, size = baseline.leaves(arguments)
+    else:
         raise SettingError(
             explain_error(
                 f"{arguments.method}: one reference is drawn for each evaluation.",
@@ -179,10 +192,9 @@ def filler(arguments: Arguments, baseline: Any) -> Fill:
                 fix="baseline=jx.references(pool)",
             )
         )
-    pool, size = baseline.leaves(arguments) if is_drawn else pool_of(arguments, baseline, None)
 
     def replace(masks: Masks, key: Any) -> Leaves:
-        which = jax.random.randint(key, (), 0, size) if is_drawn else 0
+        which = jax.random.randint(key, (), 0, size) if is_pool else 0
         return tuple(jnp.where(mask, leaf[which], a) for mask, leaf, a in zip(masks, pool, x, strict=True))
 
     return replace

@@ -1,4 +1,7 @@
-"""Similarities of two maps: correlations, the cosine, structural similarity. All are unchanged by positive factors; NaN where a map says nothing."""
+"""Similarities of two maps: correlations, cosine, structural similarity.
+
+All are unchanged by positive factors on either map, and NaN if a map is constant (for the cosine: zero).
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -6,42 +9,48 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._leaves import wide_dtype
-from jaxplain.metrics._explained import all_finite, float_map
+from jaxplain._types import PyTree
+from jaxplain.metrics._protocol import all_finite, float_map
 
 __all__ = ["cosine", "pearson", "spearman", "ssim"]
 
-Similarity: TypeAlias = str | Callable[[Any, Any], Any]
+Similarity: TypeAlias = str | Callable[[PyTree, PyTree], ArrayLike]
 
 
-def spearman(a: Any, b: Any) -> jax.Array:
-    """Spearman's rank correlation of two maps (arrays or pytrees); ties share the mean of their ranks. NaN if one is constant."""
+def spearman(a: PyTree, b: PyTree) -> jax.Array:
+    """Spearman's rank correlation of two maps (arrays or pytrees); ties get their mean rank. NaN if one is constant."""
     return rank_correlation(*_vectors("metrics.similarity.spearman", a, b))
 
 
-def pearson(a: Any, b: Any) -> jax.Array:
-    """Pearson's correlation of two maps (arrays or pytrees). NaN if one is constant."""
+def pearson(a: PyTree, b: PyTree) -> jax.Array:
+    """Pearson's correlation of two maps (arrays or pytrees). NaN if a map is constant."""
     return correlation(*_vectors("metrics.similarity.pearson", a, b))
 
 
-def cosine(a: Any, b: Any) -> jax.Array:
-    """The cosine of the angle between two maps (arrays or pytrees). NaN if one is zero."""
+def cosine(a: PyTree, b: PyTree) -> jax.Array:
+    """The cosine of the angle between two maps (arrays or pytrees). NaN if a map is zero."""
     first, second = map(_unit, _vectors("metrics.similarity.cosine", a, b))
     return jnp.clip(jnp.vdot(first, second), -1, 1)
 
 
-def ssim(a: Any, b: Any, *, window: int = 7) -> jax.Array:
-    r"""Structural similarity of two maps (height, width[, channels]): the mean of $\frac{(2 \mu_a \mu_b + c_1)(2 \sigma_{ab} + c_2)}{(\mu_a^2 + \mu_b^2 + c_1)(\sigma_a^2 + \sigma_b^2 + c_2)}$.
+def ssim(a: PyTree, b: PyTree, *, window: int = 7) -> jax.Array:
+    r"""Structural similarity of two maps (height, width[, channels]): the mean of
+    $\frac{(2 \mu_a \mu_b + c_1)(2 \sigma_{ab} + c_2)}{(\mu_a^2 + \mu_b^2 + c_1)(\sigma_a^2 + \sigma_b^2 + c_2)}$.
 
-    Means, variances and covariances (of a sample: n − 1) are over the places of a square window; the mean is over all windows inside the map, and over channels. $c_1 = (0.01 L)^2$ and $c_2 = (0.03 L)^2$.
-    Each map is first divided by its largest absolute value, and L is the range of both together. NaN if one is constant.
+    Means, variances and covariances (of a sample: n − 1) are taken over a square window, and their mean over all
+    windows inside the map and over channels. $c_1 = (0.01 L)^2$ and $c_2 = (0.03 L)^2$. Each map is first divided by
+    its largest absolute value, and L is the range of both together. NaN if a map is constant.
 
-    The same numbers as `skimage.metrics.structural_similarity` by default (of maps scaled so, with `data_range=L`, `channel_axis=-1`), whose window is uniform, 7 × 7; the paper's is Gaussian.
+    The same numbers as `skimage.metrics.structural_similarity` by default (of maps scaled this way, with
+    `data_range=L`, `channel_axis=-1`), whose window is uniform, 7 × 7; the paper's is Gaussian.
 
     References:
-        Wang et al., Image quality assessment: from error visibility to structural similarity, IEEE Transactions on Image Processing 13, 2004.
+        Wang et al., Image quality assessment: from error visibility to structural similarity, IEEE Transactions on
+        Image Processing 13, 2004.
     """
     method = "metrics.similarity.ssim"
     leaves = [*float_map(method, "a map", a), *float_map(method, "a map", b)]
@@ -49,7 +58,7 @@ def ssim(a: Any, b: Any, *, window: int = 7) -> jax.Array:
     if len(leaves) != 2 or shapes[0] != shapes[1] or len(shapes[0]) not in (2, 3) or min(shapes[0][:2]) < window:
         raise StructureError(
             explain_error(
-                f"{method}: two maps of one image are needed, no smaller than the window.",
+                f"{method}: needs two maps of one image, no smaller than the window.",
                 got=", ".join(map(str, map(list, shapes))),
                 need=f"(height, width) or (height, width, channels), at least {window} × {window}",
                 fix=(
@@ -67,7 +76,7 @@ def ssim(a: Any, b: Any, *, window: int = 7) -> jax.Array:
         zero = jnp.zeros((), leaf.dtype)
         return lax.reduce_window(leaf, zero, lax.add, sizes, (1,) * leaf.ndim, "VALID") / window**2
 
-    # About the mean of each map, so that an offset does not take the digits of the variances.
+    # Relative to the mean of each map, so that the variances lose no digits to an offset.
     offsets = jnp.mean(first), jnp.mean(second)
     a, b = first - offsets[0], second - offsets[1]
     sample = window**2 / (window**2 - 1)
@@ -75,11 +84,11 @@ def ssim(a: Any, b: Any, *, window: int = 7) -> jax.Array:
     covariance = sample * (mean(a * b) - mean(a) * mean(b))
     m1, m2 = mean(a) + offsets[0], mean(b) + offsets[1]
     c1, c2 = (0.01 * spread) ** 2, (0.03 * spread) ** 2
-    places = (2 * m1 * m2 + c1) * (2 * covariance + c2) / ((m1**2 + m2**2 + c1) * (v1 + v2 + c2))
-    return jnp.where(is_constant, jnp.nan, jnp.mean(places))
+    similarities = (2 * m1 * m2 + c1) * (2 * covariance + c2) / ((m1**2 + m2**2 + c1) * (v1 + v2 + c2))
+    return jnp.where(is_constant, jnp.nan, jnp.mean(similarities))
 
 
-_SIMILARITIES: dict[str, Callable[[Any, Any], jax.Array]] = {
+_SIMILARITIES: dict[str, Callable[[PyTree, PyTree], jax.Array]] = {
     "spearman": spearman,
     "pearson": pearson,
     "cosine": cosine,
@@ -87,8 +96,8 @@ _SIMILARITIES: dict[str, Callable[[Any, Any], jax.Array]] = {
 }
 
 
-def comparison(method: str, similarity: Similarity, absolute: bool) -> Callable[[Any, Any], jax.Array]:
-    """similarity(|a|, |b|), NaN where a map is not finite."""
+def comparison(method: str, similarity: Similarity, absolute: bool) -> Callable[[PyTree, PyTree], jax.Array]:
+    """The similarity of two maps (of their absolute values, if `absolute`), NaN if a map is not finite."""
     measured: Any = similarity if callable(similarity) else _SIMILARITIES.get(similarity)
     if measured is None:
         raise SettingError(
@@ -104,7 +113,7 @@ def comparison(method: str, similarity: Similarity, absolute: bool) -> Callable[
         leaf = leaf.astype(wide_dtype(leaf)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
         return jnp.abs(leaf) if absolute else leaf
 
-    def compare(a: Any, b: Any) -> jax.Array:
+    def compare(a: PyTree, b: PyTree) -> jax.Array:
         is_finite = all_finite((*float_map(method, "the explanation", a), *float_map(method, "the explanation", b)))
         value = jnp.asarray(measured(jax.tree.map(prepared, a), jax.tree.map(prepared, b)))
         if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
@@ -120,7 +129,7 @@ def comparison(method: str, similarity: Similarity, absolute: bool) -> Callable[
     return compare
 
 
-def _vectors(method: str, a: Any, b: Any) -> Iterator[jax.Array]:
+def _vectors(method: str, a: PyTree, b: PyTree) -> Iterator[jax.Array]:
     maps = [float_map(method, "a map", value) for value in (a, b)]
     shapes = [[leaf.shape for leaf in leaves] for leaves in maps]
     if shapes[0] != shapes[1]:
@@ -135,14 +144,14 @@ def _positive(size: jax.Array) -> jax.Array:
 
 
 def _unit(a: jax.Array) -> jax.Array:
-    """a / ‖a‖, NaN for zero; the squares of maps of unusual units would under- or overflow."""
+    """a / ‖a‖ without under- or overflow of the squares; NaN for zero."""
     a = a / _positive(jnp.max(jnp.abs(a), initial=0))
     length = jnp.sqrt(jnp.sum(a**2))
     return a / jnp.where(length > 0, length, jnp.nan)
 
 
 def correlation(a: jax.Array, b: jax.Array, where: jax.Array | None = None) -> jax.Array:
-    """Pearson's coefficient of two vectors, of the entries `where`."""
+    """Pearson's coefficient of two vectors, over the entries `where`."""
     counts = jnp.ones(a.shape, bool) if where is None else where
     lows = (jnp.min(v, where=counts, initial=jnp.inf) for v in (a, b))
     highs = (jnp.max(v, where=counts, initial=-jnp.inf) for v in (a, b))
@@ -155,17 +164,16 @@ def correlation(a: jax.Array, b: jax.Array, where: jax.Array | None = None) -> j
 
 
 def rank_correlation(a: jax.Array, b: jax.Array, where: jax.Array | None = None) -> jax.Array:
-    """Spearman's coefficient of two vectors, of the entries `where`."""
+    """Spearman's coefficient of two vectors, over the entries `where`."""
     counts = jnp.ones(a.shape, bool) if where is None else where
     is_finite = jnp.all(jnp.isfinite(a) & jnp.isfinite(b), where=counts)
-    a, b = (
-        jnp.where(counts, v, jnp.inf) for v in (a, b)
-    )  # ranked above all others, they move those by the same number
+    # Ranked above all others, excluded entries shift the other ranks by a constant.
+    a, b = (jnp.where(counts, v, jnp.inf) for v in (a, b))
     return jnp.where(is_finite, correlation(_ranks(a), _ranks(b), counts), jnp.nan)
 
 
 def _ranks(a: jax.Array) -> jax.Array:
-    """Ranks, those of equal numbers averaged; centered, so that they are exact in float32."""
+    """Ranks, averaged over equal numbers, and centered so that they are exact in float32."""
     ordered = jnp.sort(a)
     below = jnp.searchsorted(ordered, a, side="left")
     above = a.size - jnp.searchsorted(ordered, a, side="right")
