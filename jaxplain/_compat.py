@@ -1,10 +1,11 @@
 """The only module that touches JAX internals: what moves between JAX releases is resolved here, once."""
 
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.extend as jex
@@ -13,20 +14,35 @@ from jax import lax
 from jax.extend import source_info_util
 from jax.interpreters import ad, batching, mlir, partial_eval
 
+T = TypeVar("T")
+_P = jex.core.primitives
 # Primitives that draw random numbers. Splitting or folding a key alone draws nothing.
-_RANDOM_PRIMITIVES = frozenset(
-    getattr(jex.core.primitives, name)
-    for name in ("random_bits_p", "random_gamma_p", "rng_bit_generator_p", "rng_uniform_p", "threefry2x32_p")
-)
-_WHILE = jex.core.primitives.while_p
-CONV = jex.core.primitives.conv_general_dilated_p
-SELECT_AND_SCATTER = jex.core.primitives.select_and_scatter_add_p
+_RANDOM = frozenset((_P.random_bits_p, _P.random_gamma_p, _P.rng_bit_generator_p, _P.rng_uniform_p, _P.threefry2x32_p))
+ADD_ANY = _P.add_jaxvals_p
+CHECKPOINT = _P.remat_p
+CUSTOM_JVP, CUSTOM_VJP = _P.custom_jvp_call_p, _P.custom_vjp_call_p
+JIT = _P.jit_p
+OLD_CALLS = tuple(getattr(_P, name) for name in ("call_p", "closed_call_p") if hasattr(_P, name))  # until JAX 0.11
+NAME = _P.name_p
+SELECT_AND_SCATTER = _P.select_and_scatter_add_p
 # jaxlib 0.10 gives plain convolutions on a CPU to a library that runs most of them on one thread; 0.12 runs them on all.
 ONE_THREADED_CONVOLUTIONS = tuple(map(int, jax.lib.__version__.split(".")[:2])) < (0, 11)
 # Equations whose bodies may be replaced by equal programs. Those with a derivative of their own stay as they are.
-_TRANSPARENT = frozenset(
-    getattr(jex.core.primitives, name) for name in ("jit_p", "scan_p", "cond_p", "while_p", "remat_p")
-)
+_TRANSPARENT = frozenset((JIT, CHECKPOINT, lax.scan_p, lax.cond_p, lax.while_p))
+
+
+def primitive(name: str) -> Any:
+    """A primitive that no public module holds, by its name; None if this release of JAX does not have it."""
+    return _public_or_lowered().get(name)
+
+
+@cache
+def _public_or_lowered() -> dict[str, Any]:
+    from jax._src.interpreters.mlir import _lowerings
+
+    public = [thing for thing in vars(lax).values() if isinstance(thing, jex.core.Primitive)]
+    return {thing.name: thing for thing in (*_lowerings, *public)}
+
 
 jaxpr_as_function: Callable[[Any], Callable[..., list]] = jex.core.jaxpr_as_fun
 
@@ -43,7 +59,9 @@ def constants(closed: Any) -> list[Any]:
 
 def closed_bodies(equation: Any) -> Iterator[Any]:
     """The programs held by an equation's parameters, with their constants."""
-    for param in equation.params.values():
+    params = equation.params
+    is_while = equation.primitive is lax.while_p  # first its condition, then its body
+    for param in (params["cond_jaxpr"], params["body_jaxpr"]) if is_while else params.values():
         for body in param if isinstance(param, tuple) else (param,):
             if hasattr(body, "eqns"):
                 yield body if hasattr(body, "consts") else jex.core.ClosedJaxpr(body, ())
@@ -63,12 +81,24 @@ def scan_counts(equation: Any) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+def split_scan(equation: Any, operands: Sequence[T]) -> tuple[list[T], list[T], list[T]]:
+    """Anything that stands for the operands of a scan, as constants, carry, and what is scanned."""
+    n_consts, n_carry = scan_counts(equation)
+    rest = list(operands[n_consts:])
+    return list(operands[:n_consts]), rest[:n_carry], rest[n_carry:]
+
+
+def split_while(equation: Any, operands: Sequence[T]) -> tuple[list[T], list[T], list[T]]:
+    """The same for a while loop: constants of its condition, constants of its body, and the carry."""
+    n_carry = len(equation.outvars)
+    n_of_body = len(equation.params["body_jaxpr"].in_avals) - n_carry
+    start = len(operands) - n_carry - n_of_body
+    rest = list(operands[start:])
+    return list(operands[:start]), rest[:n_of_body], rest[n_of_body:]
+
+
 def is_random(equation: Any) -> bool:
-    return equation.primitive in _RANDOM_PRIMITIVES
-
-
-def is_while(equation: Any) -> bool:
-    return equation.primitive is _WHILE
+    return equation.primitive in _RANDOM
 
 
 def inner_jaxprs(equation: Any) -> Iterator[Any]:
@@ -144,49 +174,6 @@ def evaluate(closed: Any, inputs: Any, run: Callable[[Any, list], list]) -> list
     return [read(values, atom) for atom in jaxpr.outvars]
 
 
-def peeled(closed: Any, loops: list[Any]) -> Any:
-    """The program with the first iteration of some scans written out before the rest of them."""
-
-    def rewritten(closed: Any) -> Callable[..., list]:
-        return lambda *inputs: evaluate(closed, inputs, run)
-
-    def run(equation: Any, inputs: list[Any]) -> list[Any]:
-        if any(equation is loop for loop in loops):
-            return _first_and_rest(equation, inputs, rewritten)
-        if not any(map(holds, inner_jaxprs(equation))):
-            return bind(equation, inputs)
-        if can_rewrite_inside(equation):
-            return bind(equation, inputs, rewrite=rewritten)
-        return rewritten(next(closed_bodies(equation)))(*inputs)  # a derivative of its own: opened by the analysis, too
-
-    def holds(jaxpr: Any) -> bool:
-        return any(any(e is loop for loop in loops) or any(map(holds, inner_jaxprs(e))) for e in jaxpr.eqns)
-
-    return jax.make_jaxpr(rewritten(closed))(*closed.in_avals)
-
-
-def _first_and_rest(equation: Any, inputs: list[Any], rewritten: Callable[[Any], Callable[..., list]]) -> list[Any]:
-    params = equation.params
-    n_consts, n_carry = scan_counts(equation)
-    consts, carry, scanned = inputs[:n_consts], inputs[n_consts : n_consts + n_carry], inputs[n_consts + n_carry :]
-    body = rewritten(next(closed_bodies(equation)))
-    length, reverse = params["length"], params["reverse"]
-    first = length - 1 if reverse else 0
-    outputs = body(*consts, *carry, *(xs[first] for xs in scanned))
-    carry, ys = outputs[:n_carry], [y[None] for y in outputs[n_carry:]]
-    if length == 1:
-        return [*carry, *ys]
-
-    def step(carry: list, slices: list) -> tuple[list, list]:
-        outputs = body(*consts, *carry, *slices)
-        return outputs[:n_carry], outputs[n_carry:]
-
-    rest = [xs[:-1] if reverse else xs[1:] for xs in scanned]
-    carry, others = lax.scan(step, carry, rest, length=length - 1, reverse=reverse, unroll=params["unroll"])
-    order = (lambda y, z: [z, y]) if reverse else (lambda y, z: [y, z])
-    return [*carry, *(jnp.concatenate(order(y, z)) for y, z in zip(ys, others, strict=True))]
-
-
 def can_rewrite_inside(equation: Any) -> bool:
     return equation.primitive in _TRANSPARENT
 
@@ -207,10 +194,6 @@ def has_explicit_axes() -> bool:
     """Whether this code is traced for a mesh with Explicit axes."""
     mesh = jax.sharding.get_abstract_mesh()
     return any(kind == jax.sharding.AxisType.Explicit for kind in mesh.axis_types)
-
-
-def selects_the_largest(primitive: Any) -> bool:
-    return primitive is jex.core.primitives.ge_p
 
 
 def live_equations(closed: Any) -> list[Any]:

@@ -12,12 +12,13 @@ from collections.abc import Set
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 
 from jaxplain import _compat
 from jaxplain._analysis.activity import ACTIVE, CONSTANT, Activity
-from jaxplain._analysis.intervals import Bounds
-from jaxplain._ir import primitives
+from jaxplain._analysis.intervals import Intervals
 from jaxplain._ir.graph import Equation, Graph, Value, is_elementwise_call
+from jaxplain._ir.primitives import Trait
 
 
 class Flow:
@@ -56,10 +57,10 @@ class Flow:
         """Whether an equation is elementwise and affine in its one active operand, of the output's shape."""
         active = self.active(equation)
         return (
-            equation.primitive in primitives.AFFINE
+            equation.has(Trait.AFFINE)
             and len(active) == 1
             and active[0].shape == equation.outputs[0].shape
-            and not (equation.primitive == "div" and active[0] is equation.inputs[1])
+            and not (equation.primitive is lax.div_p and active[0] is equation.inputs[1])
         )
 
 
@@ -71,7 +72,7 @@ class Segment(NamedTuple):
     equations: frozenset[Equation]
 
 
-def activations(flow: Flow, claimed: set[Equation], bounds: Bounds) -> tuple[list[Segment], set[Equation]]:
+def activations(flow: Flow, claimed: set[Equation], intervals: Intervals) -> tuple[list[Segment], set[Equation]]:
     """The outermost nonlinear segments of the equations that are not claimed, adjacent ones joined.
 
     Also the affine equations inside of them whose values are read outside too, and so need nodes of their own.
@@ -105,38 +106,33 @@ def activations(flow: Flow, claimed: set[Equation], bounds: Bounds) -> tuple[lis
             roots.add(root)
             for e in inside:
                 holders.setdefault(e, []).append(segment)
-    return _Joints(flow, {*claimed, *holders}, shared, bounds).joined(chosen), shared
+    return _Joints(flow, {*claimed, *holders}, shared, intervals).joined(chosen), shared
 
 
 def _is_transparent(equation: Equation, inside: set[Equation], flow: Flow) -> bool:
     """Whether an equation of a segment does nothing nonlinear: sums, scaling, a choice that the segment does not make."""
-    if equation.primitive == "select_n":
+    if equation.primitive is lax.select_n_p:
         return equation.inputs[0].source not in inside
-    if equation.primitive in primitives.PRODUCTS:
+    if equation.has(Trait.PRODUCT):
         return flow.is_affine(equation) and not any(
             v.source in inside for v in equation.inputs if flow.activity[v] is not ACTIVE
         )
-    return equation.primitive in primitives.AFFINE
-
-
-# What elementary formulas are written with. A ReLU or a tanh is complete by itself: a number beside it is a layer's.
-_ELEMENTARY = primitives.AFFINE | {
-    *("exp", "exp2", "expm1", "log", "log1p", "log2", "integer_pow", "pow", "square", "sqrt", "rsqrt", "cbrt"),
-}
+    return equation.has(Trait.AFFINE)
 
 
 def _is_formula(segment: Segment) -> bool:
-    return all(e.primitive in _ELEMENTARY for e in segment.equations)
+    """Whether it is written with elementary functions. A ReLU is complete: a literal next to it belongs to a layer."""
+    return all(e.has(Trait.ELEMENTARY) for e in segment.equations)
 
 
 class _Joints:
     """What lies between, before and after the parts of a formula and belongs to it: numbers of the program's text."""
 
-    def __init__(self, flow: Flow, claimed: set[Equation], shared: set[Equation], bounds: Bounds):
+    def __init__(self, flow: Flow, claimed: set[Equation], shared: set[Equation], intervals: Intervals):
         self._flow = flow
         self._claimed = claimed
         self._shared = shared
-        self._bounds = bounds
+        self._intervals = intervals
 
     def joined(self, segments: list[Segment]) -> list[Segment]:
         """Activations that follow each other are one: ReLU6 as a maximum and a minimum, 1 / (1 + exp(−z)) as a sigmoid."""
@@ -203,16 +199,16 @@ class _Joints:
 
     def _others(self, equation: Equation) -> list[tuple[float, float]]:
         active = self._flow.active(equation)
-        return [self._bounds[value] for value in equation.inputs if value not in active]
+        return [self._intervals[value] for value in equation.inputs if value not in active]
 
     def _scale_and_shift(self, equation: Equation) -> tuple[float, bool]:
         """The number that an equation multiplies by, and whether it adds one."""
         numbers = [low for low, _ in self._others(equation)]
-        reflects = equation.primitive == "neg" or (
-            equation.primitive == "sub" and equation.inputs[0] not in self._flow.active(equation)
+        reflects = equation.primitive is lax.neg_p or (
+            equation.primitive is lax.sub_p and equation.inputs[0] not in self._flow.active(equation)
         )
-        if equation.primitive in primitives.PRODUCTS and numbers:
-            return (numbers[0] if equation.primitive == "mul" else math.copysign(1, numbers[0])), False
+        if equation.has(Trait.PRODUCT) and numbers:
+            return (numbers[0] if equation.primitive is lax.mul_p else math.copysign(1, numbers[0])), False
         return (-1.0 if reflects else 1.0), bool(numbers)
 
 
@@ -283,6 +279,6 @@ class _Dominators:
 
 
 def is_elementwise(equation: Equation) -> bool:
-    if equation.primitive in primitives.CUSTOM:
+    if equation.has(Trait.CUSTOM):
         return is_elementwise_call(equation.origin, next(_compat.closed_bodies(equation.origin)))
-    return equation.primitive in primitives.ELEMENTWISE
+    return equation.has(Trait.ELEMENTWISE)

@@ -347,7 +347,7 @@ def _scatter(x: jax.Array, kernel: jax.Array, window: _Window, precision: Any, d
 def _max_pool_gradient(equation: Any) -> Callable | None:
     p = equation.params
     operand = equation.invars[1].aval
-    if not _compat.selects_the_largest(p["select_prim"]) or not _real(operand) or _is_spread_out(equation):
+    if p["select_prim"] is not lax.ge_p or not _real(operand) or _is_spread_out(equation):
         return None
     empty = 0 in (*operand.shape, *equation.invars[0].aval.shape)  # a window larger than its input has no outputs
     if empty or math.prod(p["window_dimensions"]) > MANY_TAPS:
@@ -418,6 +418,6 @@ def _overlap(source: jax.Array, which: jax.Array, size: tuple, strides: tuple, s
 
 
 _KERNELS: dict[Any, Callable[[Any], Callable | None]] = {
-    _compat.CONV: _convolution,
+    lax.conv_general_dilated_p: _convolution,
     _compat.SELECT_AND_SCATTER: _max_pool_gradient,
 }

@@ -1,30 +1,32 @@
-"""Bounds of the explained input, and what they become on the way to a layer."""
+"""Bounds of the explained input, followed to the input of a layer: the box of the z^B rule."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from jaxplain import _compat
-from jaxplain._analysis.analyze import Analysis, Behind, Node
-from jaxplain._engine.node_view import evaluate, run_equation
+from jaxplain._analysis.analyze import Analysis
+from jaxplain._analysis.nodes import Behind, Node
+from jaxplain._engine.node_view import evaluate
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._ir.graph import Equation, Value
+from jaxplain._ir.interpret import interpret, run_equation
 
 Box: TypeAlias = tuple[jax.Array, jax.Array]
 
 
-def image(analysis: Analysis, node: Node, bounds: tuple[Any, Any], leaves: Sequence[jax.Array]) -> Box | None:
-    """The box [low, high] = `bounds` of the explained input at the input of a first layer; None for a layer that has its own units.
+def bounds_at(analysis: Analysis, node: Node, bounds: tuple[Any, Any], leaves: Sequence[jax.Array]) -> Box | None:
+    """Bounds of a first layer's input, from `bounds` = (low, high) of the explained input. None for a later layer.
 
-    What lies between the two moves, scales, shifts and averages elements: it maps bounds to bounds.
+    The steps between the two move, scale, shift and average elements, and so map bounds to bounds.
     """
     if node.behind is Behind.LAYER:
         return None
     is_inside = node not in analysis.nodes
-    # In a body an element of the input may be anywhere: numbers are bounds of it all the same.
-    is_far = is_inside and (node.behind is Behind.IMAGE or any(jnp.ndim(bound) for bound in bounds))
+    # In a body an element of the input may be anywhere, but numbers bound it wherever it is.
+    is_far = is_inside and (node.behind is Behind.RESCALED or any(jnp.ndim(bound) for bound in bounds))
     if node.behind is Behind.OTHER or is_far:
         raise SettingError(
             explain_error(
@@ -43,29 +45,33 @@ def image(analysis: Analysis, node: Node, bounds: tuple[Any, Any], leaves: Seque
     if is_inside:
         return None
     corners = [[bound_like(node, bound, leaf, "explained input") for leaf in leaves] for bound in bounds]
-    boxes: dict[Value, Box] = dict(zip(analysis.graph.inputs, zip(*corners, strict=True), strict=True))
-    values: dict[Value, Any] = dict(analysis.graph.constants)
-    for step in analysis.steps:
+    values: dict[Value, Any] = {**analysis.constants}
+    values.update((value, _Bounded(low, high)) for value, low, high in zip(analysis.inputs, *corners, strict=True))
+
+    def run(step: Node | Equation, inputs: list[Any]) -> Sequence[Any] | None:
+        n_active = 0 if isinstance(step, Equation) else len(step.inputs)
+        active, others = inputs[:n_active], inputs[n_active:]
+        # All else that it reads must be constant, because an index that depends on the input has no bounds.
+        if any(isinstance(value, _Bounded) for value in others):
+            return None
         if isinstance(step, Equation):
-            if all(v in values for v in step.inputs):
-                values.update(zip(step.outputs, run_equation(step, [values[v] for v in step.inputs]), strict=True))
-        # What else it reads must be constant: an index that depends on the input has no bounds.
-        elif (
-            step.behind <= Behind.IMAGE
-            and not step.bodies
-            and boxes.keys() >= {*step.inputs}
-            and values.keys() >= {*step.others}
-        ):
-            others = [values[v] for v in step.others]
-            ends = [evaluate(step, [boxes[v][end] for v in step.inputs], others) for end in (0, 1)]
-            # A negative scale exchanges them.
-            boxes.update(
-                (v, (jnp.minimum(*e), jnp.maximum(*e)))
-                for v, e in zip(step.outputs, zip(*ends, strict=True), strict=True)
-            )
-        if node.inputs[0] in boxes:
-            return boxes[node.inputs[0]]
-    raise AssertionError("a first layer whose input no node makes")
+            return run_equation(step, others)
+        if step.behind > Behind.RESCALED or step.bodies or not all(isinstance(value, _Bounded) for value in active):
+            return None
+        ends = [evaluate(step, [value[end] for value in active], others) for end in (0, 1)]
+        # A negative scale exchanges the ends.
+        return [_Bounded(jnp.minimum(*pair), jnp.maximum(*pair)) for pair in zip(*ends, strict=True)]
+
+    before = analysis.steps[: analysis.steps.index(node)]
+    found = interpret(before, values, run)[node.inputs[0]]
+    return found.low, found.high
+
+
+class _Bounded(NamedTuple):
+    """A value that is only known to lie between two others."""
+
+    low: jax.Array
+    high: jax.Array
 
 
 def bound_like(node: Node, bound: Any, like: jax.Array, what: str) -> jax.Array:

@@ -13,40 +13,33 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxplain import _compat
-from jaxplain._analysis.analyze import Node
-from jaxplain._analysis.patterns import Group
+from jaxplain._analysis.nodes import Node
+from jaxplain._analysis.softmax import Group
 from jaxplain._errors import SettingError, explain_error
-from jaxplain._ir import primitives
-from jaxplain._ir.graph import Equation, Value
+from jaxplain._ir.graph import Equation, Value, is_elementwise_product
+from jaxplain._ir.interpret import interpret, run_equation
+from jaxplain._ir.primitives import Trait
 
 Weights = Literal["full", "positive", "negative", "squared", "absolute", "ones"]
-
-
-def run_equation(equation: Equation, inputs: list[Any]) -> list[Any]:
-    with _compat.context(equation.origin):
-        return _compat.bind(equation.origin, inputs)
 
 
 def evaluate(node: Node, inputs: Sequence[Any], others: Sequence[Any]) -> list[jax.Array]:
     """The node's outputs, by the program's own equations."""
     values = dict(zip((*node.inputs, *node.others), (*inputs, *others), strict=True))
-    _run(node.equations, values)
+    interpret(node.equations, values)
     return [values[v] for v in node.outputs]
 
 
-def _run(equations: Sequence[Equation], values: dict[Value, Any]) -> None:
-    for equation in equations:
-        values.update(zip(equation.outputs, run_equation(equation, [values[v] for v in equation.inputs]), strict=True))
-
-
 class Layer:
-    """One node of one evaluation. Rules read `inputs` (or `x`, for one input), `output`, and the maps below.
+    """One node of one evaluation, as a rule sees it.
 
     Attributes:
-        node: what the analysis knows of it.
-        inputs: the values that relevance flows to.
-        output: the (first) value that relevance comes from.
-        box: for a rule with bounds, what they are at the layer's input, where that is an image of the explained input.
+        node: The analyzed node.
+        inputs: Values that relevance flows to.
+        x: The first input.
+        outputs: Values that relevance comes from.
+        output: The first output.
+        box: Bounds of the layer's input, for a rule with bounds of the explained input.
     """
 
     def __init__(self, node: Node, inputs: tuple, others: tuple, outputs: list, box: tuple | None = None):
@@ -96,9 +89,7 @@ class Layer:
     def is_elementwise_product(self) -> bool:
         """Whether each output of a product is one product: `mul`, `div`, a `dot_general` that sums over nothing."""
         (equation,) = self.node.equations
-        return equation.primitive in primitives.PRODUCTS or (
-            equation.primitive == "dot_general" and not any(equation.params["dimension_numbers"][0])
-        )
+        return is_elementwise_product(equation)
 
     def to_factor(self, index: int, relevance: jax.Array) -> jax.Array:
         """For an elementwise product: relevance in the layout of one input, summed over what it was broadcast to.
@@ -107,7 +98,7 @@ class Layer:
         """
         (equation,) = self.node.equations
         places = [i for i, value in enumerate(equation.inputs) if value is self.node.inputs[index]]
-        if equation.primitive != "dot_general":
+        if equation.primitive is not lax.dot_general_p:
             return len(places) * summed_to(self.inputs[index].shape, relevance)
         ones = [jnp.ones(v.shape, relevance.dtype) for v in equation.inputs]
 
@@ -128,7 +119,7 @@ class Layer:
         """The node without its bias, as a function of its one input, with the given weights."""
         if weights == "full":
             return lambda v: self.push_forward(v)[0]
-        if self.node.core is None or self.node.core.primitive == "fft":
+        if self.node.core is None or self.node.core.primitive is lax.fft_p:
             raise SettingError(
                 explain_error(
                     f"a rule asks for the {weights} weights of a node that has none of its own.",
@@ -144,10 +135,10 @@ class Layer:
         start, equations = cast(Group, self.node.group)
         value = start
         for equation in equations:
-            if equation.primitive in ("reduce_sum", "broadcast_in_dim", "gather") or equation.is_move:
+            if equation.primitive in (lax.reduce_sum_p, lax.broadcast_in_dim_p, lax.gather_p) or equation.is_move:
                 inputs = [v if operand is value else self._values.get(operand) for operand in equation.inputs]
                 (v,) = run_equation(equation, inputs)
-            elif equation.primitive in primitives.SUMMING:  # into segments
+            elif equation.has(Trait.SUMMING):  # into segments
                 zeros = jnp.zeros(equation.outputs[0].shape, v.dtype)
                 (v,) = run_equation(equation, [zeros, self._values[equation.inputs[1]], v])
             (value,) = equation.outputs  # guards against zero, casts and reciprocals leave v as it is
@@ -157,9 +148,9 @@ class Layer:
         """A maximum over windows or axes, with a sum in its place."""
         (equation,) = self.node.equations
         params = equation.params
-        if equation.primitive in ("reduce_max", "reduce_min"):
+        if equation.primitive in (lax.reduce_max_p, lax.reduce_min_p):
             return jnp.sum(v, axis=params["axes"])
-        if equation.primitive in ("reduce_window_max", "reduce_window_min"):
+        if equation.primitive in (lax.reduce_window_max_p, lax.reduce_window_min_p):
             names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
             return lax.reduce_window(v, v.dtype.type(0), lax.add, **{name: params[name] for name in names})
         raise SettingError(
@@ -167,7 +158,7 @@ class Layer:
                 "a rule asks for the sum in place of a maximum that is over no window and no axis.",
                 where=self.node.source,
                 got=f"primitive {equation.primitive}",
-                fix='give maxima the winner-take-all rule: {"max": rules.winner()}',
+                fix='give maxima the winner-take-all rule: {"max": rules.winner_takes_all()}',
             )
         )
 
@@ -179,7 +170,7 @@ class Layer:
 
     def _part(self, equations: Sequence[Equation], start: Value, v: jax.Array) -> jax.Array:
         values = {**self._values, start: v}
-        _run(equations, values)
+        interpret(equations, values)
         return values[equations[-1].outputs[0]] if equations else v
 
     def _moves(self, equations: Sequence[Equation], start: Value, v: jax.Array) -> jax.Array:
@@ -209,7 +200,7 @@ class Layer:
         inputs = [v if value is operand else self._values.get(value) for value in core.inputs]
         if kernel is not None:
             inputs[core.inputs.index(kernel)] = weight
-        elif core.primitive not in primitives.WEIGHTED and len(core.inputs) > 1:  # scatter-add: onto zeros
+        elif not core.has(Trait.WEIGHTED) and len(core.inputs) > 1:  # scatter-add: onto zeros
             inputs = [i if value is operand or i is None or not _is_float(i) else _compat.zeros_like(i)
                       for value, i in zip(core.inputs, inputs, strict=True)]  # fmt: skip
         return run_equation(core, inputs)[0]
@@ -223,7 +214,7 @@ class Layer:
         """The active operand of the core, and the one with the weights."""
         core, node = self._core, self.node
         operand = node.prefix[-1].outputs[0] if node.prefix else node.inputs[0]
-        kernel = core.inputs[1 - core.inputs.index(operand)] if core.primitive in primitives.WEIGHTED else None
+        kernel = core.inputs[1 - core.inputs.index(operand)] if core.has(Trait.WEIGHTED) else None
         return operand, kernel
 
     def _with(self, weights: Weights, v: jax.Array) -> jax.Array:
@@ -288,10 +279,10 @@ class Layer:
         if kernel is None:
             return None
         is_right = core.inputs[1] is kernel
-        if core.primitive == "conv_general_dilated":
+        if core.primitive is lax.conv_general_dilated_p:
             numbers = core.params["dimension_numbers"]
             return {numbers.out_spec[1]: numbers.rhs_spec[0]} if is_right else None
-        if core.primitive != "dot_general":
+        if core.primitive is not lax.dot_general_p:
             return None
         (contracting, batch) = core.params["dimension_numbers"]
         side, other = (1, 0) if is_right else (0, 1)
@@ -316,9 +307,9 @@ def _is_float(value: Any) -> bool:
 def _scales(equations: Sequence[Equation], value: Value) -> bool:
     """Whether a chain of equations from `value` multiplies, by −1 too: c − x."""
     for equation in equations:
-        if equation.primitive in primitives.PRODUCTS or equation.primitive == "neg":
+        if equation.has(Trait.PRODUCT) or equation.primitive is lax.neg_p:
             return True
-        if equation.primitive == "sub" and equation.inputs[1] is value:
+        if equation.primitive is lax.sub_p and equation.inputs[1] is value:
             return True
         (value,) = equation.outputs
     return False

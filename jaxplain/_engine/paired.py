@@ -1,8 +1,11 @@
-"""Run a program at two points side by side, the input and a reference, with a linear map from change to change beside them.
+"""Evaluates a program at the input and at a reference, together with the linear map from input changes to output changes.
 
-Methods of the DeepLIFT kind explain the change of each value by the changes of those before it: node by node a linear map M with
-M·(x − x₀) = y − y₀ exactly. The maps are carried along as a third evaluation, linear in a variable that stands for the change of the
-input, so that `jax.vjp` transposes the whole.
+Methods of the DeepLIFT kind explain the change of each value by the changes of the values before it: each node gets a linear map
+M with M·(x − x₀) = y − y₀ exactly. The maps are evaluated as a third program, linear in a variable that stands for the change of
+the input, and `jax.vjp` transposes the whole. For example, with a multiplier from the secant of relu between −1 and 1:
+
+    h  = x @ w     Paired(x=1,  x0=-1, linear=d @ w)
+    y  = relu(h)   Paired(x=1,  x0=0,  linear=0.5 * (d @ w))      0.5 = (1 - 0) / (1 - (-1))
 """
 
 from collections.abc import Callable, Sequence
@@ -10,30 +13,32 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxplain import _compat
 from jaxplain._analysis.activity import ACTIVE, CONSTANT, DEPENDENT, Activity
-from jaxplain._analysis.analyze import Analysis, Node
-from jaxplain._engine.node_view import Layer, evaluate, run_equation
-from jaxplain._engine.replay import run_bodies
-from jaxplain._ir.graph import Equation, Value
+from jaxplain._analysis.analyze import Analysis
+from jaxplain._analysis.nodes import Node
+from jaxplain._engine.node_view import Layer, evaluate
+from jaxplain._ir.graph import Equation
+from jaxplain._ir.interpret import interpret, rebuilt, run_equation
 from jaxplain._leaves import wide_dtype
 
 Parts = tuple[jax.Array, ...]  # one change, or what it is split into
 LinearMap = Callable[[Sequence[Parts]], list[Parts]]  # from the parts of each input to those of each output
-# From a node at the input, at the reference, and the parts of its inputs' changes to its map, and the parts of its outputs' changes if
-# they are known: else they are what the map makes of those of the inputs.
-TwinRule = Callable[[Layer, Layer, Sequence[Parts]], tuple[LinearMap, list[Parts] | None]]
+# Maps a node at the input, the node at the reference, and the parts of its inputs' changes to its linear map, and to the parts of
+# its outputs' changes. None for these parts means the map applied to those of the inputs.
+PairedRule = Callable[[Layer, Layer, Sequence[Parts]], tuple[LinearMap, list[Parts] | None]]
 
 
-class Twin(NamedTuple):
+class Paired(NamedTuple):
     """A value that differs between input and reference. Only active ones have `parts` and `linear`.
 
     Attributes:
-        x: the value at the input.
-        x0: the value at the reference.
-        parts: what its change x − x₀ is split into, if it is.
-        linear: the change, or its parts, as a linear function of the variable.
+        x: Value at the input.
+        x0: Value at the reference.
+        parts: Parts that the change x − x₀ is split into, if it is.
+        linear: The change, or its parts, as a linear function of the variable.
     """
 
     x: Any
@@ -42,25 +47,26 @@ class Twin(NamedTuple):
     linear: Parts = ()
 
 
-def twin_replay(
-    analysis: Analysis, rule: Callable[[Node], TwinRule], n_parts: int
-) -> Callable[[Sequence[Twin]], tuple[Twin, jax.Array]]:
-    """The analyzed program on twins: what it makes of them, and the number of a node whose change no linear map explains.
+def paired_replay(
+    analysis: Analysis, rule: Callable[[Node], PairedRule], n_parts: int
+) -> Callable[[Sequence[Paired]], tuple[Paired, jax.Array]]:
+    """The analyzed program on paired values: its result, and the number of a node whose change no linear map explains.
 
-    Nodes are numbered from 1, as in `analysis.all_nodes()`; 0: there is none; the next number after them: the output has no derivative.
+    Nodes are numbered from 1, as in `analysis.all_nodes()`. 0 means no such node, and the number after the last node means that the
+    output has no derivative.
     """
-    return _TwinReplay(analysis, rule, n_parts)
+    return _PairedReplay(analysis, rule, n_parts)
 
 
-class _TwinReplay:
-    def __init__(self, analysis: Analysis, rule: Callable[[Node], TwinRule], n_parts: int):
+class _PairedReplay:
+    def __init__(self, analysis: Analysis, rule: Callable[[Node], PairedRule], n_parts: int):
         self._analysis = analysis
         self._activity = analysis.activity
         self._rule = rule
         self._n_parts = n_parts
         self._number = {node: i for i, node in enumerate(analysis.all_nodes(), 1)}
 
-    def __call__(self, inputs: Sequence[Twin]) -> tuple[Twin, jax.Array]:
+    def __call__(self, inputs: Sequence[Paired]) -> tuple[Paired, jax.Array]:
         graph = self._analysis.graph
         outputs, jump = _and_jump(self._run(self._analysis, inputs))
         (end,) = self._lifted(outputs, [ACTIVE])
@@ -68,52 +74,49 @@ class _TwinReplay:
             jump = jnp.where(end.x != end.x0, len(self._number) + 1, jump)
         return end, jump
 
-    def _run(self, analysis: Analysis, inputs: Sequence[Any]) -> list[Any]:
+    def _run(self, program: Analysis, inputs: Sequence[Any]) -> list[Any]:
         """The outputs of a program, and the number of a node that jumps."""
-        graph = analysis.graph
-        values: dict[Value, Any] = dict(graph.constants)
-        kinds = [self._activity[v] for v in graph.inputs]
-        values.update(zip(graph.inputs, self._lifted(inputs, kinds), strict=True))
+        kinds = [self._activity[v] for v in program.inputs]
+        values = {**program.constants, **dict(zip(program.inputs, self._lifted(inputs, kinds), strict=True))}
         jumps = [_zero_like(inputs)]
-        for step in analysis.steps:
+
+        def run(step: Node | Equation, inputs: list[Any]) -> Sequence[Any]:
             if isinstance(step, Equation):
-                outputs = self._equation(step, [values[v] for v in step.inputs])
-                values.update((v, out) for v, out in zip(step.outputs, outputs, strict=True) if v not in values)
-                continue
-            read = step.equations[0].inputs if step.bodies else step.inputs
-            inputs = [values[v] for v in read]
+                return self._equation(step, inputs)
             if step.bodies:
                 outputs, jump = self._bodies(step, inputs)
-                values.update(zip(step.equations[0].outputs, outputs, strict=True))
             else:
-                outputs, jump = self._node(step, inputs, [values[v] for v in step.others])
-                values.update(zip(step.outputs, outputs, strict=True))
+                n = len(step.inputs)
+                outputs, jump = self._node(step, inputs[:n], inputs[n:])
             jumps.extend(jump)
-        return [*(values[v] for v in graph.outputs), _largest(jumps)]
+            return outputs
+
+        interpret(program.steps, values, run)
+        return [*(values[v] for v in program.outputs), _largest(jumps)]
 
     def _equation(self, equation: Equation, inputs: list[Any]) -> list[Any]:
-        """What no node carries out: twice, if it differs."""
+        """An equation that no node carries out: evaluated twice if it differs."""
         kinds = [self._activity[v] for v in equation.outputs]
         here = run_equation(equation, [_here(v) for v in inputs])
-        if not any(isinstance(v, Twin) for v in inputs):
+        if not any(isinstance(v, Paired) for v in inputs):
             return self._lifted(here, kinds)
         there = run_equation(equation, [_there(v) for v in inputs])
-        return self._lifted([Twin(a, b) for a, b in zip(here, there, strict=True)], kinds)
+        return self._lifted([Paired(a, b) for a, b in zip(here, there, strict=True)], kinds)
 
-    def _node(self, node: Node, inputs: list[Twin], others: list[Any]) -> tuple[list[Twin], list[jax.Array]]:
+    def _node(self, node: Node, inputs: list[Paired], others: list[Any]) -> tuple[list[Paired], list[jax.Array]]:
         layers = []
         for pick in (_here, _there):
             operands, beside = tuple(map(pick, inputs)), tuple(map(pick, others))
             layers.append(Layer(node, operands, beside, evaluate(node, operands, beside)))
         here, there = layers
-        changes = [twin.parts or (difference(twin.x, twin.x0).astype(twin.x.dtype),) for twin in inputs]
+        changes = [paired.parts or (difference(paired.x, paired.x0).astype(paired.x.dtype),) for paired in inputs]
         linear, parts = self._rule(node)(here, there, changes)
-        ends = linear([twin.linear for twin in inputs])
+        ends = linear([paired.linear for paired in inputs])
         if self._n_parts == 1:
             parts = [()] * len(ends)
         elif parts is None:
             parts = linear(changes)
-        outputs = [Twin(*whole) for whole in zip(here.outputs, there.outputs, parts, ends, strict=True)]
+        outputs = [Paired(*whole) for whole in zip(here.outputs, there.outputs, parts, ends, strict=True)]
         if not self._may_jump(node):
             return outputs, []
         by_element = node.kind in ("structural", "activation")
@@ -123,7 +126,7 @@ class _TwinReplay:
 
     def _may_jump(self, node: Node) -> bool:
         """Whether a value may change in a way that the node's inputs do not explain: by an index, a mask, the order of a sort."""
-        is_sorted_along = node.primitive == "sort" and len(node.named.inputs) > 1
+        is_sorted_along = node.primitive is lax.sort_p and len(node.named.inputs) > 1
         return is_sorted_along or any(self._activity[value] is DEPENDENT for value in node.others)
 
     def _bodies(self, node: Node, inputs: list[Any]) -> tuple[list[Any], list[jax.Array]]:
@@ -138,38 +141,38 @@ class _TwinReplay:
             inputs = self._lifted(inputs, kinds)
         ends = [self._activity[v] for v in equation.outputs]
         if node.kind == "loop":
-            n_consts, n_carry = _compat.scan_counts(equation.origin)
-            ends = [*kinds[n_consts : n_consts + n_carry], *ends[n_carry:]]
+            carry = _compat.split_scan(equation.origin, kinds)[1]
+            ends = [*carry, *ends[len(carry) :]]
 
         def run(body: Analysis, arguments: Sequence[Any]) -> list[Any]:
             outputs, jump = _and_jump(self._run(body, arguments))
             return [*self._lifted(outputs, ends), jump]
 
-        outputs, jump = _and_jump(run_bodies(node, inputs, run))
+        outputs, jump = _and_jump(rebuilt(equation, node.bodies, inputs, run))
         return self._lifted(outputs, [self._activity[v] for v in equation.outputs]), [*jumps, jnp.max(jump, initial=0)]
 
     def _lifted(self, values: Sequence[Any], kinds: Sequence[Activity]) -> list[Any]:
-        """Values in the form of a given activity: what does not differ is a twin of itself where it must be one."""
+        """Values in the form of a given activity. Where a paired value is needed, one that does not differ is paired with itself."""
         return [self._lift(value, kind) for value, kind in zip(values, kinds, strict=True)]
 
     def _lift(self, value: Any, kind: Activity) -> Any:
         if kind is CONSTANT:
             return _here(value)
-        twin = value if isinstance(value, Twin) else Twin(value, value)
+        paired = value if isinstance(value, Paired) else Paired(value, value)
         if kind is not ACTIVE:
-            return Twin(twin.x, twin.x0)
-        if twin.linear:
-            return twin
-        nothing = (_compat.zeros_like(twin.x),) * self._n_parts
-        return Twin(twin.x, twin.x0, nothing if self._n_parts > 1 else (), nothing)
+            return Paired(paired.x, paired.x0)
+        if paired.linear:
+            return paired
+        nothing = (_compat.zeros_like(paired.x),) * self._n_parts
+        return Paired(paired.x, paired.x0, nothing if self._n_parts > 1 else (), nothing)
 
 
 def _here(value: Any) -> Any:
-    return value.x if isinstance(value, Twin) else value
+    return value.x if isinstance(value, Paired) else value
 
 
 def _there(value: Any) -> Any:
-    return value.x0 if isinstance(value, Twin) else value
+    return value.x0 if isinstance(value, Paired) else value
 
 
 def _and_jump(outputs: list[Any]) -> tuple[list[Any], jax.Array]:
@@ -191,14 +194,14 @@ def _largest(jumps: list[jax.Array]) -> jax.Array:
     return largest
 
 
-def _is_unexplained(twin: Twin, parts: Parts, by_element: bool) -> jax.Array:
+def _is_unexplained(paired: Paired, parts: Parts, by_element: bool) -> jax.Array:
     """Whether the parts of a change do not sum to it, by more than rounding can do: of the element, or of all that is summed."""
-    change = difference(twin.x, twin.x0)
+    change = difference(paired.x, paired.x0)
     missing = jnp.abs(change - sum(part.astype(change.dtype) for part in parts))
-    sizes = [jnp.where(jnp.isfinite(v), jnp.abs(v), 0) for v in (twin.x, twin.x0)]
+    sizes = [jnp.where(jnp.isfinite(v), jnp.abs(v), 0) for v in (paired.x, paired.x0)]
     size = jnp.maximum(*sizes)
     size = size if by_element else jnp.max(size, initial=0)
-    return ~jnp.all(missing <= jnp.sqrt(jnp.finfo(twin.x.dtype).eps) * size)  # NaN is no explanation
+    return ~jnp.all(missing <= jnp.sqrt(jnp.finfo(paired.x.dtype).eps) * size)  # NaN is no explanation
 
 
 def wide(v: jax.Array) -> jax.Array:

@@ -1,19 +1,19 @@
-"""Run a program again with the derivative of chosen nodes replaced: all propagation methods are this, and then `jax.vjp`."""
+"""Runs a program again with the derivatives of chosen nodes replaced. Every propagation method is `jax.vjp` of a replay."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax import lax
 
-from jaxplain import _compat
-from jaxplain._analysis.analyze import Analysis, Node
+from jaxplain._analysis.analyze import Analysis
+from jaxplain._analysis.nodes import Node
 from jaxplain._engine.input_bounds import Box
-from jaxplain._engine.node_view import Layer, evaluate, run_equation
+from jaxplain._engine.node_view import Layer, evaluate
 from jaxplain._ir.graph import Equation
+from jaxplain._ir.interpret import interpret, rebuilt, run_equation
 from jaxplain._leaves import wide_dtype
 
-# From a node as it was evaluated and what arrives at its outputs to what goes on to its active inputs.
+# Maps a node as it was evaluated, and the relevance of its outputs, to the relevance of its active inputs.
 Backward = Callable[[Layer, tuple[jax.Array, ...]], tuple[jax.Array, ...]]
 Tally = Callable[[Layer, tuple[jax.Array, ...], tuple[jax.Array, ...]], jax.Array]
 
@@ -25,36 +25,34 @@ def replay(
     tally: Tally | None = None,
     boxes: dict[Node, Box] | None = None,
 ) -> Callable[..., list[jax.Array]]:
-    """The analyzed program as a function of its flat inputs, in which `backward(node)` stands for a node's derivative.
+    """The analyzed program as a function of its flat inputs, with other derivatives.
 
-    Nodes without one keep their own derivative. The values are those of the program, equation by equation. A node with a probe (a
-    zero of the shape that `tally` returns) has that tally as the probe's cotangent, summed over loops. `boxes` are bounds of the
-    inputs of some nodes, for their rules.
+    Args:
+        backward: Maps a node to what replaces its derivative; None keeps it. The values are those of the program, equation by
+            equation, in any case.
+        probes: Zeros of the shape that `tally` returns, one for each node to watch. The cotangent of a node's probe is its
+            tally, summed over loops.
+        tally: Maps a layer, the relevance that arrives and the relevance that leaves to the numbers to keep.
+        boxes: Bounds of the inputs of some nodes, for their rules.
     """
 
-    def run_node(node: Node, values: dict[Any, Any]) -> list[Any]:
-        if node.bodies:
-            return run_bodies(node, [values[v] for v in node.equations[0].inputs], run)
-        probe = None if probes is None else probes.get(node)
-        rule = backward(node) or (None if probe is None else _own_derivative)
-        inputs = tuple(values[v] for v in node.inputs)
-        others = tuple(values[v] for v in node.others)
+    def run_step(step: Node | Equation, inputs: list[Any]) -> Sequence[Any]:
+        if isinstance(step, Equation):
+            return run_equation(step, inputs)
+        if step.bodies:
+            return rebuilt(step.control, step.bodies, inputs, run)
+        probe = None if probes is None else probes.get(step)
+        rule = backward(step) or (None if probe is None else _own_derivative)
+        n = len(step.inputs)
+        active, others = tuple(inputs[:n]), tuple(inputs[n:])
         if rule is None:
-            return evaluate(node, inputs, others)
-        return _overridden(node, rule, tally)(inputs, others, (boxes or {}).get(node), probe)
+            return evaluate(step, active, others)
+        return _overridden(step, rule, tally)(active, others, (boxes or {}).get(step), probe)
 
-    def run(graph: Analysis, inputs: Sequence[Any]) -> list[Any]:
-        values: dict[Any, Any] = dict(graph.graph.constants)
-        values.update(zip(graph.graph.inputs, inputs, strict=True))
-        for step in graph.steps:
-            if isinstance(step, Equation):
-                outputs = run_equation(step, [values[v] for v in step.inputs])
-                # What a node has made of an equation's output is what others read.
-                values.update((v, out) for v, out in zip(step.outputs, outputs, strict=True) if v not in values)
-            else:
-                made = step.equations[0].outputs if step.bodies else step.outputs
-                values.update(zip(made, run_node(step, values), strict=True))
-        return [values[v] for v in graph.graph.outputs]
+    def run(program: Analysis, inputs: Sequence[Any]) -> list[Any]:
+        values = {**program.constants, **dict(zip(program.inputs, inputs, strict=True))}
+        interpret(program.steps, values, run_step)
+        return [values[v] for v in program.outputs]
 
     return lambda *inputs: run(analysis, inputs)
 
@@ -64,7 +62,7 @@ def _own_derivative(layer: Layer, arriving: tuple[jax.Array, ...]) -> tuple[jax.
 
 
 def _overridden(node: Node, rule: Backward, tally: Tally | None) -> Callable[..., list[jax.Array]]:
-    # A rule captures no array: whatever a node reads is an operand, and what is not active gets no cotangent.
+    # A rule captures no array: everything that a node reads is an operand. Operands that are not active get no cotangent.
     @jax.custom_vjp
     def call(inputs: tuple, others: tuple, _box: Box | None, _probe: Any) -> list[jax.Array]:
         return evaluate(node, inputs, others)
@@ -75,7 +73,7 @@ def _overridden(node: Node, rule: Backward, tally: Tally | None) -> Callable[...
 
     def backwards(residuals: tuple, arriving: list) -> tuple:
         layer = Layer(node, *residuals)
-        # In float32 or better: in bf16, 1e-3 + 1e-6 is 1e-3.
+        # In float32 or better, because in bf16 1e-3 + 1e-6 is 1e-3.
         arriving = [r.astype(wide_dtype(r)) for r in arriving]
         leaving = rule(layer, tuple(arriving))
         leaving = tuple(r.astype(x.dtype) for r, x in zip(leaving, layer.inputs, strict=True))
@@ -83,32 +81,3 @@ def _overridden(node: Node, rule: Backward, tally: Tally | None) -> Callable[...
 
     call.defvjp(forward, backwards)
     return call
-
-
-def run_bodies(node: Node, inputs: list[Any], run: Callable[[Analysis, Sequence[Any]], list]) -> list[Any]:
-    """A loop, a branch or a checkpoint around the replay of its bodies.
-
-    Values may be pytrees; what `run` returns beyond the outputs of a body is returned after the outputs, stacked by a loop.
-    """
-    (equation,) = node.equations
-    params = equation.params
-    with _compat.context(equation.origin):
-        if node.kind == "branch":
-            branches = [lambda *args, body=body: run(body, args) for body in node.bodies]
-            return lax.switch(inputs[0], branches, *inputs[1:])
-        (body,) = node.bodies
-        if node.kind == "checkpoint":
-            again = jax.checkpoint(
-                lambda *args: run(body, args), prevent_cse=params["prevent_cse"], policy=params["policy"]
-            )
-            return again(*inputs)
-        n_consts, n_carry = _compat.scan_counts(equation.origin)
-        consts, carry, scanned = inputs[:n_consts], inputs[n_consts : n_consts + n_carry], inputs[n_consts + n_carry :]
-
-        def step(carry: list, slices: list) -> tuple[list, list]:
-            outputs = run(body, [*consts, *carry, *slices])
-            return outputs[:n_carry], outputs[n_carry:]
-
-        names = ("length", "reverse", "unroll")
-        final, stacked = lax.scan(step, carry, scanned, **{name: params[name] for name in names})
-        return [*final, *stacked]

@@ -1,8 +1,15 @@
-"""A staged program as a flat list of equations over values, the form that all analysis works on.
+"""A staged program as a flat list of equations over values: the form that all analysis works on.
 
-Calls (`jit`, and derivatives of the user's own around more than one elementwise formula) are opened, so that a function
-called five times is five sets of equations, each with a state of its own. Loops, branches and checkpoints keep their
-bodies as graphs.
+Calls are replaced by their bodies, so that a function called five times is five sets of equations, each with a state of its own.
+Loops, branches and checkpoints keep their bodies as graphs. For example, `score = lambda x: jnp.sum(jax.nn.relu(x @ w))`
+is staged and flattened to
+
+    jaxpr                                          graph
+    c = dot_general a w                            Equation dot_general (a, w) -> c
+    d = jit[name=relu jaxpr={custom_jvp_call}] c   Equation custom_jvp_call (c) -> d     the call is opened, relu is not
+    e = reduce_sum d                               Equation reduce_sum (d) -> e
+
+where a, w, c, d and e are Values. relu stays one equation because its derivative is its author's; see `is_opened`.
 """
 
 import re
@@ -11,9 +18,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 
 from jaxplain import _compat
-from jaxplain._ir import primitives
+from jaxplain._ir.primitives import KNOWN, Row, Trait, row_of
 
 
 class Value:
@@ -31,41 +39,61 @@ class Value:
 
 
 class Equation:
-    """One equation, with the values it reads and makes, and its bodies if it is a loop, a branch or a checkpoint."""
+    """One equation: the values that it reads and makes, and its bodies if it is a loop, a branch or a checkpoint."""
 
-    __slots__ = ("bodies", "caller", "inputs", "origin", "outputs", "path", "scopes")
+    __slots__ = ("bodies", "caller", "inputs", "origin", "outputs", "path", "row", "scopes")
 
     def __init__(self, origin: Any, inputs: Sequence[Value], scopes: tuple, caller: Any = None):
         self.origin = origin
-        self.caller = caller  # the outermost call around it: inside JAX's own functions there is no line of the user's
+        self.row: Row = row_of(origin.primitive)
+        self.caller = caller  # the outermost call around it, because JAX's own functions have no line of the user's
         self.inputs = tuple(inputs)
         self.outputs = tuple(Value(variable.aval, self) for variable in origin.outvars)
         self.scopes = scopes
         self.path = "/".join(part for part, _ in _parts(scopes))
         self.bodies: tuple[Graph, ...] = ()
 
+    # As a step of a program: see `dataflow.Step`.
+
     @property
-    def primitive(self) -> str:
-        return self.origin.primitive.name
+    def reads(self) -> tuple[Value, ...]:
+        return self.inputs
+
+    @property
+    def writes(self) -> tuple[Value, ...]:
+        return self.outputs
+
+    @property
+    def control(self) -> "Equation":
+        return self
+
+    @property
+    def primitive(self) -> Any:
+        """The primitive object, for example `lax.add_p`; it prints as its name."""
+        return self.origin.primitive
 
     @property
     def params(self) -> dict[str, Any]:
         return self.origin.params
 
+    def has(self, trait: Trait) -> bool:
+        """Whether the primitive has a trait."""
+        return self.row.has(trait)
+
     @property
     def is_move(self) -> bool:
-        """Whether it only arranges the elements of its operand anew; `x[None]` is written as a broadcast."""
-        if self.primitive == "broadcast_in_dim":
+        """Whether it only rearranges the elements of its operand; `x[None]` is written as a broadcast."""
+        if self.primitive is lax.broadcast_in_dim_p:
             return self.inputs[0].aval.size == self.outputs[0].aval.size
-        if self.primitive in primitives.IDENTITY | {"optimization_barrier"}:  # some take several values at once
+        if self.has(Trait.IDENTITY) or self.primitive is lax.optimization_barrier_p:  # some take several values at once
             return len(self.inputs) == 1
-        return self.primitive in primitives.MOVES
+        return self.has(Trait.MOVE)
 
     def __repr__(self) -> str:
         return f"{self.primitive} at {self.line}"
 
     def call_of(self, scope: str) -> object:
-        """Which call of a scope around this equation it belongs to; the way back through a call is another one."""
+        """Identifies the call of a scope around this equation; the way back through a call is another one."""
         return list(_parts(self.scopes))[scope.count("/")][1]
 
     @property
@@ -75,22 +103,27 @@ class Equation:
 
 
 class Graph:
-    """A program: equations in order, and the values of its constants (a body's constants too).
+    """A program: equations in order, and the values of its constants, including those of bodies.
 
-    Equal equations on equal operands in one scope are one, so that `where(x @ w > 0, x @ w, 0)` is an activation of x @ w; with
-    `each_call`, in one call of a scope.
+    Equal equations on equal operands in one scope are one, so that `where(x @ w > 0, x @ w, 0)` is an activation of x @ w.
+    With `each_call`, only those in the same call of a scope are.
     """
 
-    def __init__(self, each_call: bool = False) -> None:
+    def __init__(self, each_call: bool = False, while_bodies: bool = False) -> None:
         self.each_call = each_call
+        self.while_bodies = while_bodies
         self.inputs: tuple[Value, ...] = ()
         self.outputs: tuple[Value, ...] = ()
         self.equations: list[Equation] = []
         self.constants: dict[Value, Any] = {}
         self._known: dict[Any, Any] = {}
 
+    @property
+    def steps(self) -> list[Equation]:
+        return self.equations
+
     def constant(self, aval: Any, content: Any) -> Value:
-        """The value of a constant: one for each array, and for each number of the program's text."""
+        """The value of a constant: one for each array and for each literal."""
         is_number = not isinstance(content, jax.Array) and np.ndim(content) == 0 and np.isscalar(content)
         key = (str(aval), repr(content)) if is_number else id(content)
         if key not in self._known:
@@ -106,7 +139,7 @@ class Graph:
         how: Any = tuple(sorted(equation.params.items()))
         try:
             hash(how)
-        except TypeError:  # then only the same equation of one function, called twice, is known to be equal
+        except TypeError:  # only the same equation of one function that is called twice is known to be equal
             how = id(equation.origin)
         where = tuple(_parts(equation.scopes)) if self.each_call else equation.path
         key = (where, equation.primitive, how, equation.inputs)
@@ -128,17 +161,17 @@ Axes = list[int | None]
 
 
 def moved_axes(equation: Equation, axes: Axes) -> Axes | None:
-    """Names of the axes of an operand, on the axes of what a move makes of it; None if that is not one to one."""
+    """The names of an operand's axes, carried over to the output of a move; None where axes are merged or split."""
     name, old, new = equation.primitive, equation.inputs[0].shape, equation.outputs[0].shape
-    if name == "transpose":
+    if name is lax.transpose_p:
         return [axes[axis] for axis in equation.params["permutation"]]
-    if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
+    if equation.has(Trait.FORM):
         # Only axes of size 1 may come or go.
         if [n for n in old if n > 1] != [n for n in new if n > 1]:
             return None
         kept = iter([axis for axis, n in zip(axes, old, strict=True) if n > 1])
         return [next(kept) if n > 1 else None for n in new]
-    return axes if name in primitives.IDENTITY | {"optimization_barrier"} else None
+    return axes if equation.has(Trait.IDENTITY) or name is lax.optimization_barrier_p else None
 
 
 def broadcast_axes(equation: Equation, axes: Axes) -> Axes:
@@ -156,12 +189,12 @@ def varying_axes(value: Value) -> frozenset[int]:
     every = frozenset(axis for axis, n in enumerate(value.shape) if n > 1)
     if equation is None:
         return every
-    if equation.primitive == "broadcast_in_dim":
+    if equation.primitive is lax.broadcast_in_dim_p:
         inner = varying_axes(equation.inputs[0])
         dimensions = equation.params["broadcast_dimensions"]
         return frozenset(dimensions[axis] for axis in inner) & every
-    if equation.primitive in primitives.ELEMENTWISE:
-        # Operands have the rank of the output, with axes of size 1 perhaps, or none.
+    if equation.has(Trait.ELEMENTWISE):
+        # Operands have the rank of the output, perhaps with axes of size 1, or rank 0.
         return frozenset().union(*map(varying_axes, equation.inputs)) & every
     if equation.is_move:
         moved = moved_axes(equation, list(range(len(equation.inputs[0].shape))))
@@ -175,10 +208,18 @@ Opens = Callable[[Any, Any], bool]
 
 
 def flatten(
-    closed: Any, scopes: tuple = (), opens: Opens | None = None, caller: Any = None, each_call: bool = False
+    closed: Any,
+    scopes: tuple = (),
+    opens: Opens | None = None,
+    caller: Any = None,
+    each_call: bool = False,
+    while_bodies: bool = False,
 ) -> Graph:
-    """The graph of a staged program. `opens(equation, body)` says which calls with a derivative of their own are opened."""
-    graph = Graph(each_call)
+    """The graph of a staged program. `opens(equation, body)` says which calls with a derivative of their own are opened.
+
+    A while loop has no bodies here unless `while_bodies` asks for them, because nothing can be replayed inside it.
+    """
+    graph = Graph(each_call, while_bodies)
     jaxpr = _compat.open_jaxpr(closed)
     graph.inputs = tuple(Value(variable.aval) for variable in jaxpr.invars)
     graph.outputs = _append(graph, closed, graph.inputs, scopes, opens or is_opened, caller)
@@ -194,7 +235,7 @@ def _append(
     for variable, constant in zip(jaxpr.constvars, _compat.constants(closed), strict=True):
         values[variable] = graph.constant(variable.aval, constant)
 
-    # A function that is called twice is staged once: its scopes are entered anew by each call.
+    # A function that is called twice is staged once, but each call enters its scopes again.
     entered: dict[int, Any] = {}
 
     def look(atom: Any) -> Value:
@@ -204,15 +245,15 @@ def _append(
         own = [entered.setdefault(id(entry), type(entry)(*entry)) for entry in _compat.scopes_of(origin)]
         here = (*scopes, *own)
         arguments = [look(atom) for atom in origin.invars]
-        name = origin.primitive.name
-        body = next(_compat.closed_bodies(origin)) if name in primitives.CALLS | primitives.CUSTOM else None
-        if body is not None and (name in primitives.CALLS or opens(origin, body)):
+        row = row_of(origin.primitive)
+        body = next(_compat.closed_bodies(origin)) if row.has_any(Trait.CALL | Trait.CUSTOM) else None
+        if body is not None and (row.has(Trait.CALL) or opens(origin, body)):
             outputs = _append(graph, body, arguments, here, opens, caller or origin)
         else:
             equation = Equation(origin, arguments, here, caller)
-            if name in primitives.WITH_BODIES:
+            if row.has_any(Trait.BODIES) or (graph.while_bodies and origin.primitive is lax.while_p):
                 equation.bodies = tuple(
-                    flatten(body, here, opens, caller or origin, graph.each_call)
+                    flatten(body, here, opens, caller or origin, graph.each_call, graph.while_bodies)
                     for body in _compat.closed_bodies(origin)
                 )
             outputs = graph.append(equation)
@@ -221,23 +262,23 @@ def _append(
 
 
 def is_opened(origin: Any, body: Any) -> bool:
-    """Whether the equations of a call with a derivative of its own stand in place of it.
+    """Whether a call with a derivative of its own is replaced by its body.
 
-    One elementwise formula (relu, softplus) stays one equation: its derivative is the author's (relu′(0) = 0), unless it is
-    affine (an identity that clips gradients), for the affine belongs to the layer beside it. A body that could not be
-    read (a while loop, an unknown primitive) keeps its own derivative too.
+    One elementwise formula (relu, softplus) stays one equation because its derivative is the author's (relu′(0) = 0). An
+    affine one (for example an identity that clips gradients) is opened because it belongs to the adjacent layer. A body that
+    cannot be read (a while loop, an unknown primitive) keeps its own derivative, too.
     """
     return is_readable(body) and (not is_elementwise_call(origin, body) or not is_curved(body))
 
 
 def opens_activations(origin: Any, body: Any) -> bool:
-    """Which calls are opened where derivatives are taken: those with a nonlinearity inside; others keep their author's."""
+    """Which calls are opened where derivatives are taken: those with a nonlinearity inside. Others keep their author's."""
     return is_opened(origin, body) and is_curved(body)
 
 
 def is_curved(body: Any) -> bool:
     """Whether a body holds a nonlinear elementwise equation."""
-    return any(e.primitive.name in primitives.CURVED or any(map(is_curved, _compat.inner_jaxprs(e))) for e in body.eqns)
+    return any(row_of(e.primitive).has(Trait.CURVED) or any(map(is_curved, _compat.inner_jaxprs(e))) for e in body.eqns)
 
 
 def is_readable(body: Any) -> bool:
@@ -250,24 +291,22 @@ def is_elementwise_call(origin: Any, body: Any) -> bool:
 
 
 def _is_elementwise(origin: Any) -> bool:
-    name = origin.primitive.name
-    if name in primitives.CALLS | primitives.CUSTOM:
+    row = row_of(origin.primitive)
+    if row.has_any(Trait.CALL | Trait.CUSTOM):
         return all(_is_elementwise(e) for body in _compat.inner_jaxprs(origin) for e in body.eqns)
-    return name in primitives.ELEMENTWISE | primitives.IDENTITY or (
-        name == "broadcast_in_dim" and origin.invars[0].aval.shape == ()
-    )
+    is_spread_number = origin.primitive is lax.broadcast_in_dim_p and origin.invars[0].aval.shape == ()
+    return row.has(Trait.ELEMENTWISE) or row.has(Trait.IDENTITY) or is_spread_number
 
 
 def _is_known(origin: Any) -> bool:
-    known = origin.primitive.name in primitives.KNOWN
-    return known and all(_is_known(e) for body in _compat.inner_jaxprs(origin) for e in body.eqns)
+    return origin.primitive in KNOWN and all(_is_known(e) for body in _compat.inner_jaxprs(origin) for e in body.eqns)
 
 
 _WRAPPED = re.compile(r"(?:vmap|jvp|transpose|remat|checkpoint|rematted_computation)\((.*)\)")
 
 
 def _parts(scopes: tuple) -> Iterator[tuple[str, object]]:
-    """The names that make up a path, and which entering of that name it is; without the marks of transforms."""
+    """The names that make up a path, each with an identifier of its call; the marks of transforms are left out."""
     is_back = False
     for entry in scopes:
         if not _compat.is_scope(entry):
@@ -282,8 +321,14 @@ def _parts(scopes: tuple) -> Iterator[tuple[str, object]]:
 
 
 def equations_inside(graph: Graph) -> Iterator[Equation]:
-    """All equations, those of bodies too."""
+    """All equations, including those of bodies."""
     for equation in graph.equations:
         yield equation
         for body in equation.bodies:
             yield from equations_inside(body)
+
+
+def is_elementwise_product(equation: Equation) -> bool:
+    """Whether each output is one product: `mul`, `div`, or a `dot_general` that sums over nothing."""
+    is_outer = equation.primitive is lax.dot_general_p and not any(equation.params["dimension_numbers"][0])
+    return equation.has(Trait.PRODUCT) or is_outer

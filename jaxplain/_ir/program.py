@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxplain import _compat
 from jaxplain._cpu.rewrites import faster
@@ -75,7 +76,7 @@ class Program:
 
     def refuse_while_in_reverse(self) -> "Program":
         """Raise if the derivative would have to go backwards through a `while_loop`."""
-        loops = (_find(e, _compat.is_while) for e in _compat.open_jaxpr(self.closed).eqns)
+        loops = (_find(e, _is_while) for e in _compat.open_jaxpr(self.closed).eqns)
         loop = next((found[0] for found in loops if found), None)
         if loop is None:
             return self
@@ -181,3 +182,7 @@ def _find(equation: Any, wanted: Callable[[Any], bool]) -> tuple[Any, Any] | Non
             if found := _find(inner, wanted):
                 return equation, found[1]
     return None
+
+
+def _is_while(equation: Any) -> bool:
+    return equation.primitive is lax.while_p

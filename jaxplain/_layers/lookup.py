@@ -1,4 +1,4 @@
-"""From what a user calls a layer to the values of a program: scopes, tags, positions, predicates."""
+"""Resolves a layer specification (name scope, tag, position or predicate) to values of the traced program."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,10 +11,12 @@ import jax.numpy as jnp
 
 from jaxplain import _compat
 from jaxplain._analysis.activity import CONSTANT, Activity
-from jaxplain._analysis.analyze import KINDS, LAYERS, Analysis, Node
+from jaxplain._analysis.analyze import Analysis
+from jaxplain._analysis.nodes import KINDS, LAYERS, Node
 from jaxplain._errors import LayerError, SettingError, explain_error
 from jaxplain._ir.graph import Equation, Graph, Value, equations_inside, flatten
-from jaxplain._layers.split import Site
+from jaxplain._ir.primitives import Trait
+from jaxplain._layers.split import CutPoint
 from jaxplain._layers.table import NodeRow, row
 
 _GRAMMAR = re.compile(r"(?P<name>.+?)(?:@(?P<run>-?\d+))?(?P<entering>:in)?")
@@ -24,15 +26,15 @@ _LISTED = 20  # candidates in a message
 
 
 class _Call(NamedTuple):
-    """The equations of one call of a layer in the program's text."""
+    """The equations of one call of a layer in the program."""
 
     loops: tuple[Equation, ...]
     graph: Graph
     equations: tuple[Equation, ...]
 
 
-class Sites:
-    """The places of a program by their names; `method` and `setting` are what messages speak of."""
+class LayerLookup:
+    """Looks up values of a program by layer name. `method` and `setting` only appear in error messages."""
 
     def __init__(self, graph: Graph, activity: dict[Value, Activity], method: str, setting: str = "at"):
         self.graph = graph
@@ -40,11 +42,11 @@ class Sites:
         self.method = method
         self.setting = setting
 
-    def find(self, at: Any) -> Site:
-        """The one place that `at` names; an error that lists the candidates otherwise."""
+    def find(self, at: Any) -> CutPoint:
+        """The one cut point that `at` names; otherwise an error that lists the candidates."""
         if callable(at):
             return self._of_nodes(at, "the predicate", entering=False)
-        if isinstance(at, str) and at in self._scopes | self._tags:  # as it is, whatever signs are in it
+        if isinstance(at, str) and at in self._scopes | self._tags:  # taken literally, including special characters
             return self._of_name(at, at, None, "")
         if not isinstance(at, str) or not (parts := _GRAMMAR.fullmatch(at)):
             raise SettingError(
@@ -77,7 +79,7 @@ class Sites:
             return self._of_nodes(lambda node: node.kind in _SHORT[kind], at, entering=bool(entering), end=end)
         return self._of_name(at, name, None if run is None else int(run), entering)
 
-    def _of_nodes(self, wanted: Callable[[NodeRow], Any], at: str, *, entering: bool, end: str | None = None) -> Site:
+    def _of_nodes(self, wanted: Callable[[NodeRow], Any], at: str, *, entering: bool, end: str | None = None) -> CutPoint:
         analysis = Analysis(self.graph, self.activity).with_positions()
         everything = list(_nodes(analysis))
         found = [(loops, node) for loops, node in everything if wanted(row(node, ""))]
@@ -93,13 +95,13 @@ class Sites:
                 ),
             )
         loops, node = found[0 if end == "first" else -1]
-        lengths = [e.params["length"] for e in loops if e.primitive == "scan"]
-        # Whoever says "last" means the last that runs.
+        lengths = [e.params["length"] for e in loops if e.has(Trait.LOOP)]
+        # "last" means the last one that runs.
         run = None if end is None else tuple(0 if end == "first" else n - 1 for n in lengths)
         values = (node.inputs or self._varying(node.others)) if entering else node.outputs
         return self._site(at, loops, values, run, frozenset(node.equations) if entering else None)
 
-    def _of_name(self, at: str, name: str, run: int | None, suffix: str) -> Site:
+    def _of_name(self, at: str, name: str, run: int | None, suffix: str) -> CutPoint:
         belongs = self._the_one(at, name, run, suffix)
         calls = list(self._calls(self.graph, (), belongs))
         if run is None and len(calls) > 1:
@@ -133,7 +135,7 @@ class Sites:
         return self._site(at, loops, self._varying(values), iteration, inside if suffix else None)
 
     def _varying(self, values: Iterable[Value]) -> list[Value]:
-        """Of some values, those that depend on the input; integers (masks, indices) only if there is nothing else."""
+        """Those values that depend on the input. Integers (masks, indices) are included only if there are no floats."""
         varying = [value for value in dict.fromkeys(values) if self.activity[value] is not CONSTANT]
         return [value for value in varying if jnp.issubdtype(value.aval.dtype, jnp.inexact)] or varying
 
@@ -144,8 +146,8 @@ class Sites:
         values: Sequence[Value],
         run: tuple[int, ...] | None,
         readers: frozenset[Equation] | None,
-    ) -> Site:
-        branch = next((equation for equation in loops if equation.primitive == "cond"), None)
+    ) -> CutPoint:
+        branch = next((equation for equation in loops if equation.has(Trait.BRANCH)), None)
         if branch is not None:
             raise LayerError(
                 explain_error(
@@ -156,7 +158,7 @@ class Sites:
                     fix="cut before or after the branch; where both sides are cheap, jnp.where instead of lax.cond",
                 )
             )
-        return Site(name, tuple(values), loops, run, readers)
+        return CutPoint(name, tuple(values), loops, run, readers)
 
     # Scopes and tags
 
@@ -166,7 +168,7 @@ class Sites:
 
     @cached_property
     def _tags(self) -> dict[str, None]:
-        return dict.fromkeys(e.params["name"] for e in self._varying_equations(self.graph) if e.primitive == "name")
+        return dict.fromkeys(e.params["name"] for e in self._varying_equations(self.graph) if e.primitive is _compat.NAME)
 
     def _the_one(self, at: str, name: str, run: int | None, suffix: str) -> "_Belongs":
         if name in self._scopes and name not in self._tags:
@@ -199,10 +201,10 @@ class Sites:
         raise self._not_one(at, several=False, need=list(dict.fromkeys([*close, *everything])))
 
     def _out_of_reach(self, name: str) -> str | None:
-        """Why a layer of that name has no place here, if the program has one."""
+        """Why a layer of that name cannot be cut, if the program has one."""
 
         def is_meant(equation: Equation) -> bool:
-            tag = equation.params["name"] if equation.primitive == "name" else ""
+            tag = equation.params["name"] if equation.primitive is _compat.NAME else ""
             return tag == name or any(s == name or s.endswith(f"/{name}") for s in _around(equation))
 
         for equation in equations_inside(self.graph):
@@ -221,7 +223,7 @@ class Sites:
                     yield from self._varying_equations(body)
 
     def _calls(self, graph: Graph, loops: tuple[Equation, ...], belongs: "_Belongs") -> Iterator[_Call]:
-        """Each call of a layer, those in bodies too; weights that are prepared belong to none."""
+        """Each call of a layer, including those in bodies. Preparations of weights belong to no call."""
         calls: dict[object, list[Equation]] = {}
         inner = []
         for equation in graph.equations:
@@ -244,7 +246,7 @@ class Sites:
         how: str | None = None,
         fix: Sequence[str] = (),
     ) -> LayerError:
-        """The error for a name that no layer has, or several; `need` are names that would do, `there_are` lines about layers."""
+        """The error for a name of no layer, or of several. `need` holds names that work, `there_are` lines about layers."""
         candidates = need or there_are
         listed = [f"\n          {line}" for line in candidates[:_LISTED]]
         if len(candidates) > _LISTED:
@@ -280,7 +282,7 @@ def _around(equation: Equation) -> Iterator[str]:
 
 
 class _Belongs(NamedTuple):
-    """What a name stands for: whether an equation belongs to it, and to which call of it."""
+    """The equations that a name stands for, and the call of it that each belongs to."""
 
     name: str
     holds: Callable[[Equation], bool]
@@ -297,7 +299,7 @@ def _under(scope: str) -> _Belongs:
 
 def _tagged(tag: str) -> _Belongs:
     return _Belongs(
-        tag, lambda equation: equation.primitive == "name" and equation.params["name"] == tag, lambda equation: equation
+        tag, lambda equation: equation.primitive is _compat.NAME and equation.params["name"] == tag, lambda equation: equation
     )
 
 
@@ -318,7 +320,7 @@ def _runs(graph: Graph, calls: list[_Call]) -> Iterator[tuple[int, tuple[int, ..
             if equation in starts:
                 yield starts[equation], iteration
             elif equation in around:
-                times = equation.params["length"] if equation.primitive == "scan" else 0
+                times = equation.params["length"] if equation.has(Trait.LOOP) else 0
                 for time in range(times):
                     yield from run(equation.bodies[0], (*iteration, time))
                 if not times:

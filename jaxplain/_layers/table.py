@@ -1,21 +1,21 @@
-"""Nodes as rows for readers: what `jx.layers` prints, and what a predicate over layers is asked about."""
+"""Nodes as rows of a table: printed by `jx.layers`, and the argument of a predicate over layers."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jaxplain._analysis.analyze import Node
+from jaxplain._analysis.nodes import Node
 
 
 class NodeRow(NamedTuple):
     """One node of a score.
 
     Attributes:
-        path: the layer's name scopes, joined by "/"; empty where the model has none (NNX: see `jx.nnx.named`).
-        kind: what the node computes; the words that a composite selects by.
-        shape: of its output.
+        path: Name scopes of the layer, joined by "/"; empty where the model has none (NNX: see `jx.nnx.named`).
+        kind: Kind of the node, as in a composite's selectors.
+        shape: Shape of its output.
         position: "first", "last", "first last" or "".
-        rule: the name of the rule it gets; "" for `layers`, "missing" if none fits.
-        source: the user's source line.
+        rule: Name of its rule; "" for `layers`, "missing" if no rule fits.
+        source: The user's source line.
     """
 
     path: str
