@@ -15,8 +15,9 @@ from jaxplain._errors import LayerError, SettingError, explain_error
 from jaxplain._explainer import LayerName
 from jaxplain._ir.graph import Value
 from jaxplain._ir.program import Program, require_scalar
-from jaxplain._layers.axes import Label, Map, Places, is_place
-from jaxplain._layers.split import Site
+from jaxplain._layers.axes import AxisOrigin, AxisOrigins, MapReading, is_place
+from jaxplain._layers.default_map import last_maps
+from jaxplain._layers.split import CutPoint
 from jaxplain._leaves import upcast
 from jaxplain._split import Splittable
 from jaxplain._types import LayerSpecs
@@ -43,21 +44,21 @@ class MapLayer:
         self.method = staged.method
         self.staged = staged
         require_scalar(self.method, staged.program.out_shape)
-        self.places = Places(staged.graph, staged.activity)
-        self.site = self._default() if at is None else self._named(at)
+        self.axes = AxisOrigins(staged.graph, staged.activity)
+        self.point = self._default() if at is None else self._named(at)
         self.map = self._read(layout)
 
-    def _default(self) -> Site:
-        sites = self.places.last_maps()
-        if len(sites) > 1:
+    def _default(self) -> CutPoint:
+        points = last_maps(self.axes)
+        if len(points) > 1:
             raise LayerError(
                 explain_error(
                     f"{self.method}: a map covers one input, but several inputs have a layer of their own.",
-                    got=", ".join(f"{site.name} {list(site.values[0].shape)}" for site in sites),
+                    got=", ".join(f"{point.name} {list(point.values[0].shape)}" for point in points),
                     fix="choose one: argnums=0, or at=…",
                 )
             )
-        if not sites:
+        if not points:
             raise LayerError(
                 explain_error(
                     f"{self.method}: the score does not pass through any layer that is a map over the input.",
@@ -70,38 +71,38 @@ class MapLayer:
                     ),
                 )
             )
-        return sites[0]
+        return points[0]
 
-    def _named(self, at: LayerSpecs) -> Site:
-        sites = self.staged.find(at)
-        if len(sites) != 1 or len(sites[0].values) != 1:
+    def _named(self, at: LayerSpecs) -> CutPoint:
+        points = self.staged.find(at)
+        if len(points) != 1 or len(points[0].values) != 1:
             raise LayerError(
                 explain_error(
                     f"{self.method}: `at` must name one value.",
-                    got=f"{sum(len(site.values) for site in sites)} values at {at!r}",
+                    got=f"{sum(len(point.values) for point in points)} values at {at!r}",
                     fix="one map for each layer: [jx.grad_cam(score, at=name) for name in names]",
                 )
             )
-        if sites[0].is_stacked:
+        if points[0].is_stacked:
             raise LayerError(
                 explain_error(
                     f"{self.method}: `at` names all iterations of a layer inside a scan at once.",
-                    got=f"{at!r}, stacked to {list(sites[0].shapes[0].shape)}",
+                    got=f"{at!r}, stacked to {list(points[0].shapes[0].shape)}",
                     fix=f"name one iteration; at='{at}@-1' is the last",
                 )
             )
-        return sites[0]
+        return points[0]
 
-    def _read(self, layout: Layout) -> Map:
-        value = self.site.values[0]
-        found = self.places.map_of(value)
+    def _read(self, layout: Layout) -> MapReading:
+        value = self.point.values[0]
+        found = self.axes.map_of(value)
         if layout.channel_axis is not None:
             found = self._with_channels_at(value, layout.channel_axis, layout.grid)
         if found is None:
             raise LayerError(
                 explain_error(
                     f"{self.method}: the layer is not a map over the input: its place and channel axes are unknown.",
-                    where=self.site.name,
+                    where=self.point.name,
                     got=f"shape {list(value.shape)}",
                     need="places that come from rows, columns or tokens of the input, and one axis of channels",
                     fix=(
@@ -116,7 +117,7 @@ class MapLayer:
             raise SettingError(
                 explain_error(
                     f"{self.method}: `layout` gives a grid or class tokens, but the layer has no such tokens.",
-                    where=self.site.name,
+                    where=self.point.name,
                     got=f"grid={layout.grid}, class_tokens={layout.class_tokens} for shape {list(value.shape)}",
                     need=f"one axis of tokens over {n_axes} axes of the input"
                     if len(found.places) == 1
@@ -124,39 +125,39 @@ class MapLayer:
                 )
             )
         places = []
-        for axis, label in found.places:
-            start = label.start if layout.class_tokens is None else layout.class_tokens
-            sizes = label.sizes if layout.grid is None else tuple(layout.grid)
+        for axis, origin in found.places:
+            start = origin.start if layout.class_tokens is None else layout.class_tokens
+            sizes = origin.sizes if layout.grid is None else tuple(layout.grid)
             end = start + math.prod(sizes)
             # A grid that the user gives must account for every token.
             if start < 0 or end > value.shape[axis] or (layout.grid is not None and end < value.shape[axis]):
                 raise LayerError(
                     explain_error(
                         f"{self.method}: the layer does not contain that grid.",
-                        where=self.site.name,
+                        where=self.point.name,
                         got=f"{value.shape[axis]} tokens",
                         need=f"{start} class tokens and {' × '.join(map(str, sizes))} places",
                         fix="layout=jx.Layout(grid=…, class_tokens=…)",
                     )
                 )
-            places.append((axis, label._replace(start=start, sizes=sizes)))
+            places.append((axis, origin._replace(start=start, sizes=sizes)))
         return found._replace(places=tuple(places))
 
-    def _with_channels_at(self, value: Value, channel_axis: int, grid: tuple[int, ...] | None) -> Map | None:
+    def _with_channels_at(self, value: Value, channel_axis: int, grid: tuple[int, ...] | None) -> MapReading | None:
         """The layer with its channels at `channel_axis`. Its places are the known ones, or else all other wide axes."""
-        shape, labels = value.shape, self.places.labels(value)
+        shape, origins = value.shape, self.axes[value]
         if not -len(shape) <= channel_axis < len(shape):
             raise SettingError(
                 explain_error(f"{self.method}: the layer has no axis {channel_axis}.", got=f"shape {list(shape)}")
             )
         channel = channel_axis % len(shape)
         wide = [axis for axis, n in enumerate(shape) if n > 1 and axis != channel]
-        known = {axis: label for axis, label in enumerate(labels) if is_place(label)}
+        known = {axis: origin for axis, origin in enumerate(origins) if is_place(origin)}
         if channel in known or (known and len(known) < len(wide)):
             raise SettingError(
                 explain_error(
                     f"{self.method}: `layout` contradicts the known axes of the layer.",
-                    where=self.site.name,
+                    where=self.point.name,
                     got=f"channel_axis={channel_axis} for shape {list(shape)}, whose axes {sorted(known)} are places",
                     need="one axis of channels in addition to the places",
                     fix="name the value before or after its features are split into several axes (heads)",
@@ -164,18 +165,20 @@ class MapLayer:
             )
         if known:
             places = tuple(known.items())
-            numbers = {number for label in known.values() for number, _ in label.of}
-            axes = tuple(axis for label in known.values() for _, axis in label.of)
+            numbers = {number for origin in known.values() for number, _ in origin.of}
+            axes = tuple(axis for origin in known.values() for _, axis in origin.of)
             return (
-                Map(numbers.pop(), channel, places, axes) if len(numbers) == 1 and len(set(axes)) == len(axes) else None
+                MapReading(numbers.pop(), channel, places, axes)
+                if len(numbers) == 1 and len(set(axes)) == len(axes)
+                else None
             )
         sizes = [(shape[axis],) for axis in wide] if grid is None or len(wide) != 1 else [tuple(grid)]
         chosen = self._axes_of_input([n for size in sizes for n in size]) if wide else None
         if chosen is None:
             return None  # the axes of the input cannot be determined
         of = iter((0, axis) for axis in chosen)
-        labels_of = [Label(tuple(next(of) for _ in size), size) for size in sizes]
-        return Map(0, channel, tuple(zip(wide, labels_of, strict=True)), chosen)
+        labels_of = [AxisOrigin(tuple(next(of) for _ in size), size) for size in sizes]
+        return MapReading(0, channel, tuple(zip(wide, labels_of, strict=True)), chosen)
 
     def _axes_of_input(self, sizes: list[int]) -> tuple[int, ...] | None:
         """The axes of the only input that are at least `sizes` long, in order.
@@ -194,7 +197,7 @@ class MapLayer:
             raise LayerError(
                 explain_error(
                     f"{self.method}: places of the layer fit several axes of the input.",
-                    where=self.site.name,
+                    where=self.point.name,
                     got=f"{list(sizes)} places, input {list(shape)}: axes {' or '.join(map(str, fits))}",
                     why="the program does not determine the axes",
                     fix="a layer nearer to the input whose axes the analysis can follow: at='last conv'",
@@ -204,9 +207,9 @@ class MapLayer:
 
     @cached_property
     def name(self) -> LayerName:
-        value = self.site.values[0]
+        value = self.point.values[0]
         if (source := value.source) is None:
-            return LayerName(self.site.name, "", tuple(value.shape), "")
+            return LayerName(self.point.name, "", tuple(value.shape), "")
         nodes = Analysis(self.staged.graph, self.staged.activity).all_nodes()
         kind = next((node.kind for node in nodes if value in node.outputs), source.primitive)
         return LayerName(source.path, kind, tuple(value.shape), source.line)
@@ -215,8 +218,8 @@ class MapLayer:
         """The maps, their gradient, and the score. Differentiates only the part after the layer."""
 
         def run(arrays: tuple) -> tuple:
-            (given,) = self.staged.encode([self.site], arrays)
-            value, pullback = jax.vjp(lambda given: self.staged.decode([self.site], [given], arrays), given)
+            (given,) = self.staged.encode([self.point], arrays)
+            value, pullback = jax.vjp(lambda given: self.staged.decode([self.point], [given], arrays), given)
             return given[0], pullback(jnp.ones_like(value))[0][0], value
 
         maps, gradient, value = upcast(Program(self.method, run, self.staged.arrays)(self.staged.arrays))
@@ -226,8 +229,8 @@ class MapLayer:
         """The layer as the program computes it, and the score, in one forward pass."""
 
         def run(arrays: tuple) -> tuple:
-            (given,) = self.staged.encode([self.site], arrays)
-            return given[0], self.staged.decode([self.site], [given], arrays)
+            (given,) = self.staged.encode([self.point], arrays)
+            return given[0], self.staged.decode([self.point], [given], arrays)
 
         raw, value = Program(self.method, run, self.staged.arrays)(self.staged.arrays)
         return raw, upcast((value,))[0]
@@ -242,7 +245,7 @@ class MapLayer:
         """The score as a function of the layer as the program computes it."""
 
         def run(given: jax.Array, arrays: tuple) -> Any:
-            return self.staged.decode([self.site], [(given,)], arrays)
+            return self.staged.decode([self.point], [(given,)], arrays)
 
         program = Program(self.method, run, raw, self.staged.arrays)
         return lambda given: upcast((program(given, self.staged.arrays),))[0]
@@ -253,12 +256,12 @@ class MapLayer:
 
     def folded(self, layer: jax.Array) -> jax.Array:
         """The layer as (*grid, channels), with the grid in the order of the input's axes."""
-        for axis, label in self.map.places:
-            layer = lax.slice_in_dim(layer, label.start, label.start + math.prod(label.sizes), axis=axis)
+        for axis, origin in self.map.places:
+            layer = lax.slice_in_dim(layer, origin.start, origin.start + math.prod(origin.sizes), axis=axis)
         axes = [axis for axis, _ in self.map.places]
         rest = [axis for axis in range(layer.ndim) if axis not in (*axes, self.map.channel)]  # of size 1
         layer = jnp.transpose(layer, (*rest, *axes, self.map.channel))
-        sizes = [n for _, label in self.map.places for n in label.sizes]
+        sizes = [n for _, origin in self.map.places for n in origin.sizes]
         layer = layer.reshape(*sizes, layer.shape[-1])
         order = sorted(range(len(sizes)), key=self.map.axes.__getitem__)
         return jnp.transpose(layer, (*order, len(sizes)))

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain._analysis.analyze import Analysis, Node, analyze
+from jaxplain._analysis.analyze import Analysis, analyze
+from jaxplain._analysis.nodes import Node
 from jaxplain._checks import require_callable
 from jaxplain._engine.node_view import Layer
 from jaxplain._explainer import stage_call

@@ -14,8 +14,8 @@ from jaxplain._errors import LayerError, SettingError, StructureError, explain_e
 from jaxplain._ir.graph import Graph, Value, flatten
 from jaxplain._ir.program import Program
 from jaxplain._layers import split as cut
-from jaxplain._layers.lookup import Sites
-from jaxplain._layers.split import Site
+from jaxplain._layers.lookup import LayerLookup
+from jaxplain._layers.split import CutPoint
 from jaxplain._types import ArgNums, Args, LayerSpecs, PyTree
 
 
@@ -36,7 +36,7 @@ class Splittable:
     def activity(self) -> dict[Value, Activity]:
         return activities(self.graph, [ACTIVE] * len(self.graph.inputs), look_ups=True)
 
-    def find(self, at: LayerSpecs) -> list[Site]:
+    def find(self, at: LayerSpecs) -> list[CutPoint]:
         names = jax.tree.leaves(at)
         if not names:
             raise SettingError(
@@ -44,14 +44,14 @@ class Splittable:
                     f"{self.method}: `at` names no layer.", got=repr(at), fix="at='last conv', at='encoder/Block_3'"
                 )
             )
-        sites = Sites(self.graph, self.activity, self.method)
-        return [sites.find(name) for name in names]
+        points = LayerLookup(self.graph, self.activity, self.method)
+        return [points.find(name) for name in names]
 
-    def encode(self, sites: Sequence[Site], arrays: Sequence[Any]) -> list[tuple]:
-        return cut.encode(self.graph, sites, arrays)
+    def encode(self, points: Sequence[CutPoint], arrays: Sequence[Any]) -> list[tuple]:
+        return cut.encode(self.graph, points, arrays)
 
-    def decode(self, sites: Sequence[Site], given: Sequence[tuple], arrays: Sequence[Any]) -> Any:
-        outputs = cut.decode(self.graph, sites, given, arrays)
+    def decode(self, points: Sequence[CutPoint], given: Sequence[tuple], arrays: Sequence[Any]) -> Any:
+        outputs = cut.decode(self.graph, points, given, arrays)
         return jax.tree.unflatten(jax.tree.structure(self.program.out_shape), map(jnp.asarray, outputs))
 
 
@@ -144,32 +144,32 @@ def split(f: Callable[..., Any], at: LayerSpecs, *, argnums: ArgNums = 0, allow_
     require_callable(method, f)
     structure = jax.tree.structure(at)
 
-    def stage(args: Args) -> tuple[Splittable, list[Site]]:
+    def stage(args: Args) -> tuple[Splittable, list[CutPoint]]:
         staged = stage_function(method, f, args, argnums=argnums, allow_random=allow_random)
         return staged, _require_distinct(staged.find(at))
 
     def encode(*args: Any) -> PyTree:
-        staged, sites = stage(args)
-        values = staged.encode(sites, staged.arrays)
+        staged, points = stage(args)
+        values = staged.encode(points, staged.arrays)
         return jax.tree.unflatten(structure, [v[0] if len(v) == 1 else v for v in values])
 
     def decode(h: PyTree, *args: Any) -> Any:
-        staged, sites = stage(args)
+        staged, points = stage(args)
         parts: list[Any] = []
         try:
             jax.tree.map(lambda _, part: parts.append(part), at, h)
         except ValueError as error:
             raise _other_h(f"{type(h).__name__}: {error}", f"the structure of at={at!r}") from error
-        given = [_given(part, site) for part, site in zip(parts, sites, strict=True)]
-        return staged.decode(sites, given, staged.arrays)
+        given = [_given(part, point) for part, point in zip(parts, points, strict=True)]
+        return staged.decode(points, given, staged.arrays)
 
     return Split(encode, decode)
 
 
-def _require_distinct(sites: list[Site]) -> list[Site]:
-    """Returns `sites`; raises if two of them are the same value, because one of the two would be ignored."""
-    for i, one in enumerate(sites):
-        for other in sites[:i]:
+def _require_distinct(points: list[CutPoint]) -> list[CutPoint]:
+    """Returns `points`; raises if two of them are the same value, because one of the two would be ignored."""
+    for i, one in enumerate(points):
+        for other in points[:i]:
             is_same = one.run == other.run or None in (one.run, other.run)
             if one.readers is None or other.readers is None:
                 by_same = one.readers is other.readers
@@ -184,24 +184,24 @@ def _require_distinct(sites: list[Site]) -> list[Site]:
                         fix="name one of them (for a block and its last layer, either)",
                     )
                 )
-    return sites
+    return points
 
 
-def _given(part: Any, site: Site) -> tuple:
-    """`part` as replacements for the values of a site, whose shapes and kinds it must have."""
-    shapes = site.shapes
+def _given(part: Any, point: CutPoint) -> tuple:
+    """`part` as replacements for the values of a point, whose shapes and kinds it must have."""
+    shapes = point.shapes
     values = (part,) if len(shapes) == 1 else part
     if not isinstance(values, tuple | list) or len(values) != len(shapes):
-        raise _other_h(type(part).__name__, f"a tuple of {len(shapes)} arrays", site.name)
+        raise _other_h(type(part).__name__, f"a tuple of {len(shapes)} arrays", point.name)
     for value, like in zip(values, shapes, strict=True):
         if not isinstance(value, float | int | complex) and not hasattr(value, "dtype"):
-            raise _other_h(type(part).__name__, f"{like.dtype}{list(like.shape)}", site.name)
+            raise _other_h(type(part).__name__, f"{like.dtype}{list(like.shape)}", point.name)
         shape, is_float = jnp.shape(value), jnp.issubdtype(jnp.result_type(value), jnp.inexact)
         if shape != like.shape or is_float != jnp.issubdtype(like.dtype, jnp.inexact):
             got, need = (
                 f"{dtype}{list(of)}" for dtype, of in ((jnp.result_type(value), shape), (like.dtype, like.shape))
             )
-            raise _other_h(got, need, site.name)
+            raise _other_h(got, need, point.name)
     return tuple(jnp.asarray(value).astype(like.dtype) for value, like in zip(values, shapes, strict=True))
 
 

@@ -14,7 +14,7 @@ from jaxplain._ir.program import stage_score
 
 
 def _head(score, x):
-    return head.affine_head(stage_score("test", lambda leaves: score(*leaves), (x,), allow_random=False), (x,))
+    return head.affine_prefix(stage_score("test", lambda leaves: score(*leaves), (x,), allow_random=False), (x,))
 
 
 def _dense(x):
@@ -25,11 +25,11 @@ def _dense(x):
 def test_a_dense_first_layer_is_the_head_and_a_small_convolution_is_not():
     x = jax.random.normal(jax.random.key(1), (100,))
     split = _head(_dense, x)
-    (h,) = split.head((x,))
+    (h,) = split.prefix((x,))
     assert h.shape == (8,)
-    assert relative(split.tail((h,)), _dense(x)) < 1e-14
+    assert relative(split.rest((h,)), _dense(x)) < 1e-14
     cotangent = jnp.arange(8.0)
-    (want,) = jax.vjp(lambda x: split.head((x,))[0], x)[1](cotangent)
+    (want,) = jax.vjp(lambda x: split.prefix((x,))[0], x)[1](cotangent)
     assert relative(split.pullback((x,), (cotangent,))[0], want) < 1e-14
     case = MODELS["conv_maxpool"]()
     assert _head(lambda x: case.score(case.weights, x, 1), case.xs[0]) is None
@@ -46,7 +46,7 @@ def test_integrated_gradients_is_the_same_with_and_without_it(model, settings, m
 
     monkeypatch.setattr(head, "WORTH", 0)  # wherever there is one
     hoisted = explain()
-    monkeypatch.setattr(path, "affine_head", lambda *_: None)
+    monkeypatch.setattr(path, "affine_prefix", lambda *_: None)
     assert relative(hoisted, explain()) < (1e-2 if model == "bf16_compute" else 1e-10)
 
 
@@ -61,7 +61,7 @@ def test_smoothgrad_is_the_same_with_and_without_it(model, monkeypatch):
 
     monkeypatch.setattr(head, "WORTH", 0)
     hoisted = explain()
-    monkeypatch.setattr(noise, "affine_head", lambda *_: None)
+    monkeypatch.setattr(noise, "affine_prefix", lambda *_: None)
     assert relative(hoisted, explain()) < (1e-2 if model == "bf16_compute" else 1e-10)
 
 
@@ -84,5 +84,5 @@ def test_a_derivative_of_the_users_own_stays_in_the_tail():
     x = jax.random.normal(jax.random.key(1), (100,))
     (gradient,) = jax.vjp(score, x)[1](1.0)
     split = _head(score, x)
-    h = split.head((x,))
-    assert relative(split.pullback((x,), split.tail.value_and_gradient(h)[1])[0], gradient) < 1e-13
+    h = split.prefix((x,))
+    assert relative(split.pullback((x,), split.rest.value_and_gradient(h)[1])[0], gradient) < 1e-13

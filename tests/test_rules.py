@@ -332,7 +332,7 @@ SMOOTH = {
         composites.epsilon_plus(E), {"max": rules.proportional_pooling(epsilon=E)}
     ),
     "attention": composites.attention(E),
-    "signal": composites.compose(composites.epsilon_plus(E), {"gate": rules.signal()}),
+    "signal": composites.compose(composites.epsilon_plus(E), {"gate": rules.signal_takes_all()}),
 }
 
 

@@ -23,7 +23,7 @@ def _cuts(staged, graph, loops=()):
         runs = [None, (0,) * len(lengths), tuple(n - 1 for n in lengths)] if lengths else [None]
         for values, readers in ((varying(equation.outputs), None), (varying(equation.inputs), frozenset([equation]))):
             for run in runs if values else ():
-                yield cut.Site("here", values, loops, run, readers)
+                yield cut.CutPoint("here", values, loops, run, readers)
         if equation.primitive != "cond":
             for body in equation.bodies:
                 yield from _cuts(staged, body, (*loops, equation))

@@ -60,7 +60,7 @@ class Flow:
             equation.has(Trait.AFFINE)
             and len(active) == 1
             and active[0].shape == equation.outputs[0].shape
-            and not (equation.primitive is lax.div_p and active[0] is equation.inputs[1])
+            and not (equation.op is lax.div_p and active[0] is equation.inputs[1])
         )
 
 
@@ -111,7 +111,7 @@ def activations(flow: Flow, claimed: set[Equation], intervals: Intervals) -> tup
 
 def _is_transparent(equation: Equation, inside: set[Equation], flow: Flow) -> bool:
     """Whether an equation of a segment does nothing nonlinear: sums, scaling, a choice that the segment does not make."""
-    if equation.primitive is lax.select_n_p:
+    if equation.op is lax.select_n_p:
         return equation.inputs[0].source not in inside
     if equation.has(Trait.PRODUCT):
         return flow.is_affine(equation) and not any(
@@ -204,11 +204,11 @@ class _Joints:
     def _scale_and_shift(self, equation: Equation) -> tuple[float, bool]:
         """The number that an equation multiplies by, and whether it adds one."""
         numbers = [low for low, _ in self._others(equation)]
-        reflects = equation.primitive is lax.neg_p or (
-            equation.primitive is lax.sub_p and equation.inputs[0] not in self._flow.active(equation)
+        reflects = equation.op is lax.neg_p or (
+            equation.op is lax.sub_p and equation.inputs[0] not in self._flow.active(equation)
         )
         if equation.has(Trait.PRODUCT) and numbers:
-            return (numbers[0] if equation.primitive is lax.mul_p else math.copysign(1, numbers[0])), False
+            return (numbers[0] if equation.op is lax.mul_p else math.copysign(1, numbers[0])), False
         return (-1.0 if reflects else 1.0), bool(numbers)
 
 

@@ -41,7 +41,7 @@ def activities(
         if look_ups and strongest is DEPENDENT and equation.has(Trait.LOOK_UP):
             strongest = ACTIVE
         elif equation.has(Trait.NO_DERIVATIVE) and equation not in followed:
-            strongest = min(strongest, STOPPED if equation.primitive is lax.stop_gradient_p else DEPENDENT)
+            strongest = min(strongest, STOPPED if equation.op is lax.stop_gradient_p else DEPENDENT)
         return [strongest] * len(equation.outputs)
 
     domain = Domain(

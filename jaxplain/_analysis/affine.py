@@ -31,7 +31,7 @@ class AffineRuns:
         (output,) = core.outputs
         prefix, start = self._before(core, operand)
         suffix, end = self._after(output)
-        kind = core.row.kind or ("fft" if core.primitive is lax.fft_p else "sum")
+        kind = core.row.kind or ("fft" if core.op is lax.fft_p else "sum")
         if kind == "sum" and any(self._weighs(equation) for equation in prefix):
             kind = "dense"  # sum(x * w)
         node = Node(

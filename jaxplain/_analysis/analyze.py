@@ -21,7 +21,17 @@ from jaxplain._analysis.patterns import Pattern, Region, found_regions
 from jaxplain._analysis.positions import mark_first, mark_last
 from jaxplain._analysis.softmax import Softmax, softmaxes, unrecognized_shifts
 from jaxplain._errors import JaxplainError, explain_error
-from jaxplain._ir.graph import Equation, Graph, Opens, Value, equations_inside, flatten, is_opened, is_readable, is_elementwise_product
+from jaxplain._ir.graph import (
+    Equation,
+    Graph,
+    Opens,
+    Value,
+    equations_inside,
+    flatten,
+    is_elementwise_product,
+    is_opened,
+    is_readable,
+)
 from jaxplain._ir.interpret import peeled
 from jaxplain._ir.primitives import Trait
 
@@ -96,8 +106,8 @@ def _is_reciprocal_of_active(value: Value, activity: dict[Value, Activity]) -> b
         active = [v for v in source.inputs if activity[v] is ACTIVE]
         if len(active) != 1:
             return False
-        divides = source.primitive is lax.div_p and source.inputs[1] is active[0]
-        if divides or source.primitive is lax.rsqrt_p or source.params.get("y", 1) == -1:
+        divides = source.op is lax.div_p and source.inputs[1] is active[0]
+        if divides or source.op is lax.rsqrt_p or source.params.get("y", 1) == -1:
             return True
         passes = source.has(Trait.STRUCTURAL) or source.has(Trait.PRODUCT) or source.has(Trait.CAST)
         if not passes:
@@ -237,7 +247,7 @@ def _other(equation: Equation, flow: Flow, intervals: Intervals, order: dict[Equ
 def _gates(equation: Equation, factor: Value, intervals: Intervals) -> bool:
     """Whether an active factor acts as a gate on the other: it lies in [0, c], or it divides and is positive."""
     low, high = intervals[factor]
-    if equation.primitive is lax.div_p:
+    if equation.op is lax.div_p:
         return factor is equation.inputs[1] and low > 0
     return is_elementwise_product(equation) and low >= 0 and high < math.inf
 
@@ -262,9 +272,9 @@ def _kind(equation: Equation, active: list[Value]) -> str:
             return kind
     if equation.has(Trait.CUSTOM):
         return "custom" if is_readable(next(_compat.closed_bodies(equation.origin))) else "unknown"
-    if equation.primitive in (lax.scatter_add_p, lax.scatter_sub_p):
+    if equation.op in (lax.scatter_add_p, lax.scatter_sub_p):
         return "add"
-    if equation.primitive is lax.select_n_p and equation.inputs[0] not in active:
+    if equation.op is lax.select_n_p and equation.inputs[0] not in active:
         return "structural"
     return "unknown"
 

@@ -43,7 +43,7 @@ class Intervals:
             return [inside[value] for value in body.outputs]
         rule = equation.row.interval
         interval = ANY if rule is None else rule(inputs)
-        if equation.primitive is lax.integer_pow_p and equation.params["y"] % 2 == 0:
+        if equation.op is lax.integer_pow_p and equation.params["y"] % 2 == 0:
             interval = NONNEGATIVE
         return [interval] * len(equation.outputs)
 

@@ -112,8 +112,8 @@ class Node:
         return self.named.line
 
     @property
-    def primitive(self) -> Any:
-        """The primitive that names it, for example `lax.dot_general_p`."""
+    def primitive(self) -> str:
+        """The name of its primitive, for example "dot_general"."""
         return self.named.primitive
 
     def __repr__(self) -> str:

@@ -49,7 +49,7 @@ def normalizations(
             continue
         if any(activity[v] is not ACTIVE for v in equation.inputs):
             continue
-        for index in (1,) if equation.primitive is lax.div_p else (1, 0):
+        for index in (1,) if equation.op is lax.div_p else (1, 0):
             factor, signal = equation.inputs[index], equation.inputs[1 - index]
             is_size = factor.shape == signal.shape == () and intervals[factor][0] >= 0  # a number over a norm: cosine
             if (is_size or _is_spread(factor, signal.shape, activity)) and _undoes(
@@ -70,7 +70,7 @@ def _is_spread(factor: Value, shape: tuple[int, ...], activity: Activities) -> b
     equation = factor.source
     if equation is None:
         return False
-    if equation.primitive is lax.broadcast_in_dim_p and not equation.is_move:
+    if equation.op is lax.broadcast_in_dim_p and not equation.is_move:
         operand, dimensions = equation.inputs[0], equation.params["broadcast_dimensions"]
         kept = {axis for axis, n in zip(dimensions, operand.shape, strict=True) if n == factor.shape[axis]}
         return any(n > 1 for axis, n in enumerate(factor.shape) if axis not in kept)
@@ -83,9 +83,14 @@ def _is_spread(factor: Value, shape: tuple[int, ...], activity: Activities) -> b
 
 
 def _undoes(
-    equation: Equation, signal: Value, factor: Value, activity: Activities, intervals: Intervals, order: dict[Value, int]
+    equation: Equation,
+    signal: Value,
+    factor: Value,
+    activity: Activities,
+    intervals: Intervals,
+    order: dict[Value, int],
 ) -> bool:
-    sign = 1 if equation.primitive is lax.div_p else -1
+    sign = 1 if equation.op is lax.div_p else -1
     for root in _ancestors(factor, activity):
         degrees = _Degrees(root, activity, intervals, order)
         of_signal, of_factor = degrees[signal], degrees[factor]
@@ -114,25 +119,25 @@ def _centered(signal: Value, activity: Activities) -> tuple[Value, tuple[Equatio
     scaling, value = [], signal
     while (source := value.source) is not None and (source.has(Trait.CAST) or source.has(Trait.PRODUCT)):
         active = [v for v in source.inputs if activity[v] is ACTIVE]
-        if len(active) != 1 or (source.primitive is lax.div_p and active[0] is source.inputs[1]):
+        if len(active) != 1 or (source.op is lax.div_p and active[0] is source.inputs[1]):
             break
         scaling.append(source)
         (value,) = active
     equation = value.source
-    if equation is None or equation.primitive is not lax.sub_p:
+    if equation is None or equation.op is not lax.sub_p:
         return signal, ()
     root, mean = equation.inputs
     way = []
     while mean is not root:
         source = mean.source
-        if source is None or source.primitive not in _OF_A_MEAN:
+        if source is None or source.op not in _OF_A_MEAN:
             return signal, ()
         way.append(source)
         active = [v for v in source.inputs if activity[v] is ACTIVE]
         if len(active) != 1:
             return signal, ()
         (mean,) = active
-    is_mean = any(e.primitive in (lax.reduce_sum_p, lax.dot_general_p) for e in way)
+    is_mean = any(e.op in (lax.reduce_sum_p, lax.dot_general_p) for e in way)
     return (root, (*scaling, equation, *way)) if is_mean else (signal, ())
 
 
@@ -160,7 +165,7 @@ class _Degrees:
         if equation is None or equation.bodies:
             return None
         # A choice has the degree of what it chooses from, however it is made.
-        operands = equation.inputs[1:] if equation.primitive is lax.select_n_p else equation.inputs
+        operands = equation.inputs[1:] if equation.op is lax.select_n_p else equation.inputs
         known = []
         for operand in operands:
             if (degree := self[operand]) is None:
@@ -183,7 +188,7 @@ class _Degrees:
         return None
 
     def _power(self, equation: Equation, known: list[float]) -> float | None:
-        if equation.primitive is lax.integer_pow_p:
+        if equation.op is lax.integer_pow_p:
             return equation.params["y"] * known[0]
         low, high = self._intervals[equation.inputs[1]]
         return known[0] * low if low == high and known[1] == 0 else None

@@ -24,15 +24,19 @@ def mark_first(analysis: Any, activity: dict[Value, Activity]) -> list[Equation]
     def has_inner(loop: Node) -> bool:
         return any(peeled.get(node, False) for body in loop.bodies for node in body.all_nodes())
 
-    def transfer(node: Node, before: list[Behind]) -> list[Behind]:
+    def transfer(node: Node | Equation, before: list[Behind]) -> list[Behind]:
+        if isinstance(node, Equation):  # which no node carries out, because no derivative goes through it
+            return [Behind.NOTHING] * len(node.outputs)
         node.behind = max(before[: len(node.inputs)], default=Behind.NOTHING)
         return [_passed(node, activity)] * len(node.outputs)
 
-    def visited(loop: Node, number: int) -> None:
-        if number == 0:
+    def visited(loop: Node | Equation, number: int) -> None:
+        if number == 0 and isinstance(loop, Node):
             first[loop], inner[loop] = firsts(loop), has_inner(loop)
 
-    def observe(node: Node, before: list[Behind], _: Any) -> None:
+    def observe(node: Node | Equation, before: list[Behind], _: Any) -> None:
+        if isinstance(node, Equation):
+            return
         if node.bodies:
             facts = dict(zip(node.reads, before, strict=True))
             node.behind = max((facts[value] for value in node.inputs), default=Behind.NOTHING)
@@ -59,7 +63,9 @@ def _passed(node: Node, activity: dict[Value, Activity]) -> Behind:
 def mark_last(analysis: Any) -> None:
     """Mark the layers that no other layer follows."""
 
-    def transfer(node: Node, after: list[bool]) -> list[bool]:
+    def transfer(node: Node | Equation, after: list[bool]) -> list[bool]:
+        if isinstance(node, Equation):
+            return [False] * len(node.inputs)
         node.is_last = node.kind in LAYERS and not any(after)
         ahead = any(after) or node.kind in LAYERS
         return [ahead] * len(node.inputs) + [False] * len(node.others)

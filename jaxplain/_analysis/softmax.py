@@ -44,13 +44,15 @@ class Softmax(NamedTuple):
     group: Group
 
 
-def softmaxes(graph: Graph, activity: Activities, intervals: Intervals, claimed: Collection[Equation] = ()) -> list[Softmax]:
+def softmaxes(
+    graph: Graph, activity: Activities, intervals: Intervals, claimed: Collection[Equation] = ()
+) -> list[Softmax]:
     """Every exponential whose own sum divides it, or goes into a logarithm. Masks stay outside, the shift is inside."""
     users = graph.users()
     found: list[Softmax] = []
     taken = set(claimed)
     for equation in graph.equations:
-        if equation.primitive is lax.exp_p and equation not in taken and activity[equation.outputs[0]] is ACTIVE:
+        if equation.op is lax.exp_p and equation not in taken and activity[equation.outputs[0]] is ACTIVE:
             candidates = list(_softmaxes_of(equation, users, activity, intervals))
             for softmax in _outermost(candidates, graph, users, activity):
                 found.append(softmax)
@@ -77,7 +79,7 @@ def _softmaxes_of(exponential: Equation, users: Users, activity: Activities, int
     weights = dict(_moved(exponential.outputs[0], users, _CASTS | _MASKS, activity))
     for weight in weights:
         for total in users.get(weight, []):
-            if total.primitive in (lax.reduce_sum_p, lax.scatter_add_p) and total.inputs[-1] is weight:
+            if total.op in (lax.reduce_sum_p, lax.scatter_add_p) and total.inputs[-1] is weight:
                 yield from _Sum(exponential, weights, weight, total, users, activity, intervals).softmaxes()
 
 
@@ -112,14 +114,14 @@ class _Sum:
     def softmaxes(self) -> Iterator[Softmax]:
         for denominator, way in _moved(self._total.outputs[0], self._users, _SPREADS | _GUARDS, self._activity):
             for end in self._users.get(denominator, []) if all(map(self._is_guard, way)) else ():
-                if end.primitive is lax.log_p:
+                if end.op is lax.log_p:
                     yield from self._logarithms(end, way)
-                elif end.primitive is lax.div_p and end.inputs[1] is denominator and end.inputs[0] in self._weights:
+                elif end.op is lax.div_p and end.inputs[1] is denominator and end.inputs[0] in self._weights:
                     yield from self._quotients(end, end.inputs[0], way)
                 elif _is_reciprocal(end, denominator, self._activity):
                     for factor, on in _moved(end.outputs[0], self._users, _SPREADS):
                         for last in self._users.get(factor, []):
-                            for other in last.inputs if last.primitive is lax.mul_p else ():
+                            for other in last.inputs if last.op is lax.mul_p else ():
                                 yield from self._quotients(last, other, (*way, end, *on))
 
     def _is_guard(self, equation: Equation) -> bool:
@@ -127,12 +129,12 @@ class _Sum:
 
         One more term in the sum does, too (exp(x) / (1 + Σ exp(x))), if the shift has no derivative.
         """
-        if equation.primitive not in (lax.add_p, lax.max_p):
+        if equation.op not in (lax.add_p, lax.max_p):
             return True
         numbers = [self._intervals[v] for v in equation.inputs if self._activity[v] is CONSTANT]
         is_small = all(low == high and abs(low) <= SMALL for low, high in numbers)
         is_held = self._shift is None or self._activity[self._shift.value] is not ACTIVE
-        return is_small or (equation.primitive is lax.add_p and is_held)
+        return is_small or (equation.op is lax.add_p and is_held)
 
     def _found(self, kind: str, end: Equation, way: Sequence[Equation], *more: Equation) -> Softmax:
         whole = frozenset({*self._start, *way, *more, end})
@@ -147,11 +149,11 @@ class _Sum:
     def _masks(self, value: Value) -> set[Equation]:
         """What was masked after the exponential; not what is −∞ before it already."""
         source = self._root.source
-        before = source.inputs[0] if source and source.primitive is lax.select_n_p else None
+        before = source.inputs[0] if source and source.op is lax.select_n_p else None
         return {
             e
             for e in self._weights[value]
-            if e.primitive not in _CASTS and not (e.primitive is lax.select_n_p and e.inputs[0] is before)
+            if e.op not in _CASTS and not (e.op is lax.select_n_p and e.inputs[0] is before)
         }
 
     def _logarithms(self, log: Equation, way: Sequence[Equation]) -> Iterator[Softmax]:
@@ -168,10 +170,10 @@ class _Sum:
         for value, on in _moved(log.outputs[0], self._users, _SPREADS):
             path = (*way, log, *on)
             for last in self._users.get(value, []) if _comes_back(self._total, path, self._weight) else ():
-                if last.primitive is lax.sub_p and last.inputs == (minuend, value):
+                if last.op is lax.sub_p and last.inputs == (minuend, value):
                     yield self._found("log_softmax", last, path)
                     for moved, cast in _moved(last.outputs[0], self._users, _CASTS):
-                        for end in (e for e in self._users.get(moved, []) if e.primitive is lax.exp_p):
+                        for end in (e for e in self._users.get(moved, []) if e.op is lax.exp_p):
                             yield self._found("softmax", end, path, last, *cast)
 
 
@@ -185,7 +187,7 @@ class _Shift(NamedTuple):
 
 def _shift(shifted: Value, total: Equation, activity: Activities) -> _Shift | None:
     equation = shifted.source
-    if equation is None or equation.primitive is not lax.sub_p:
+    if equation is None or equation.op is not lax.sub_p:
         return None
     root, value = equation.inputs
     if activity[value] is ACTIVE:
@@ -193,12 +195,12 @@ def _shift(shifted: Value, total: Equation, activity: Activities) -> _Shift | No
         return None if inside is None else _Shift(root, value, (equation, *inside))
     if activity[root] is not ACTIVE:
         return None
-    if total.primitive is lax.reduce_sum_p:
+    if total.op is lax.reduce_sum_p:
         is_common = varying_axes(value).isdisjoint(total.params["axes"])
     else:
         stem = _stem(value, _SPREADS - {lax.gather_p})
         source = stem.source
-        is_gathered = source is not None and source.primitive is lax.gather_p
+        is_gathered = source is not None and source.op is lax.gather_p
         is_common = stem.aval.size == 1 or (
             source is not None and is_gathered and _origins(source.inputs[1]) == _origins(total.inputs[1])
         )
@@ -210,11 +212,11 @@ def _own_maximum(root: Value, value: Value, activity: Activities) -> set[Equatio
     seen: set[Equation] = set()
     while (source := value.source) is not None:
         seen.add(source)
-        if source.primitive in (lax.reduce_max_p, lax.scatter_max_p):
+        if source.op in (lax.reduce_max_p, lax.scatter_max_p):
             is_own = root in (source.inputs[-1], source.inputs[0])
             return {e for e in seen if activity[e.outputs[0]] is ACTIVE} if is_own else None
         varying = [v for v in source.inputs if activity[v] is ACTIVE]
-        if source.primitive not in _SPREADS | {lax.max_p, lax.select_n_p, lax.pmax_p} or len(varying) != 1:
+        if source.op not in _SPREADS | {lax.max_p, lax.select_n_p, lax.pmax_p} or len(varying) != 1:
             return None
         (value,) = varying
     return None
@@ -223,7 +225,7 @@ def _own_maximum(root: Value, value: Value, activity: Activities) -> set[Equatio
 def _unshifting(log: Value, shift: _Shift | None, users: Users) -> Iterator[Equation]:
     """Where the shift is added to the logarithm again."""
     for equation in users.get(log, []) if shift else ():
-        if equation.primitive is lax.add_p:
+        if equation.op is lax.add_p:
             (other, *_) = [v for v in equation.inputs if v is not log] or [log]
             if shift is not None and _stem(other, _SPREADS) is _stem(shift.value, _SPREADS):
                 yield equation
@@ -231,20 +233,20 @@ def _unshifting(log: Value, shift: _Shift | None, users: Users) -> Iterator[Equa
 
 def _stem(value: Value, moves: frozenset) -> Value:
     """What a value was before it was moved, spread or stopped."""
-    while value.source is not None and value.source.primitive in moves | {lax.stop_gradient_p}:
+    while value.source is not None and value.source.op in moves | {lax.stop_gradient_p}:
         value = value.source.inputs[0]
     return value
 
 
 def _comes_back(total: Equation, way: Sequence[Equation], weight: Value) -> bool:
     """Whether a sum goes back to the very elements that it is made of: along the axes, or to the segments, of the sum."""
-    gathers = [e for e in way if e.primitive is lax.gather_p]
-    if total.primitive is not lax.reduce_sum_p:  # a sum over segments
+    gathers = [e for e in way if e.op is lax.gather_p]
+    if total.op is not lax.reduce_sum_p:  # a sum over segments
         return len(gathers) == 1 and _origins(total.inputs[1]) == _origins(gathers[0].inputs[1])
     summed = total.params["axes"]
     axes: Axes = [axis for axis in range(len(weight.shape)) if axis not in summed]
     for equation in way:
-        if equation.primitive is lax.broadcast_in_dim_p:
+        if equation.op is lax.broadcast_in_dim_p:
             axes = broadcast_axes(equation, axes)
         elif equation.is_move:
             moved = moved_axes(equation, axes)
@@ -272,9 +274,9 @@ def _origins(value: Value) -> set[Value]:
 
 
 def _is_reciprocal(equation: Equation, value: Value, activity: Activities) -> bool:
-    if equation.primitive is lax.integer_pow_p:
+    if equation.op is lax.integer_pow_p:
         return equation.params["y"] == -1
-    return equation.primitive is lax.div_p and equation.inputs[1] is value and activity[equation.inputs[0]] is CONSTANT
+    return equation.op is lax.div_p and equation.inputs[1] is value and activity[equation.inputs[0]] is CONSTANT
 
 
 def _moved(
@@ -286,15 +288,17 @@ def _moved(
         others = [v for v in equation.inputs if v is not value]
         # `add` and `max` are guards against a zero sum, `select_n` is a mask: with constants only.
         guard = activity is None or all(activity[v] is CONSTANT for v in others)
-        if equation.primitive in moves and guard and _is_moved(equation, value):
+        if equation.op in moves and guard and _is_moved(equation, value):
             for moved, way in _moved(equation.outputs[0], users, moves, activity):
                 yield moved, (equation, *way)
 
 
 def _is_moved(equation: Equation, value: Value) -> bool:
-    if equation.primitive is lax.mul_p:
+    if equation.op is lax.mul_p:
         return equation.outputs[0].shape == value.shape
-    return value in (equation.inputs if equation.primitive in (lax.add_p, lax.max_p, lax.select_n_p) else equation.inputs[:1])
+    return value in (
+        equation.inputs if equation.op in (lax.add_p, lax.max_p, lax.select_n_p) else equation.inputs[:1]
+    )
 
 
 # What a shift may go through on its way from the maximum to the exponential.
@@ -324,21 +328,23 @@ def unrecognized_shifts(graph: Graph, recognized: Collection[Equation]) -> set[E
     def reached(value: Value, through: frozenset) -> list[Value]:
         found = [value]
         for v in found:
-            on = [e.outputs[0] for e in users.get(v, []) if e.primitive in through]
+            on = [e.outputs[0] for e in users.get(v, []) if e.op in through]
             found.extend(w for w in (*on, *within.get(v, [])) if w not in found)
         return found
 
     def is_behind_maximum(value: Value) -> bool:
         source = value.source
         return value in maxima or (
-            source is not None and source.primitive in _SHIFTING and any(map(is_behind_maximum, source.inputs))
+            source is not None and source.op in _SHIFTING and any(map(is_behind_maximum, source.inputs))
         )
 
     def is_shift(stop: Equation) -> bool:
         shifts = reached(stop.outputs[0], _SHIFTING)
         sums = {e for v in shifts for e in users.get(v, []) if e.has(Trait.SUM) and e not in recognized}
         exponents = (w for e in sums for w in reached(e.outputs[0], _SHIFTING))
-        is_exponent = any(e.primitive in (lax.exp_p, lax.exp2_p, lax.expm1_p) for w in exponents for e in users.get(w, []))
+        is_exponent = any(
+            e.op in (lax.exp_p, lax.exp2_p, lax.expm1_p) for w in exponents for e in users.get(w, [])
+        )
         return is_exponent and (is_behind_maximum(stop.inputs[0]) or not maxima.isdisjoint(shifts))
 
-    return {e for e in equations if e.primitive is lax.stop_gradient_p and is_shift(e)}
+    return {e for e in equations if e.op is lax.stop_gradient_p and is_shift(e)}

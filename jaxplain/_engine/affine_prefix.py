@@ -69,9 +69,9 @@ def _products(equation: Equation) -> int:
     if not equation.has(Trait.WEIGHTED):
         return 0
     (output,), (left, kernel, *_) = equation.outputs, equation.inputs
-    if equation.primitive is lax.conv_general_dilated_p:
+    if equation.op is lax.conv_general_dilated_p:
         return output.aval.size * kernel.aval.size // kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
-    if equation.primitive is lax.dot_general_p:
+    if equation.op is lax.dot_general_p:
         (contracted, _), _ = equation.params["dimension_numbers"]
         return output.aval.size * math.prod(left.shape[axis] for axis in contracted)
     return output.aval.size
@@ -101,7 +101,7 @@ def _affine(graph: Graph) -> tuple[list[Equation], list[Value]]:
 def is_affine_in(equation: Equation, active: Sequence[Value]) -> bool:
     """Whether what an equation makes is affine in its active operands, the others held."""
     if equation.has(Trait.PRODUCT):
-        return len(active) == 1 and (equation.primitive is lax.mul_p or active[0] is equation.inputs[0])
+        return len(active) == 1 and (equation.op is lax.mul_p or active[0] is equation.inputs[0])
     if equation.has(Trait.WEIGHTED):
         return len(active) == 1
     return equation.has(Trait.JOINTLY_LINEAR)

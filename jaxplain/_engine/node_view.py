@@ -98,7 +98,7 @@ class Layer:
         """
         (equation,) = self.node.equations
         places = [i for i, value in enumerate(equation.inputs) if value is self.node.inputs[index]]
-        if equation.primitive is not lax.dot_general_p:
+        if equation.op is not lax.dot_general_p:
             return len(places) * summed_to(self.inputs[index].shape, relevance)
         ones = [jnp.ones(v.shape, relevance.dtype) for v in equation.inputs]
 
@@ -119,7 +119,7 @@ class Layer:
         """The node without its bias, as a function of its one input, with the given weights."""
         if weights == "full":
             return lambda v: self.push_forward(v)[0]
-        if self.node.core is None or self.node.core.primitive is lax.fft_p:
+        if self.node.core is None or self.node.core.op is lax.fft_p:
             raise SettingError(
                 explain_error(
                     f"a rule asks for the {weights} weights of a node that has none of its own.",
@@ -135,7 +135,7 @@ class Layer:
         start, equations = cast(Group, self.node.group)
         value = start
         for equation in equations:
-            if equation.primitive in (lax.reduce_sum_p, lax.broadcast_in_dim_p, lax.gather_p) or equation.is_move:
+            if equation.op in (lax.reduce_sum_p, lax.broadcast_in_dim_p, lax.gather_p) or equation.is_move:
                 inputs = [v if operand is value else self._values.get(operand) for operand in equation.inputs]
                 (v,) = run_equation(equation, inputs)
             elif equation.has(Trait.SUMMING):  # into segments
@@ -148,9 +148,9 @@ class Layer:
         """A maximum over windows or axes, with a sum in its place."""
         (equation,) = self.node.equations
         params = equation.params
-        if equation.primitive in (lax.reduce_max_p, lax.reduce_min_p):
+        if equation.op in (lax.reduce_max_p, lax.reduce_min_p):
             return jnp.sum(v, axis=params["axes"])
-        if equation.primitive in (lax.reduce_window_max_p, lax.reduce_window_min_p):
+        if equation.op in (lax.reduce_window_max_p, lax.reduce_window_min_p):
             names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
             return lax.reduce_window(v, v.dtype.type(0), lax.add, **{name: params[name] for name in names})
         raise SettingError(
@@ -279,10 +279,10 @@ class Layer:
         if kernel is None:
             return None
         is_right = core.inputs[1] is kernel
-        if core.primitive is lax.conv_general_dilated_p:
+        if core.op is lax.conv_general_dilated_p:
             numbers = core.params["dimension_numbers"]
             return {numbers.out_spec[1]: numbers.rhs_spec[0]} if is_right else None
-        if core.primitive is not lax.dot_general_p:
+        if core.op is not lax.dot_general_p:
             return None
         (contracting, batch) = core.params["dimension_numbers"]
         side, other = (1, 0) if is_right else (0, 1)
@@ -307,9 +307,9 @@ def _is_float(value: Any) -> bool:
 def _scales(equations: Sequence[Equation], value: Value) -> bool:
     """Whether a chain of equations from `value` multiplies, by −1 too: c − x."""
     for equation in equations:
-        if equation.has(Trait.PRODUCT) or equation.primitive is lax.neg_p:
+        if equation.has(Trait.PRODUCT) or equation.op is lax.neg_p:
             return True
-        if equation.primitive is lax.sub_p and equation.inputs[1] is value:
+        if equation.op is lax.sub_p and equation.inputs[1] is value:
             return True
         (value,) = equation.outputs
     return False

@@ -126,7 +126,7 @@ class _PairedReplay:
 
     def _may_jump(self, node: Node) -> bool:
         """Whether a value may change in a way that the node's inputs do not explain: by an index, a mask, the order of a sort."""
-        is_sorted_along = node.primitive is lax.sort_p and len(node.named.inputs) > 1
+        is_sorted_along = node.named.op is lax.sort_p and len(node.named.inputs) > 1
         return is_sorted_along or any(self._activity[value] is DEPENDENT for value in node.others)
 
     def _bodies(self, node: Node, inputs: list[Any]) -> tuple[list[Any], list[jax.Array]]:

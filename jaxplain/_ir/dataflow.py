@@ -112,7 +112,7 @@ def forward(program: Steps, inputs: Iterable[F], domain: Domain[F]) -> dict[Valu
             index, *operands = before
             several = [visit(body, operands) for body in step.bodies]
             return [domain.branch(index, reduce(domain.join, facts)) for facts in zip(*several, strict=True)]
-        if step.control.primitive is lax.while_p:
+        if step.control.op is lax.while_p:
             return while_loop(step, before)
         return visit(step.bodies[0], before)
 
@@ -165,7 +165,10 @@ def backward(program: Steps, outputs: Iterable[F], domain: Domain[F]) -> dict[Va
             return loop(step, after)
         if step.control.has(Trait.BRANCH):
             several = [visit(body, after) for body in step.bodies]
-            return [domain.unknown(step.reads[0]), *(reduce(domain.join, facts) for facts in zip(*several, strict=True))]
+            return [
+                domain.unknown(step.reads[0]),
+                *(reduce(domain.join, facts) for facts in zip(*several, strict=True)),
+            ]
         return visit(step.bodies[0], after)
 
     def loop(step: Any, after: list[F]) -> Sequence[F]:

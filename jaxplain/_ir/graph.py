@@ -68,9 +68,14 @@ class Equation:
         return self
 
     @property
-    def primitive(self) -> Any:
-        """The primitive object, for example `lax.add_p`; it prints as its name."""
+    def op(self) -> Any:
+        """The primitive object, for example `lax.add_p`."""
         return self.origin.primitive
+
+    @property
+    def primitive(self) -> str:
+        """The name of the primitive, for example "add"."""
+        return self.origin.primitive.name
 
     @property
     def params(self) -> dict[str, Any]:
@@ -83,9 +88,9 @@ class Equation:
     @property
     def is_move(self) -> bool:
         """Whether it only rearranges the elements of its operand; `x[None]` is written as a broadcast."""
-        if self.primitive is lax.broadcast_in_dim_p:
+        if self.op is lax.broadcast_in_dim_p:
             return self.inputs[0].aval.size == self.outputs[0].aval.size
-        if self.has(Trait.IDENTITY) or self.primitive is lax.optimization_barrier_p:  # some take several values at once
+        if self.has(Trait.IDENTITY) or self.op is lax.optimization_barrier_p:  # some take several values at once
             return len(self.inputs) == 1
         return self.has(Trait.MOVE)
 
@@ -142,7 +147,7 @@ class Graph:
         except TypeError:  # only the same equation of one function that is called twice is known to be equal
             how = id(equation.origin)
         where = tuple(_parts(equation.scopes)) if self.each_call else equation.path
-        key = (where, equation.primitive, how, equation.inputs)
+        key = (where, equation.op, how, equation.inputs)
         if key not in self._known:
             self._known[key] = equation.outputs
             self.equations.append(equation)
@@ -162,7 +167,7 @@ Axes = list[int | None]
 
 def moved_axes(equation: Equation, axes: Axes) -> Axes | None:
     """The names of an operand's axes, carried over to the output of a move; None where axes are merged or split."""
-    name, old, new = equation.primitive, equation.inputs[0].shape, equation.outputs[0].shape
+    name, old, new = equation.op, equation.inputs[0].shape, equation.outputs[0].shape
     if name is lax.transpose_p:
         return [axes[axis] for axis in equation.params["permutation"]]
     if equation.has(Trait.FORM):
@@ -189,7 +194,7 @@ def varying_axes(value: Value) -> frozenset[int]:
     every = frozenset(axis for axis, n in enumerate(value.shape) if n > 1)
     if equation is None:
         return every
-    if equation.primitive is lax.broadcast_in_dim_p:
+    if equation.op is lax.broadcast_in_dim_p:
         inner = varying_axes(equation.inputs[0])
         dimensions = equation.params["broadcast_dimensions"]
         return frozenset(dimensions[axis] for axis in inner) & every
@@ -330,5 +335,5 @@ def equations_inside(graph: Graph) -> Iterator[Equation]:
 
 def is_elementwise_product(equation: Equation) -> bool:
     """Whether each output is one product: `mul`, `div`, or a `dot_general` that sums over nothing."""
-    is_outer = equation.primitive is lax.dot_general_p and not any(equation.params["dimension_numbers"][0])
+    is_outer = equation.op is lax.dot_general_p and not any(equation.params["dimension_numbers"][0])
     return equation.has(Trait.PRODUCT) or is_outer

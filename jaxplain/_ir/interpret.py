@@ -123,7 +123,9 @@ def peeled(closed: Any, loops: list[Any]) -> Any:
             return _compat.bind(equation, inputs)
         if _compat.can_rewrite_inside(equation):
             return _compat.bind(equation, inputs, rewrite=rewritten)
-        return rewritten(next(_compat.closed_bodies(equation)))(*inputs)  # a derivative of its own, opened by the analysis
+        return rewritten(next(_compat.closed_bodies(equation)))(
+            *inputs
+        )  # a derivative of its own, opened by the analysis
 
     def holds(jaxpr: Any) -> bool:
         return any(any(e is loop for loop in loops) or any(map(holds, _compat.inner_jaxprs(e))) for e in jaxpr.eqns)

@@ -79,6 +79,7 @@ class Trait(enum.Flag):
 
 
 T = Trait
+NO_TRAIT = Trait(0)
 # fmt: off
 AxisRule: TypeAlias = Literal[
     "elementwise", "same", "transpose", "reshape", "broadcast", "contract", "convolve", "window", "along", "reduce",
@@ -93,7 +94,7 @@ Degree: TypeAlias = Literal["keep", "sum", "add", "subtract", "exponent"] | floa
 class Row:
     """What is known of a primitive; see the module's docstring."""
 
-    traits: Trait = Trait(0)
+    traits: Trait = NO_TRAIT
     interval: IntervalRule | None = None
     axes: AxisRule | None = None
     degree: Degree | None = None
@@ -239,7 +240,9 @@ _add((lax.max_p,), T.CURVED | T.MAXIMUM, interval=lambda i: (max(i[0][0], i[1][0
      winner="largest", **_linear)  # fmt: skip
 _add((lax.min_p,), T.CURVED | T.MAXIMUM, interval=lambda i: (min(i[0][0], i[1][0]), min(i[0][1], i[1][1])),
      winner="smallest", **_linear)  # fmt: skip
-_add((lax.ceil_p, lax.floor_p, lax.round_p, lax.sign_p, lax.nextafter_p), T.CURVED | T.NO_DERIVATIVE, axes="elementwise")
+_add(
+    (lax.ceil_p, lax.floor_p, lax.round_p, lax.sign_p, lax.nextafter_p), T.CURVED | T.NO_DERIVATIVE, axes="elementwise"
+)
 _add((lax.stop_gradient_p,), T.CURVED | T.NO_DERIVATIVE, interval=_first, **_linear)
 _NAMES = "and or not xor eq ne lt le gt ge eq_to lt_to le_to is_finite population_count clz"
 _NAMES += " shift_left shift_right_arithmetic shift_right_logical"
@@ -285,7 +288,7 @@ _add((lax.reduce_window_sum_p,), _SUMMING, axes="window", **_summed)
 _add((lax.cumsum_p,), _SUMMING, axes="along", **_summed)
 _add((lax.psum_p, lax.scatter_add_p, *_hidden("psum_invariant")), _SUMMING, **_summed)
 _add((lax.fft_p,), T.CONTRACTION | T.JOINTLY_LINEAR, degree="keep")
-_add((lax.scatter_sub_p,), T(0))  # an addition of two values, and no sum over one
+_add((lax.scatter_sub_p,), NO_TRAIT)  # an addition of two values, and no sum over one
 
 # Maxima
 

@@ -4,8 +4,6 @@ For example, mean over rows and columns -> dense has it; dense -> mean has it, t
 differ from place to place.
 """
 
-import math
-
 import jax.numpy as jnp
 from jax import lax
 
@@ -37,14 +35,14 @@ def _is_affine(axes: AxisOrigins, equation: Equation, active: list[Value]) -> bo
     """Whether an equation is affine in its active operands for all x. The class that is looked up may depend on x."""
     held = [v for v in equation.inputs if axes.activity[v] not in (ACTIVE, CONSTANT)]
     are_indices = all(jnp.issubdtype(v.aval.dtype, jnp.integer) for v in held)
-    looks_up = equation.primitive in (lax.gather_p, lax.dynamic_slice_p) and are_indices
-    is_cast = equation.primitive is lax.convert_element_type_p
+    looks_up = equation.op in (lax.gather_p, lax.dynamic_slice_p) and are_indices
+    is_cast = equation.op is lax.convert_element_type_p
     return (not held or looks_up) and (is_cast or is_affine_in(equation, active))
 
 
 def _treats_alike(axes: AxisOrigins, equation: Equation, operand: Value) -> bool:
     """Whether an affine equation does the same at each place, or sums over all places (of an axis)."""
-    name, output, origins = equation.primitive, equation.outputs[0], axes[operand]
+    name, output, origins = equation.op, equation.outputs[0], axes[operand]
     places = [axis for axis, origin in enumerate(origins) if is_place(origin)]
     if name is lax.reduce_sum_p:
         return all(origins[axis].fills(operand.shape[axis]) for axis in places if axis in equation.params["axes"])  # type: ignore[union-attr]
@@ -59,7 +57,7 @@ def _treats_alike(axes: AxisOrigins, equation: Equation, operand: Value) -> bool
 
 def _may_treat_alike(equation: Equation) -> bool:
     traits = (Trait.AFFINE, Trait.IDENTITY, Trait.WEIGHTED, Trait.FORM)
-    return any(map(equation.has, traits)) or equation.primitive in (lax.select_n_p, lax.optimization_barrier_p)
+    return any(map(equation.has, traits)) or equation.op in (lax.select_n_p, lax.optimization_barrier_p)
 
 
 def _tiles(equation: Equation) -> bool:

@@ -63,9 +63,7 @@ def _is_layer(origins: AxisOrigins, value: Value) -> bool:
     return CHANNEL in origins[value] and origins.map_of(value) is not None
 
 
-def _in_body(
-    origins: AxisOrigins, equation: Equation, waists: dict[Equation, Value], start: Value
-) -> CutPoint | None:
+def _in_body(origins: AxisOrigins, equation: Equation, waists: dict[Equation, Value], start: Value) -> CutPoint | None:
     """The last map inside a checkpoint, or inside the last iteration of a scan, that has a single (carried) value."""
     read = [v for v in equation.inputs if origins.activity[v] is ACTIVE]
     if equation.has(Trait.BRANCH) or len(read) != 1 or read[0] not in {start, *waists.values()}:
@@ -117,5 +115,3 @@ def _waists(graph: Graph, start: Value, relevant: list[Equation]) -> dict[Equati
         if len(alive) == 1:
             (waists[equation],) = alive
     return waists
-
-

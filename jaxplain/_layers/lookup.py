@@ -79,7 +79,9 @@ class LayerLookup:
             return self._of_nodes(lambda node: node.kind in _SHORT[kind], at, entering=bool(entering), end=end)
         return self._of_name(at, name, None if run is None else int(run), entering)
 
-    def _of_nodes(self, wanted: Callable[[NodeRow], Any], at: str, *, entering: bool, end: str | None = None) -> CutPoint:
+    def _of_nodes(
+        self, wanted: Callable[[NodeRow], Any], at: str, *, entering: bool, end: str | None = None
+    ) -> CutPoint:
         analysis = Analysis(self.graph, self.activity).with_positions()
         everything = list(_nodes(analysis))
         found = [(loops, node) for loops, node in everything if wanted(row(node, ""))]
@@ -168,7 +170,9 @@ class LayerLookup:
 
     @cached_property
     def _tags(self) -> dict[str, None]:
-        return dict.fromkeys(e.params["name"] for e in self._varying_equations(self.graph) if e.primitive is _compat.NAME)
+        return dict.fromkeys(
+            e.params["name"] for e in self._varying_equations(self.graph) if e.op is _compat.NAME
+        )
 
     def _the_one(self, at: str, name: str, run: int | None, suffix: str) -> "_Belongs":
         if name in self._scopes and name not in self._tags:
@@ -204,7 +208,7 @@ class LayerLookup:
         """Why a layer of that name cannot be cut, if the program has one."""
 
         def is_meant(equation: Equation) -> bool:
-            tag = equation.params["name"] if equation.primitive is _compat.NAME else ""
+            tag = equation.params["name"] if equation.op is _compat.NAME else ""
             return tag == name or any(s == name or s.endswith(f"/{name}") for s in _around(equation))
 
         for equation in equations_inside(self.graph):
@@ -299,7 +303,9 @@ def _under(scope: str) -> _Belongs:
 
 def _tagged(tag: str) -> _Belongs:
     return _Belongs(
-        tag, lambda equation: equation.primitive is _compat.NAME and equation.params["name"] == tag, lambda equation: equation
+        tag,
+        lambda equation: equation.op is _compat.NAME and equation.params["name"] == tag,
+        lambda equation: equation,
     )
 
 

@@ -19,6 +19,7 @@ from jaxplain._checks import positive_int, require_callable
 from jaxplain._errors import InputError, LayerError, SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer
 from jaxplain._ir.graph import opens_activations
+from jaxplain._layers.cam_form import unlike_pooling
 from jaxplain._leaves import upcast
 from jaxplain._split import Splittable, stage_function
 from jaxplain._types import ArgNums, Args, LayerSpec, Leaves, LikeInput, Score
@@ -107,7 +108,7 @@ def _not_empty(layer: MapLayer, heat: jax.Array) -> jax.Array:
         raise LayerError(
             explain_error(
                 f"{layer.method}: the map is zero everywhere.",
-                where=f"{layer.site.name}, {list(layer.site.values[0].shape)}",
+                where=f"{layer.point.name}, {list(layer.point.values[0].shape)}",
                 why="none of these places speaks for the score: the layer has no gradient there (after a class "
                 "token's last block, or a dead ReLU), or all evidence is negative and `relu` removed it",
                 fix=(
@@ -242,7 +243,7 @@ def cam(
 
 
 def _require_pooling(layer: MapLayer) -> None:
-    breaks = layer.site.loops or layer.places.unlike_pooling(layer.site.values[0])
+    breaks = layer.point.loops or unlike_pooling(layer.axes, layer.point.values[0])
     if breaks:
         equation = breaks[0] if isinstance(breaks, tuple) else breaks
         raise LayerError(

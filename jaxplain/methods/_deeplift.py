@@ -10,9 +10,10 @@ import numpy as np
 from jaxplain import _compat
 from jaxplain._accumulate import accumulate
 from jaxplain._analysis.activity import ACTIVE, STOPPED
-from jaxplain._analysis.analyze import SOFTMAX, Analysis, Node, analyze
+from jaxplain._analysis.analyze import Analysis, analyze
+from jaxplain._analysis.nodes import SOFTMAX, Node
 from jaxplain._checks import chunk_of
-from jaxplain._engine.paired import Twin, TwinRule, difference, twin_replay, wide
+from jaxplain._engine.paired import Paired, PairedRule, difference, paired_replay, wide
 from jaxplain._errors import NonFiniteError, SettingError, UnexplainedChangeError, UnknownNodeError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
 from jaxplain._ir.program import Program
@@ -175,20 +176,20 @@ def _sums(contributions: Leaves, value: jax.Array, value0: jax.Array, tolerance:
 
 
 def _multipliers(
-    method: str, analysis: Analysis, rules: dict[Node, TwinRule], leaves: Leaves, *, split: bool
+    method: str, analysis: Analysis, rules: dict[Node, PairedRule], leaves: Leaves, *, split: bool
 ) -> Program:
     """The staged program `x, x₀ -> (multipliers, f(x), f(x₀), the number of a node that jumps)`."""
-    run = twin_replay(analysis, rules.__getitem__, 2 if split else 1)
+    run = paired_replay(analysis, rules.__getitem__, 2 if split else 1)
 
     def multipliers(x: Leaves, x0: Leaves) -> tuple[Leaves, jax.Array, jax.Array, jax.Array]:
         changes = tuple(difference(a, b).astype(a.dtype) for a, b in zip(x, x0, strict=True))
 
         def linear(variables: Leaves) -> tuple[jax.Array, tuple]:
-            twins = [
-                Twin(a, b, by_sign(c, c), by_sign(c, d)) if split else Twin(a, b, (), (d,))
+            points = [
+                Paired(a, b, by_sign(c, c), by_sign(c, d)) if split else Paired(a, b, (), (d,))
                 for a, b, c, d in zip(x, x0, changes, variables, strict=True)
             ]
-            end, jump = run(twins)
+            end, jump = run(points)
             return sum(end.linear[1:], end.linear[0]), (end.x, end.x0, jump)
 
         out, pullback, (value, value0, jump) = jax.vjp(linear, changes, has_aux=True)
@@ -197,7 +198,7 @@ def _multipliers(
     return Program(method, multipliers, leaves, leaves)
 
 
-def _chosen_rules(method: str, analysis: Analysis, rule: str, fallback: str | None) -> dict[Node, TwinRule]:
+def _chosen_rules(method: str, analysis: Analysis, rule: str, fallback: str | None) -> dict[Node, PairedRule]:
     """The rule of every node that has one of its own; an error that lists all nodes without one."""
     nodes = [node for node in analysis.all_nodes() if not node.bodies]
     whole = {node: rescale(node) for node in nodes}

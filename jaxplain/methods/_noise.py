@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxplain._accumulate import accumulate
 from jaxplain._arguments import Arguments
 from jaxplain._checks import chunk_of, positive_int
-from jaxplain._engine.affine_prefix import Head, affine_head
+from jaxplain._engine.affine_prefix import AffinePrefix, affine_prefix
 from jaxplain._explainer import Call, Explainer, Info, require_explainer
 from jaxplain._ir.program import Program
 from jaxplain._leaves import multiply, upcast
@@ -152,11 +152,11 @@ _MEAN_SQUARE = _Statistic(jnp.square, _mean, _mean_error, 1, 2)
 _VARIANCE = _Statistic(lambda r: r, _variance, _variance_error, 2, 4)
 
 
-def _gradient(call: Call, head: Head | None, leaves: Leaves, _key: jax.Array) -> tuple[Leaves, tuple]:
-    """The gradient, with respect to the output of the affine head if there is one."""
-    if head is None:
+def _gradient(call: Call, prefix: AffinePrefix | None, leaves: Leaves, _key: jax.Array) -> tuple[Leaves, tuple]:
+    """The gradient, with respect to the output of the affine prefix if there is one."""
+    if prefix is None:
         return call.gradient(leaves), (None, None)
-    return head.tail.value_and_gradient(head.head(leaves))[1], (None, None)
+    return prefix.rest.value_and_gradient(prefix.prefix(leaves))[1], (None, None)
 
 
 def _noisy(
@@ -199,12 +199,12 @@ def _noisy(
             failed = None if info.converged is None else jnp.logical_not(info.converged).astype(jnp.int32)
             return tuple(map(statistic.transform, leaves)), (info.n_gradients, failed)
 
-        # A mean of gradients needs their score staged only once, and the pullback through its affine head only once.
+        # A mean of gradients needs their score staged only once, and the pullback through its affine prefix only once.
         stage = getattr(explain, "gradient_call", None) if statistic is _MEAN and not with_info else None
         call = None if stage is None else stage(args)
-        head = None if call is None else affine_head(call.program, x)
+        prefix = None if call is None else affine_prefix(call.program, x)
 
-        explained = inner if call is None else partial(_gradient, call, head)
+        explained = inner if call is None else partial(_gradient, call, prefix)
         program = Program(method, explained, x, key)
 
         def sample(k: jax.Array) -> tuple[Leaves, tuple]:
@@ -219,7 +219,9 @@ def _noisy(
         powers = statistic.error_powers if with_info else statistic.powers
         # Deviations from one sample keep the sums of squares accurate; a mean alone needs none.
         shift = (
-            sample(jnp.int32(0))[0] if powers > 1 else tuple(map(jnp.zeros_like, x if head is None else head.head(x)))
+            sample(jnp.int32(0))[0]
+            if powers > 1
+            else tuple(map(jnp.zeros_like, x if prefix is None else prefix.prefix(x)))
         )
         scale = spread_scale(shift)
 
@@ -233,7 +235,7 @@ def _noisy(
         sums, (gradients, failed) = accumulate(term, n_samples, chunk)
         moments = _Moments(n_samples, shift, scale, sums)
         leaves = statistic.estimate(moments)
-        attribution = arguments.attribution(leaves if head is None else head.pullback(x, leaves))
+        attribution = arguments.attribution(leaves if prefix is None else prefix.pullback(x, leaves))
         if not with_info:
             return attribution, None
         return attribution, Info(

@@ -13,7 +13,7 @@ from jax import lax
 from jaxplain import _compat
 from jaxplain._accumulate import accumulate
 from jaxplain._checks import chunk_of, not_negative, positive_int
-from jaxplain._engine.affine_prefix import affine_head
+from jaxplain._engine.affine_prefix import affine_prefix
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
 from jaxplain._leaves import mapped_like, multiply, subtract, total
@@ -26,7 +26,7 @@ class _Paths:
     """The straight lines from one or several baselines to x; leaves of `baselines` have a leading axis.
 
     What is summed over nodes is a *summand*; `attribution` makes the sum an attribution. With one baseline a summand is ∇f alone, taken with
-    respect to the output h of the score's affine head: h runs along a straight line too, so the head and its pullback run
+    respect to the output h of the score's affine prefix: h runs along a straight line too, so the prefix and its pullback run
     once, not once for every node. With several, it is Δ⊙∇f.
     """
 
@@ -34,15 +34,15 @@ class _Paths:
         self.n = n
         self.baselines = baselines
         self._call = call
-        self._head = affine_head(call.program, call.x) if n == 1 and hoist else None
-        if self._head is not None:
-            self._start = self._head.head(tuple(b[0] for b in baselines))
-            self._delta = subtract(self._head.head(call.x), self._start)
+        self._prefix = affine_prefix(call.program, call.x) if n == 1 and hoist else None
+        if self._prefix is not None:
+            self._start = self._prefix.prefix(tuple(b[0] for b in baselines))
+            self._delta = subtract(self._prefix.prefix(call.x), self._start)
 
     def summand(self, which: jax.Array | int, alpha: jax.Array) -> tuple[Leaves, jax.Array]:
         """The summand of the node at `alpha` on path number `which`, and its slope s."""
-        if self._head is not None:
-            gradient = self._head.tail.value_and_gradient(_along(self._start, self._delta, alpha))[1]
+        if self._prefix is not None:
+            gradient = self._prefix.rest.value_and_gradient(_along(self._start, self._delta, alpha))[1]
             return gradient, self.total(gradient)
         baseline = tuple(leaf[which] for leaf in self.baselines)
         delta = subtract(self._call.x, baseline)
@@ -51,13 +51,13 @@ class _Paths:
 
     def total(self, summed: Leaves) -> jax.Array:
         """The sum of the attribution that `summed` makes."""
-        return total(summed if self._head is None else multiply(self._delta, summed))
+        return total(summed if self._prefix is None else multiply(self._delta, summed))
 
     def attribution(self, summed: Leaves) -> Leaves:
-        if self._head is None:
+        if self._prefix is None:
             return summed
         x = self._call.x
-        return multiply(subtract(x, tuple(b[0] for b in self.baselines)), self._head.pullback(x, summed))
+        return multiply(subtract(x, tuple(b[0] for b in self.baselines)), self._prefix.pullback(x, summed))
 
 
 def _along(start: Leaves, delta: Leaves, alpha: jax.Array) -> Leaves:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxplain import _compat
-from jaxplain._analysis.analyze import LOOPS_TAKEN_APART, Analysis, Node, analyze
-from jaxplain._engine.input_bounds import image
+from jaxplain._analysis.analyze import LOOPS_TAKEN_APART, Analysis, analyze
+from jaxplain._analysis.nodes import Node
+from jaxplain._engine.input_bounds import bounds_at
 from jaxplain._engine.node_view import Layer
 from jaxplain._engine.replay import Backward, Tally, replay
 from jaxplain._errors import SettingError, UnknownNodeError, explain_error
@@ -83,7 +84,7 @@ def propagated(
 
     def relevance(leaves: Leaves) -> tuple[jax.Array, Leaves, list[jax.Array]]:
         bounded = {node: rule.box for node, rule in rules.items() if rule.box is not None}
-        found = {node: image(analysis, node, box, leaves) for node, box in bounded.items()}
+        found = {node: bounds_at(analysis, node, box, leaves) for node, box in bounded.items()}
         boxes = {node: box for node, box in found.items() if box is not None}
 
         def run(leaves: Leaves, zeros: list[jax.Array]) -> jax.Array:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxplain._analysis.analyze import KINDS
+from jaxplain._analysis.nodes import KINDS
 from jaxplain._engine.node_view import Layer
 from jaxplain.rules._rule import Rule
 from jaxplain.rules.composites import Composite

@@ -11,52 +11,51 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxplain._analysis.activations import is_elementwise
-from jaxplain._analysis.analyze import Node
-from jaxplain._analysis.patterns import Group
+from jaxplain._analysis.nodes import Node
+from jaxplain._analysis.softmax import Group
 from jaxplain._engine.node_view import Layer
-from jaxplain._engine.paired import LinearMap, Parts, TwinRule, difference, wide
-from jaxplain._ir.graph import Equation
+from jaxplain._engine.paired import LinearMap, PairedRule, Parts, difference, wide
+from jaxplain._ir.graph import is_elementwise_product
 
 Linear = Callable[..., list[jax.Array]]  # of one array for each input
 Rescale = Callable[[Layer, Layer], Linear]
 
 _AFFINE = ("dense", "convolution", "sum", "fft", "scale_shift", "add")
 _SPLITTING = ("dense", "convolution", "sum", "add")
-_MINIMA = frozenset({"min", "reduce_min", "reduce_window_min", "cummin", "scatter-min", "scatter_min"})
 
 
 def _rule(node: Node) -> Rescale | None:
     (*_, equation) = node.equations
     if node.kind in _AFFINE:
         return _mean_derivative if node.others_vary else _derivative
-    if equation.primitive == "top_k" and equation.params["k"] == 1:
+    if equation.op is lax.top_k_p and equation.params["k"] == 1:
         return _cross_maximum
     if node.kind == "structural":
         return _choice if _may_choose(node) else _derivative
     if node.kind == "activation":
         return _secant
-    if node.kind in ("product", "gate") and len(node.inputs) == 2 and equation.primitive == "div":
+    if node.kind in ("product", "gate") and len(node.inputs) == 2 and equation.op is lax.div_p:
         return _quotient_rule
-    if node.kind in ("product", "gate") and node.statistic is not None and not node.others and _has_no_sum(equation):
+    if (
+        node.kind in ("product", "gate")
+        and node.statistic is not None
+        and not node.others
+        and is_elementwise_product(equation)
+    ):
         return _normalized
-    if node.kind in ("product", "gate") and equation.primitive != "div":
+    if node.kind in ("product", "gate") and equation.op is not lax.div_p:
         return _midpoint
     if node.kind in ("product", "gate", "unknown") and is_elementwise(equation) and len(node.inputs) <= 2:
         return _secant
-    if node.kind == "max" and equation.primitive not in ("pmax", "pmin"):
+    if node.kind == "max" and equation.row.winner is not None:
         return _cross_maximum
     return {"softmax": _softmax, "log_softmax": _log_softmax, "logsumexp": _logsumexp}.get(node.kind)
 
 
-def _has_no_sum(equation: Equation) -> bool:
-    return equation.primitive == "mul" or (
-        equation.primitive == "dot_general" and not any(equation.params["dimension_numbers"][0])
-    )
-
-
-def rescale(node: Node) -> TwinRule | None:
+def rescale(node: Node) -> PairedRule | None:
     """The Rescale rule of a node, one change for each value; None if there is none for its kind."""
     known = _rule(node)
     if known is None:
@@ -71,7 +70,7 @@ def rescale(node: Node) -> TwinRule | None:
 
 def _may_choose(node: Node) -> bool:
     """Whether a structural node may copy other elements at the input than at the reference."""
-    return node.others_vary or node.primitive in ("sort", "top_k")
+    return node.others_vary or node.named.op in (lax.sort_p, lax.top_k_p)
 
 
 # Affine nodes: the derivative is exact
@@ -202,7 +201,7 @@ def _cross_maximum(layer: Layer, reference: Layer) -> Linear:
     """
     y, y0 = layer.output, reference.output
     (equation,) = layer.node.equations
-    falls = y > y0 if equation.primitive in _MINIMA else y < y0
+    falls = y > y0 if equation.row.winner == "smallest" else y < y0
     rise = difference(y, y0).astype(y.dtype)
     changes = [difference(x, x0) for x, x0 in zip(layer.inputs, reference.inputs, strict=True)]
     moved = [_is_moved(c, x, x0) for c, x, x0 in zip(changes, layer.inputs, reference.inputs, strict=True)]
@@ -252,14 +251,14 @@ def _choice(layer: Layer, reference: Layer) -> Linear:
 def _pooling(node: Node) -> Callable[[jax.Array], jax.Array] | None:
     """For a choice along one axis: the sum along it, at each of its elements."""
     (equation,) = node.equations
-    axis = equation.params.get("dimension" if equation.primitive == "sort" else "axis", -1)
-    if equation.primitive == "gather":
+    axis = equation.params.get("dimension" if equation.op is lax.sort_p else "axis", -1)
+    if equation.op is lax.gather_p:
         indexed = equation.params["dimension_numbers"].start_index_map
         n_read = equation.outputs[0].aval.size // max(1, math.prod(_kept(equation.inputs[0].shape, indexed)))
         if len(indexed) != 1 or n_read != equation.inputs[0].shape[indexed[0]]:
             return None  # not an order of all of them
         (axis,) = indexed
-    elif equation.primitive not in ("sort", "top_k"):
+    elif equation.op not in (lax.sort_p, lax.top_k_p):
         return None
     return lambda v: jnp.broadcast_to(jnp.sum(v, axis, keepdims=True), v.shape)
 
@@ -319,7 +318,7 @@ def _logsumexp_of(layer: Layer, p: jax.Array) -> jax.Array:
 def _rest(layer: Layer, p: jax.Array, p0: jax.Array, shift: jax.Array) -> jax.Array | float:
     """The logarithmic mean of what a softmax with one more term in its sum, exp(x) / (1 + Σ exp(x)), leaves over."""
     _, equations = cast(Group, layer.node.group)
-    if not any(e.primitive == "add" for e in equations):
+    if not any(e.op is lax.add_p for e in equations):
         return 0.0
     rest, rest0 = (jnp.maximum(1 - layer.group_sum(v), 0) for v in (p, p0))
     return jnp.clip(_logarithmic_mean(rest, rest0, -shift), jnp.minimum(rest, rest0), jnp.maximum(rest, rest0))
@@ -374,7 +373,7 @@ def _net(parts: Parts) -> jax.Array:
     return parts[0] + parts[1]
 
 
-def reveal_cancel(node: Node, splits: Callable[[Node], bool]) -> TwinRule | None:
+def reveal_cancel(node: Node, splits: Callable[[Node], bool]) -> PairedRule | None:
     """Two changes for each value, Δ⁺ and Δ⁻; None if there is no rule, of Rescale either, for a node of this kind.
 
     A layer that does not split leaves its change in the part of its sign, and Rescale follows.
@@ -439,7 +438,7 @@ def _split_weights(layer: Layer, reference: Layer, _changes: Sequence[Parts]) ->
 def _added(layer: Layer, _reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, None]:
     """A sum of layers is one layer: their parts add up, those of what is subtracted with the other sign."""
     (equation,) = layer.node.equations
-    subtracted = equation.inputs[-1] if equation.primitive in ("sub", "scatter-sub") else None
+    subtracted = equation.inputs[-1] if equation.op in (lax.sub_p, lax.scatter_sub_p) else None
 
     def added(parts: Sequence[Parts]) -> list[Parts]:
         turned = [p[::-1] if v is subtracted else p for p, v in zip(parts, layer.node.inputs, strict=True)]

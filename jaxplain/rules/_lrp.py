@@ -227,7 +227,7 @@ def uniform(*, epsilon: float = 1e-6) -> Rule:
     return Rule("uniform", ("product", "gate"), backward, epsilon)
 
 
-def signal() -> Rule:
+def signal_takes_all() -> Rule:
     """Gates: the signal takes all, the factor that lets more or less of it through nothing. Arras et al., WASSA 2017."""
 
     def backward(layer: Layer, relevance: Relevance) -> tuple[Relevance, ...]:
@@ -236,12 +236,12 @@ def signal() -> Rule:
             for i, x in enumerate(layer.inputs)
         )
 
-    return Rule("signal", ("gate",), backward)
+    return Rule("signal_takes_all", ("gate",), backward)
 
 
-def winner() -> Rule:
+def winner_takes_all() -> Rule:
     """The maximum takes it all; a log-sum-exp shares by its softmax: the node's own derivative."""
-    return Rule("winner", ("max", "logsumexp"), None)
+    return Rule("winner_takes_all", ("max", "logsumexp"), None)
 
 
 def proportional_pooling(*, epsilon: float = 1e-6) -> Rule:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeAlias
 
-from jaxplain._analysis.analyze import CONTRACTIONS, KINDS, LAYERS, Node
+from jaxplain._analysis.nodes import CONTRACTIONS, KINDS, LAYERS, Node
 from jaxplain._analysis.patterns import Pattern
 from jaxplain._errors import SettingError, explain_error
 from jaxplain.rules import _lrp as lrp
@@ -166,11 +166,11 @@ def _base(epsilon: float) -> Composite:
         ("activation", lrp.pass_through()),
         ("softmax", lrp.gradient_x_input()),
         ("log_softmax", lrp.log_softmax(epsilon=epsilon)),
-        ("logsumexp", lrp.winner()),
+        ("logsumexp", lrp.winner_takes_all()),
         ("add", lrp.norm(epsilon)),
         ("product", lrp.uniform(epsilon=epsilon)),
-        ("gate", lrp.signal()),
-        ("max", lrp.winner()),
+        ("gate", lrp.signal_takes_all()),
+        ("max", lrp.winner_takes_all()),
         ("structural", lrp.copy()),
     )
     return Composite("base", entries)
@@ -229,7 +229,7 @@ def deep_taylor(low: Any = None, high: Any = None, *, pooling: str = "winner", e
             )
         )
     first = lrp.wsquare(epsilon=epsilon) if low is None else lrp.zbox(low, high, epsilon=epsilon)
-    pool = lrp.winner() if pooling == "winner" else lrp.proportional_pooling(epsilon=epsilon)
+    pool = lrp.winner_takes_all() if pooling == "winner" else lrp.proportional_pooling(epsilon=epsilon)
     entries = {"layer": lrp.zplus(absorb_bias=False, epsilon=epsilon), "max": pool, "first": first}
     return compose(_base(epsilon), entries, "deep_taylor")
 
