@@ -17,9 +17,9 @@ from models import MODELS
 import jaxplain as jx
 from jaxplain._analysis.analyze import analyze
 from jaxplain._engine.replay import replay
-from jaxplain._ir.primitives import KNOWN
 from jaxplain._ir.graph import flatten
 from jaxplain._ir.interpret import run_equation
+from jaxplain._ir.primitives import KNOWN
 
 W = jnp.sin(jnp.arange(24.0)).reshape(4, 6)
 X = jnp.cos(jnp.arange(12.0)).reshape(3, 4)

@@ -296,9 +296,7 @@ def _moved(
 def _is_moved(equation: Equation, value: Value) -> bool:
     if equation.op is lax.mul_p:
         return equation.outputs[0].shape == value.shape
-    return value in (
-        equation.inputs if equation.op in (lax.add_p, lax.max_p, lax.select_n_p) else equation.inputs[:1]
-    )
+    return value in (equation.inputs if equation.op in (lax.add_p, lax.max_p, lax.select_n_p) else equation.inputs[:1])
 
 
 # What a shift may go through on its way from the maximum to the exponential.
@@ -342,9 +340,7 @@ def unrecognized_shifts(graph: Graph, recognized: Collection[Equation]) -> set[E
         shifts = reached(stop.outputs[0], _SHIFTING)
         sums = {e for v in shifts for e in users.get(v, []) if e.has(Trait.SUM) and e not in recognized}
         exponents = (w for e in sums for w in reached(e.outputs[0], _SHIFTING))
-        is_exponent = any(
-            e.op in (lax.exp_p, lax.exp2_p, lax.expm1_p) for w in exponents for e in users.get(w, [])
-        )
+        is_exponent = any(e.op in (lax.exp_p, lax.exp2_p, lax.expm1_p) for w in exponents for e in users.get(w, []))
         return is_exponent and (is_behind_maximum(stop.inputs[0]) or not maxima.isdisjoint(shifts))
 
     return {e for e in equations if e.op is lax.stop_gradient_p and is_shift(e)}

@@ -170,9 +170,7 @@ class LayerLookup:
 
     @cached_property
     def _tags(self) -> dict[str, None]:
-        return dict.fromkeys(
-            e.params["name"] for e in self._varying_equations(self.graph) if e.op is _compat.NAME
-        )
+        return dict.fromkeys(e.params["name"] for e in self._varying_equations(self.graph) if e.op is _compat.NAME)
 
     def _the_one(self, at: str, name: str, run: int | None, suffix: str) -> "_Belongs":
         if name in self._scopes and name not in self._tags:
