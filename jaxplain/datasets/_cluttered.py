@@ -150,11 +150,11 @@ def _draw(key: jax.Array, n_sources: int, setting: _Setting) -> _Draws:
 
     # One row for each digit: its swap (see `_different`), its place. Upper limits are not included.
     low = np.stack([np.arange(n_digits), *2 * [np.full(n_digits, border)]], axis=1)
-    high = np.array([n_sources] + 2 * [canvas - _SIDE - border + 1])
+    high = np.array([[n_sources] + 2 * [canvas - _SIDE - border + 1]])
     digit = jax.random.randint(digit_key, low.shape, low, high, jnp.int32)  # always int32: draws depend on the dtype
 
     # One row for each piece: its source, its place in the source, its place in the scene.
-    high = np.array([n_sources] + 2 * [_SIDE - size + 1] + 2 * [canvas - size + 1])
+    high = np.array([[n_sources] + 2 * [_SIDE - size + 1] + 2 * [canvas - size + 1]])
     piece = jax.random.randint(piece_key, (n_distractors, 5), 0, high, jnp.int32)
     return _Draws(_different(digit[:, 0]), digit[:, 1:], piece[:, 0], piece[:, 1:3], piece[:, 3:])
 

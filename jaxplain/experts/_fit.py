@@ -67,7 +67,8 @@ def minimizing(
     def update(carry: Any, batch: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
         params, state = carry
         value, slope = jax.value_and_grad(loss)(params, batch, key)
-        updates, state = optimizer.update(slope, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # because the schedules of Optax mix integers and floats
+            updates, state = optimizer.update(slope, state, params)
         return (optax.apply_updates(params, updates), state), value
 
     return update

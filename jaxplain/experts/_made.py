@@ -215,7 +215,7 @@ def made(
         c=jnp.ones(shape, dtype),
     )
     raw = MADE(
-        W=jax.random.normal(in_key, masks.W.shape, dtype) / jnp.sqrt(degrees).astype(dtype),
+        W=jax.random.normal(in_key, masks.W.shape, dtype) / jnp.broadcast_to(jnp.sqrt(degrees).astype(dtype), masks.W.shape),
         b=jnp.zeros(n_hidden, dtype),
         V=0.01 * jax.random.normal(out_key, masks.V.shape, dtype),
         A=jnp.zeros(masks.A.shape, dtype),

@@ -289,7 +289,7 @@ def rbm(
 
     scale = _scale(sigma, examples, binary)
     # Real pixels are learned in units of sigma, or one learning rate could not fit them all.
-    units = examples if scale is None else examples / scale
+    units = examples if scale is None else examples / jnp.broadcast_to(scale, examples.shape)
     mean = jnp.mean(units, 0)
     start = RBM(
         0.01 * jax.random.normal(init_key, (*shape, n_hidden), dtype),

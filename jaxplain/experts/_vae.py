@@ -312,7 +312,7 @@ def _codes(
     """Codes drawn from the posterior, (n_samples, n_code), and the noise that they were made of."""
     positive_int(f"VAE.{name}", "n_samples", n_samples)
     noise = jax.random.normal(one_key(f"VAE.{name}", key), (n_samples, *mean.shape), mean.dtype)
-    return mean + jnp.exp(log_variance / 2) * noise, noise
+    return mean[None] + jnp.exp(log_variance / 2)[None] * noise, noise
 
 
 def _binary(key: jax.Array, probability: jax.Array) -> jax.Array:

@@ -99,7 +99,8 @@ def fit(
             params, state = carry
             # Staged, so that the kernels of `_cpu.rewrites` run it.
             value, grads = Program("zoo.train", jax.value_and_grad(loss), params, *batch)(params, *batch)
-            updates, state = optimizer.update(grads, state, params)
+            with jax.numpy_dtype_promotion("standard"):  # because the schedules of Optax mix integers and floats
+                updates, state = optimizer.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), value
 
         carry, losses = jax.lax.scan(step, carry, (x, y))
