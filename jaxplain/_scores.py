@@ -84,7 +84,7 @@ def logit(
     return score
 
 
-def _pick(values: jax.Array, label: ArrayLike) -> jax.Array:
+def _pick(values: jax.Array, label: int | jax.Array) -> jax.Array:
     """values[label]. Out of range, an error, or NaN (also in its derivative) if the label is traced."""
     n = values.shape[0]
     shape, dtype = getattr(label, "shape", ()), getattr(label, "dtype", type(label))
@@ -115,7 +115,7 @@ def _pick(values: jax.Array, label: ArrayLike) -> jax.Array:
     return values[jnp.clip(label, 0, n - 1)] * valid
 
 
-def _margin(z: jax.Array, label: ArrayLike) -> jax.Array:
+def _margin(z: jax.Array, label: int | jax.Array) -> jax.Array:
     if z.shape[0] < 2:
         raise ScoreError(explain_error("logit: a margin needs at least two classes.", got=f"{z.shape[0]} class"))
     picked = _pick(z, label)

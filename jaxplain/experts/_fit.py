@@ -1,4 +1,4 @@
-"""How every expert is trained: shuffled minibatches, one compiled epoch at a time."""
+"""Training of experts: shuffled minibatches, one compiled epoch at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,14 +22,14 @@ from jaxplain._errors import (
 
 
 def examples_of(name: str, images: ArrayLike, binary_range: bool = True) -> jax.Array:
-    """Training examples: floats (n, …), finite and, if so told, in [0, 1]."""
+    """`images` as an array of training examples: floats (n, …), finite and, with `binary_range`, in [0, 1]."""
     images = jnp.asarray(images)
     if isinstance(images, jax.core.Tracer):
         raise TransformError(
             explain_error(
-                f"{name}: is trained, not traced.",
+                f"{name}: cannot be traced.",
                 got="images inside of jit, vmap or grad",
-                fix="train outside; the expert that comes back is a pytree that goes through jit, vmap and grad",
+                fix="train outside; the trained expert is a pytree that can be passed to jit, vmap and grad",
             )
         )
     if images.ndim < 2 or images.size == 0 or not jnp.issubdtype(images.dtype, jnp.floating):
@@ -41,13 +41,13 @@ def examples_of(name: str, images: ArrayLike, binary_range: bool = True) -> jax.
         )
     low, high = float(jnp.min(images)), float(jnp.max(images))
     if not np.isfinite(low + high):
-        raise NonFiniteError(explain_error(f"{name}: `images` holds NaN or infinity."))
+        raise NonFiniteError(explain_error(f"{name}: `images` contains NaN or infinity."))
     if binary_range and (low < 0 or high > 1):
         raise SettingError(
             explain_error(
                 f"{name}: `images` must be in [0, 1].",
                 got=f"values from {low:.4g} to {high:.4g}",
-                why="pixels are read as probabilities of ink",
+                why="pixels are probabilities of ink",
                 fix="images / 255",
             )
         )
@@ -62,7 +62,7 @@ def one_key(name: str, key: Any) -> jax.Array:
 def minimizing(
     loss: Callable[[Any, jax.Array, jax.Array], jax.Array], optimizer: optax.GradientTransformation
 ) -> Callable[[Any, jax.Array, jax.Array], tuple[Any, jax.Array]]:
-    """The update of `fit` that takes one step down `loss(params, batch, key)`; its carry is (params, state of the optimizer)."""
+    """The `update` of `fit` that minimizes `loss(params, batch, key)`. Its carry is (params, optimizer state)."""
 
     def update(carry: Any, batch: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
         params, state = carry
@@ -85,7 +85,7 @@ def fit(
     key: jax.Array,
     progress: bool,
 ) -> Any:
-    """Carry `carry` through `epochs` of `update(carry, batch, key) -> (carry, number to watch)`."""
+    """Returns `carry` after `epochs` of `update(carry, batch, key) -> (carry, objective)`."""
     batch_size = min(batch_size, len(examples))
     batches = len(examples) // batch_size
 
@@ -108,10 +108,10 @@ def fit(
             if not jnp.isfinite(value):
                 raise NonFiniteError(
                     explain_error(
-                        f"{name}: training broke.",
+                        f"{name}: training diverged.",
                         where=f"epoch {number} of {epochs}",
-                        got=f"its mean objective is {value}",
-                        fix="a smaller `learning_rate`",
+                        got=f"mean objective {value}",
+                        fix="use a smaller `learning_rate`",
                     )
                 )
             bar.set_postfix(objective=f"{value:.4f}")

@@ -1,4 +1,4 @@
-"""A Gaussian expert: probabilistic principal components, in closed form."""
+"""The Gaussian expert: probabilistic principal components in closed form."""
 
 from typing import NamedTuple
 
@@ -12,17 +12,17 @@ from jaxplain.experts._fit import examples_of, one_key
 
 
 class Gaussian(NamedTuple):
-    r"""A normal density of examples whose covariance is a few directions and noise that is the same in all others.
+    r"""A normal density whose covariance consists of a few directions and isotropic noise in all others.
 
     $$p(x) = \mathcal{N}(x;\, \mu,\, C), \qquad C = \sum_{i=1}^k (\lambda_i - \sigma^2)\, u_i u_i^\top + \sigma^2 I.$$
 
     A pytree of arrays: pass it to `jit`, take gradients through it. `gaussian(images)` fits one.
 
     Attributes:
-        mean: μ, of the shape of an example.
-        components: u, (k, *shape): orthonormal, the one of most variance first.
-        variances: λ, (k,): the variance along each component, noise included.
-        noise: σ², (): the variance along every direction orthogonal to all components; 0 where there is none, k being d.
+        mean: Mean μ, with the shape of an example.
+        components: Orthonormal directions u, (k, *shape), in order of decreasing variance.
+        variances: Variances λ along the components, (k,), including the noise.
+        noise: Variance σ² along every direction orthogonal to all components, (); 0 if k = d.
     """
 
     mean: jax.Array
@@ -41,25 +41,26 @@ class Gaussian(NamedTuple):
         which is the Woodbury identity for orthonormal components.
 
         Arguments:
-            x: one example, of the shape of `mean`. Many: `jax.vmap(expert.log_prob)(images)`.
+            x: One example, with the shape of `mean`. For a batch: `jax.vmap(expert.log_prob)(images)`.
 
         Returns:
-            A scalar. It is a density: of pixels that hardly vary it may be thousands of nats above zero.
+            A scalar. Note that it is the logarithm of a density, so it may be thousands of nats above zero if pixels
+            hardly vary.
 
         Guarantees:
-            Exact and normalized over all real x, the values outside of the pixels' range included.
+            Exact, and normalized over all real x, including values outside of the pixels' range.
 
         Cost:
-            O(d k), two products with the components.
+            O(d k): two products with the components.
 
         Raises:
-            StructureError: x has another shape than `mean`.
+            StructureError: x does not have the shape of `mean`.
         """
         shape = jnp.shape(self.mean)
         if jnp.shape(x) != shape:
             raise StructureError(
                 explain_error(
-                    "Gaussian: the example has another shape than the mean.",
+                    "Gaussian: the example does not have the shape of the mean.",
                     got=f"{jnp.shape(x)}",
                     need=f"{shape}",
                     fix="a batch: jax.vmap(expert.log_prob)(images)",
@@ -70,19 +71,19 @@ class Gaussian(NamedTuple):
         along = jnp.tensordot(self.components, away, len(shape))
         twice = jnp.sum(jnp.square(along) / self.variances + jnp.log(self.variances)) + size * jnp.log(2 * jnp.pi)
         if kept < size:
-            # Not |away|² − |along|², which is the small difference of two large numbers.
+            # Rather than |away|² − |along|², a small difference of two large numbers.
             rest = away - jnp.tensordot(along, self.components, 1)
             twice += jnp.sum(jnp.square(rest)) / self.noise + (size - kept) * jnp.log(self.noise)
         return -twice / 2
 
     def sample(self, key: jax.Array) -> jax.Array:
-        r"""One example, drawn: $\mu + \sum_i \sqrt{\lambda_i - \sigma^2}\, z_i u_i + \sigma \varepsilon$, z and ε standard normal.
+        r"""Draws $\mu + \sum_i \sqrt{\lambda_i - \sigma^2}\, z_i u_i + \sigma \varepsilon$ with standard normal z, ε.
 
         Arguments:
-            key: a random key. Many: `jax.vmap(expert.sample)(jax.random.split(key, n))`.
+            key: One random key. For a batch: `jax.vmap(expert.sample)(jax.random.split(key, n))`.
 
         Raises:
-            MissingKeyError: `key` is not one.
+            MissingKeyError: `key` is not one random key.
         """
         latent_key, noise_key = jax.random.split(one_key("Gaussian.sample", key))
         latent = jax.random.normal(latent_key, self.variances.shape, self.variances.dtype)
@@ -92,31 +93,34 @@ class Gaussian(NamedTuple):
 
 
 def gaussian(images: ArrayLike, *, n_components: int | None = None) -> Gaussian:
-    r"""The most likely Gaussian expert of some images: probabilistic PCA.
+    r"""The maximum-likelihood Gaussian expert of some images: probabilistic PCA.
 
     $$\hat\mu = \frac1n \sum_j x_j, \qquad \hat\lambda_i, \hat u_i = \text{the } k \text{ largest eigenpairs of }
-    \frac1n \sum_j (x_j - \hat\mu)(x_j - \hat\mu)^\top, \qquad \hat\sigma^2 = \frac{1}{d - k} \sum_{i > k} \hat\lambda_i.$$
+    \frac1n \sum_j (x_j - \hat\mu)(x_j - \hat\mu)^\top, \qquad
+    \hat\sigma^2 = \frac{1}{d - k} \sum_{i > k} \hat\lambda_i.$$
 
-    For the prototypes of a class it is the smoothest of experts: its log-density is a parabola, so that there is one best image
-    and no other. It knows which pixels vary together, and nothing of strokes.
+    For prototypes of a class it is the smoothest expert: its log-density is quadratic, so there is a single best image.
+    It models which pixels vary together, but not strokes.
 
     Arguments:
-        images: (n, *shape), real numbers of any range.
-        n_components: k, how many directions have a variance of their own, from 0 (the same variance everywhere) to d. `None`
-            keeps all d: a full covariance, which needs more examples than pixels and no constant pixel.
+        images: Array (n, *shape) of real numbers of any range.
+        n_components: Number k of directions with their own variance, from 0 (the same variance everywhere) to d. `None`
+            keeps all d, i.e. a full covariance, which requires more examples than pixels and no constant pixel.
 
     Returns:
         A `Gaussian`, in the dtype of the images.
 
     Guarantees:
-        The maximum of the likelihood over all Gaussians of this form. No randomness.
+        The maximum of the likelihood over all Gaussians of this form. Deterministic.
 
     Cost:
-        One singular value decomposition of the images, in float64 on the host: O(n d min(n, d)), 3 s for 9,000 digits of 784 pixels.
+        One singular value decomposition of the images in float64 on the host: O(n d min(n, d)), or 3 s for 9,000 digits
+        of 784 pixels.
 
     Raises:
         StructureError: the images are not a batch of real numbers.
-        SettingError: `n_components` is out of its range, or the variance left over is zero and the density would be infinite.
+        SettingError: `n_components` is out of range, or the remaining variance is zero, so that the density is
+            infinite.
 
     Example:
         >>> import jax, jaxplain as jx
@@ -130,7 +134,8 @@ def gaussian(images: ArrayLike, *, n_components: int | None = None) -> Gaussian:
         True
 
     References:
-        Tipping, Bishop: Probabilistic Principal Component Analysis. Journal of the Royal Statistical Society B 61, 1999.
+        Tipping, Bishop: Probabilistic Principal Component Analysis. Journal of the Royal Statistical Society B 61,
+            1999.
     """
     examples = examples_of("gaussian", images, binary_range=False)
     shape, dtype = examples.shape[1:], examples.dtype
@@ -139,7 +144,7 @@ def gaussian(images: ArrayLike, *, n_components: int | None = None) -> Gaussian:
     if not isinstance(kept, int) or isinstance(kept, bool) or not 0 <= kept <= size:
         raise SettingError(
             explain_error(
-                "gaussian: `n_components` is out of its range.",
+                "gaussian: `n_components` is out of range.",
                 got=f"n_components={n_components!r}",
                 need=f"a Python integer from 0 to {size}, the number of pixels, or None for all of them",
             )
@@ -152,16 +157,16 @@ def gaussian(images: ArrayLike, *, n_components: int | None = None) -> Gaussian:
     variances[: len(lengths)] = np.square(lengths) / len(rows)
     noise = np.mean(variances[kept:]) if kept < size else 0.0
 
-    # What float64 cannot tell from zero along the longest direction, and what a residual in `dtype` cannot.
+    # Variances below this are rounding errors, either of the decomposition in float64 or of residuals in `dtype`.
     rounding = max(max(rows.shape) * np.finfo(np.float64).eps, 10 * float(jnp.finfo(dtype).eps))
     negligible = rounding**2 * variances[0]
     limits = jnp.finfo(dtype)
     if variances[0] > float(limits.max) or 0 < (noise if kept < size else variances[-1]) < float(limits.tiny):
         raise SettingError(
             explain_error(
-                f"gaussian: variances are out of the range of {dtype}.",
+                f"gaussian: the variances exceed the range of {dtype}.",
                 got=f"from {variances[kept - 1] if kept else noise:.3g} to {variances[0]:.3g}",
-                fix="images in other units: (images - images.mean()) / images.std()",
+                fix="rescale the images: (images - images.mean()) / images.std()",
             )
         )
     if (noise if kept < size else variances[-1]) <= negligible:
@@ -169,15 +174,15 @@ def gaussian(images: ArrayLike, *, n_components: int | None = None) -> Gaussian:
         raise SettingError(
             explain_error(
                 "gaussian: the covariance of the images is singular.",
-                got=f"{len(rows)} images that vary along {rank} of {size} directions, all kept"
+                got=f"{len(rows)} images that vary along {rank} of {size} directions, all of them kept"
                 if kept == size
-                else f"n_components={kept}, and next to no variance ({noise:.3g}) left out",
-                why="along a direction without variance the density is infinite"
+                else f"n_components={kept}, and almost no variance ({noise:.3g}) along the others",
+                why="the density is infinite along a direction without variance"
                 if rank
                 else "the images are all the same",
-                fix=f"n_components={min(50, rank // 2)}: the mean of what is left out becomes the variance of those directions"
+                fix=f"n_components={min(50, rank // 2)}, so that all other directions share their mean variance"
                 if rank > 1
-                else "images that differ",
+                else "use images that differ",
             )
         )
     return Gaussian(

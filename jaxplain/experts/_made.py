@@ -1,4 +1,4 @@
-"""A masked autoencoder: the exact probability of a binary image, one pixel after the other."""
+"""The masked autoencoder: the exact probability of a binary image, pixel by pixel."""
 
 import math
 from typing import NamedTuple
@@ -18,24 +18,25 @@ from jaxplain.experts._fit import examples_of, fit, minimizing, one_key
 
 
 class MADE(NamedTuple):
-    r"""A density of binary images in which each pixel depends on those before it, in the order of the array (row by row).
+    r"""A density of binary images in which each pixel depends on the pixels before it, row by row.
 
-    $$\log p(x) = \sum_d x_d \log \hat{x}_d + (1 - x_d) \log(1 - \hat{x}_d), \qquad \hat{x}_d = p(x_d = 1 \mid x_1, \dots, x_{d-1}),$$
+    $$\log p(x) = \sum_d x_d \log \hat{x}_d + (1 - x_d) \log(1 - \hat{x}_d), \qquad
+    \hat{x}_d = p(x_d = 1 \mid x_1, \dots, x_{d-1}),$$
     $$\hat{x} = \sigma(c + V^\top h + A^\top x), \qquad h = \max(0,\, b + W^\top x),$$
 
-    where hidden unit k has a degree $m_k$: it sees the pixels $d \le m_k$ and is seen by the pixels $d > m_k$. All other
-    weights are zero.
+    where hidden unit k has a degree $m_k$: its inputs are the pixels $d \le m_k$ and its outputs the pixels $d > m_k$.
+    All other weights are zero.
 
-    Being exact it is a judge rather than a guide: a prototype may be scored by a density that it was not made with.
+    Because it is exact, it is well suited to evaluate prototypes that were made with another density.
 
     A pytree of arrays: pass it to `jit`, take gradients through it. `made(images)` trains one.
 
     Attributes:
-        W: (*shape, n_hidden).
-        b: (n_hidden,).
-        V: (n_hidden, *shape).
-        A: (*shape, *shape), strictly upper triangular in the order of the pixels.
-        c: (*shape).
+        W: Weights from pixels to hidden units, (*shape, n_hidden).
+        b: Biases of the hidden units, (n_hidden,).
+        V: Weights from hidden units to pixels, (n_hidden, *shape).
+        A: Direct weights, (*shape, *shape), strictly upper triangular in the order of the pixels.
+        c: Biases of the pixels, (*shape).
     """
 
     W: jax.Array
@@ -48,13 +49,13 @@ class MADE(NamedTuple):
         """The probability of ink of each pixel given the pixels before it.
 
         Arguments:
-            x: one example, binary.
+            x: One binary example.
 
         Returns:
-            An image in [0, 1] of the shape of x.
+            An image in [0, 1] with the shape of x.
 
         Raises:
-            StructureError: x has another shape than the examples.
+            StructureError: x does not have the shape of the examples.
         """
         return jax.nn.sigmoid(self._log_odds("conditionals", x))
 
@@ -62,43 +63,43 @@ class MADE(NamedTuple):
         """The log-probability of one binary image, in nats.
 
         Arguments:
-            x: one example, of zeros and ones. A gray image has no probability here, and what is returned for one is the
-                cross-entropy of the equation above, which gradients need and which is no log-probability: judge
-                `jnp.round(x)`. Many: `jax.vmap(expert.log_prob)(images)`.
+            x: One example of zeros and ones. For a gray image the result is the negative cross-entropy of the equation
+                above, which is useful for gradients but not a log-probability; use `jnp.round(x)` for that. For a
+                batch: `jax.vmap(expert.log_prob)(images)`.
 
         Returns:
             A scalar, at most 0.
 
         Guarantees:
-            Exact, and the probabilities of all binary images sum to 1.
+            Exact: the probabilities of all binary images sum to 1.
 
         Cost:
-            One pass through the network: d (2 n_hidden + d) multiplications and additions, d being the number of pixels.
+            One pass through the network: d (2 n_hidden + d) multiply-adds for d pixels.
 
         Raises:
-            StructureError: x has another shape than the examples.
+            StructureError: x does not have the shape of the examples.
         """
         log_odds = self._log_odds("log_prob", x)
         return jnp.sum(x * log_odds - jax.nn.softplus(log_odds))
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """One binary image, drawn exactly.
+        """Draws one binary image exactly.
 
         Arguments:
-            key: a random key. Many: `jax.vmap(expert.sample)(jax.random.split(key, n))`.
+            key: One random key. For a batch: `jax.vmap(expert.sample)(jax.random.split(key, n))`.
 
         Cost:
-            As many operations as `log_prob`, one pixel after the other.
+            As many operations as `log_prob`, but sequentially for each pixel.
 
         Raises:
-            MissingKeyError: `key` is not one.
+            MissingKeyError: `key` is not one random key.
         """
         shape, n_hidden = self.c.shape, len(self.b)
         W, V, A = self.W.reshape(-1, n_hidden), self.V.reshape(n_hidden, -1), self.A.reshape(self.c.size, -1)
         draws = jax.random.uniform(one_key("MADE.sample", key), (self.c.size,), self.c.dtype)
 
         def next_pixel(inputs: tuple[jax.Array, jax.Array], pixel: jax.Array) -> tuple[tuple, jax.Array]:
-            # What reaches the hidden units and, directly, the pixels is summed up as the image grows.
+            # The inputs of the hidden units and the direct inputs of the pixels are summed up as the image grows.
             hidden, direct = inputs
             log_odds = direct[pixel] + jax.nn.relu(hidden) @ V[:, pixel]
             value = (draws[pixel] < jax.nn.sigmoid(log_odds)).astype(draws.dtype)
@@ -112,7 +113,7 @@ class MADE(NamedTuple):
         if jnp.shape(x) != shape:
             raise StructureError(
                 explain_error(
-                    f"MADE.{name}: x has another shape than the examples.",
+                    f"MADE.{name}: x does not have the shape of the examples.",
                     got=f"{jnp.shape(x)}",
                     need=f"{shape}",
                     fix=f"a batch: jax.vmap(expert.{name})",
@@ -134,40 +135,41 @@ def made(
     jitter: float = 0.0,
     progress: bool = True,
 ) -> MADE:
-    r"""Trains a masked autoencoder: $\max \sum_i \mathbb{E}_{b \sim \text{Bernoulli}(x_i)} \log p(b)$, as in `MADE.log_prob`.
+    r"""Trains a masked autoencoder: $\max \sum_i \mathbb{E}_{b \sim \text{Bernoulli}(x_i)} \log p(b)$.
 
-    At each step every pixel that is looked at is drawn anew, ink with a probability that is its gray value. The pixels
-    that are predicted keep their gray value: they are independent of those drawn, so that this is the same expectation, less noisy.
+    Each step draws new binary input pixels, with the gray values as probabilities. The predicted pixels keep their gray
+    values: they are independent of the drawn ones, so the expectation is the same but less noisy.
 
     Degrees are spread evenly over the pixels.
 
     Arguments:
-        images: (n, *shape), real numbers in [0, 1].
-        key: a random key, for the weights, the order of the examples and the pixels.
-        n_hidden: hidden units.
-        epochs: passes over the images; with many more of them the few images are learned by heart.
-        learning_rate: of Adam, at its highest: it rises over the first fifth of the steps, and falls as a cosine.
-        batch_size: images in a step; all of them if there are fewer.
-        jitter: the share of the images of a step, from 0 to 1, that are moved by up to one pixel along each of the first two
-            axes, edge pixels filling what comes in: for images (height, width, …). Of 9,000 digits, 0.5 makes a better model
-            of those held out, by 1.4 nats.
-        progress: show a bar.
+        images: Array (n, *shape) of real numbers in [0, 1].
+        key: One random key, for the weights, the order of the examples and the pixels.
+        n_hidden: Number of hidden units.
+        epochs: Number of passes over the images. With many more, the network memorizes the images.
+        learning_rate: Highest learning rate of Adam, which rises over the first fifth of the steps and then falls as a
+            cosine.
+        batch_size: Images per step, at most all of them.
+        jitter: Share of the images of each step, from 0 to 1, that are shifted by up to one pixel along each of the
+            first two axes, with edge pixels repeated. For images (height, width, …). With 9,000 digits, 0.5 improves
+            the held-out log-likelihood by 1.4 nats.
+        progress: Whether to show a progress bar.
 
     Returns:
-        A `MADE`, in the dtype of the images, at least float32.
+        A `MADE` in the dtype of the images, at least float32.
 
     Guarantees:
-        The same for the same key.
+        Reproducible: the same key gives the same result.
 
     Cost:
-        About 6 d (2 n_hidden + d) multiplications and additions for each image and epoch, d being the number of pixels.
+        About 6 d (2 n_hidden + d) multiply-adds for each image and epoch, for d pixels.
 
     Raises:
-        StructureError: the images are not a batch of real numbers, or have a single pixel, or are
-            moved and have fewer than two axes.
-        SettingError: the images leave [0, 1], or a setting is out of its range.
-        MissingKeyError: `key` is not a random key.
-        NonFiniteError: an image holds NaN, or training diverged.
+        StructureError: The images are not a batch of real numbers, have a single pixel, or have fewer than two axes
+            although `jitter` is set.
+        SettingError: The images exceed [0, 1], or a setting is out of range.
+        MissingKeyError: `key` is not one random key.
+        NonFiniteError: An image contains NaN, or training diverged.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -176,7 +178,7 @@ def made(
         >>> expert = made(images, key=jax.random.key(0), n_hidden=16, epochs=100, learning_rate=0.1, progress=False)
         >>> print(f"{expert.log_prob(images[0]):.1f}, at best log(1 / 2) = {jnp.log(0.5):.1f}")
         -0.7, at best log(1 / 2) = -0.7
-        >>> print(jnp.round(expert.conditionals(images[0]), 1))  # the first pixel is open, and decides the others
+        >>> print(jnp.round(expert.conditionals(images[0]), 1))  # the first pixel is random and determines the others
         [0.5 0.  1.  1. ]
 
     References:
@@ -197,7 +199,7 @@ def made(
     if size < 2:
         raise StructureError(
             explain_error(
-                "made: examples must have at least two pixels.", got=f"{shape}", why="no pixel is before another"
+                "made: examples must have at least two pixels.", got=f"{shape}", why="a single pixel has no predecessor"
             )
         )
     if jitter and len(shape) < 2:
@@ -205,7 +207,7 @@ def made(
             explain_error("made: `jitter` is for images, (height, width, …).", got=f"examples {shape}", fix="jitter=0")
         )
     pixels = np.arange(size)
-    degrees = np.linspace(1, size - 1, n_hidden).round()  # how many pixels, the first ones, a unit sees
+    degrees = np.linspace(1, size - 1, n_hidden).round()  # a unit sees this many of the first pixels
     seen = (pixels[:, None] < degrees).reshape(*shape, n_hidden)
     masks = MADE(
         W=jnp.asarray(seen, dtype),
@@ -215,11 +217,12 @@ def made(
         c=jnp.ones(shape, dtype),
     )
     raw = MADE(
-        W=jax.random.normal(in_key, masks.W.shape, dtype) / jnp.broadcast_to(jnp.sqrt(degrees).astype(dtype), masks.W.shape),
+        W=jax.random.normal(in_key, masks.W.shape, dtype)
+        / jnp.broadcast_to(jnp.sqrt(degrees).astype(dtype), masks.W.shape),
         b=jnp.zeros(n_hidden, dtype),
         V=0.01 * jax.random.normal(out_key, masks.V.shape, dtype),
         A=jnp.zeros(masks.A.shape, dtype),
-        # Pixels start at their frequencies, rather than spend the first epoch on the margins.
+        # Pixels start at their frequencies, so that the first epoch is not spent on learning these.
         c=logit(jnp.clip(jnp.mean(examples, 0), 1e-3, 1 - 1e-3)),
     )
 
@@ -251,7 +254,7 @@ def made(
 
 
 def _moved(key: jax.Array, x: jax.Array, share: float) -> jax.Array:
-    """With probability `share`, the image moved by −1, 0 or 1 along each of its first two axes."""
+    """With probability `share`, shifts the image by −1, 0 or 1 along each of its first two axes."""
     share_key, place_key = jax.random.split(key)
     others = x.ndim - 2
     padded = jnp.pad(x, [(1, 1), (1, 1)] + others * [(0, 0)], mode="edge")

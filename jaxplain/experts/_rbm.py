@@ -1,4 +1,4 @@
-"""An expert made of parts that are on or off: the restricted Boltzmann machine."""
+"""The restricted Boltzmann machine, an expert with binary hidden units."""
 
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -10,31 +10,31 @@ from jax import lax
 from jax.scipy.special import logit
 from jax.typing import ArrayLike
 
-from jaxplain._checks import positive_int
+from jaxplain._checks import one_of, positive_int
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._leaves import wide_dtype
 from jaxplain.experts._fit import examples_of, fit, minimizing, one_key
 
 
 class RBM(NamedTuple):
-    r"""A restricted Boltzmann machine: a density of examples x with hidden binary units h, summed out in closed form.
+    r"""A restricted Boltzmann machine: a density of examples x with binary hidden units h, summed out in closed form.
 
     Binary pixels (`sigma` is None), $x \in \{0, 1\}^d$:
 
     $$p(x, h) \propto e^{-E(x, h)}, \qquad E(x, h) = -b \cdot x - c \cdot h - \sum_{ij} x_i W_{ij} h_j.$$
 
-    Real pixels (`sigma` = σ), $x \in \mathbb{R}^d$: each h is a Gaussian of covariance $\operatorname{diag} \sigma^2$, and p(x) a
-    mixture of $2^{n_\text{hidden}}$ of them:
+    Real pixels (`sigma` = σ), $x \in \mathbb{R}^d$: each h is a Gaussian of covariance $\operatorname{diag} \sigma^2$,
+    and p(x) a mixture of $2^{n_\text{hidden}}$ of them:
 
     $$E(x, h) = \sum_i \frac{(x_i - b_i)^2}{2 \sigma_i^2} - c \cdot h - \sum_{ij} \frac{x_i}{\sigma_i} W_{ij} h_j.$$
 
     A pytree of arrays: pass it to `jit`, take gradients through it. `rbm(images, key=key)` trains one.
 
     Attributes:
-        weights: W, (*shape, n_hidden), shape being that of an example.
-        visible_bias: b, of that shape.
-        hidden_bias: c, (n_hidden,).
-        sigma: None, or the standard deviations of x given h, of that shape or a scalar.
+        weights: Weights W, (*shape, n_hidden), where shape is the shape of an example.
+        visible_bias: Biases b of the pixels, with the shape of an example.
+        hidden_bias: Biases c of the hidden units, (n_hidden,).
+        sigma: Standard deviations of x given h, with the shape of an example or (); `None` for binary pixels.
     """
 
     weights: jax.Array
@@ -43,33 +43,34 @@ class RBM(NamedTuple):
     sigma: jax.Array | None = None
 
     def free_energy(self, x: ArrayLike) -> jax.Array:
-        r"""F(x), which is −log p(x) up to the constant log Z: $p(x) = e^{-F(x)} / Z$.
+        r"""The free energy F(x), which is −log p(x) up to the constant log Z: $p(x) = e^{-F(x)} / Z$.
 
         $$F(x) = -b \cdot x - \sum_j \operatorname{softplus}\Big(c_j + \sum_i W_{ij} x_i\Big) \qquad \text{(binary)},$$
 
         $$F(x) = \sum_i \frac{(x_i - b_i)^2}{2 \sigma_i^2} - \sum_j \operatorname{softplus}\Big(c_j + \sum_i W_{ij}
         \frac{x_i}{\sigma_i}\Big) \qquad \text{(real)}.$$
 
-        `lambda x, *_: strength * expert.free_energy(x)` is the penalty of activation maximization that keeps a prototype among
-        the examples. Start it from an example or from the mean of a class, not from noise or a black image: F has valleys that no
-        chain of the training saw, and the image of least F need not look like an example. For digits it is the black one, e⁵⁰
-        times denser than a digit is and yet one image among far more digits.
+        As a penalty of activation maximization, `lambda x, *_: strength * expert.free_energy(x)` keeps a prototype
+        close to the examples. Note that it should start from an example or from the mean of a class, not from noise or
+        a black image, because F has minima that no chain visited during training, and the image with the lowest F need
+        not look like an example. For digits it is the black image, whose density is e⁵⁰ times that of a digit.
 
         Arguments:
-            x: one example, of the shape of `visible_bias`. Many: `jax.vmap(expert.free_energy)(images)`.
+            x: One example, with the shape of `visible_bias`. For a batch: `jax.vmap(expert.free_energy)(images)`.
 
         Returns:
             A scalar, in nats. −F(x) − log Z is the log-likelihood, with log Z from `log_partition`.
 
         Guarantees:
-            Exact: all hidden units are summed over. Binary: x between 0 and 1 is accepted and F is smooth there, but no
-            density. It is concave, so that its minima over the box are at corners: it drives pixels to black or white.
+            Exact: all hidden units are summed over. For binary pixels, F is also defined and smooth for x between 0 and
+            1, where it is not a density. It is concave, so its minima over the box are corners: it drives pixels to
+            black or white.
 
         Cost:
-            O(d n_hidden), one product with the weights; as much again for the gradient.
+            O(d n_hidden): one product with the weights, and one more for the gradient.
 
         Raises:
-            StructureError: x has another shape than `visible_bias`.
+            StructureError: x does not have the shape of `visible_bias`.
         """
         x = self._example(x)
         hidden = jnp.sum(jax.nn.softplus(self._inputs(x)))
@@ -78,35 +79,37 @@ class RBM(NamedTuple):
         return jnp.sum(jnp.square((x - self.visible_bias) / self.sigma)) / 2 - hidden
 
     def hidden(self, x: ArrayLike) -> jax.Array:
-        r"""The probabilities of the hidden units, $p(h_j = 1 \mid x) = \operatorname{sigmoid}(c_j + \sum_i W_{ij} x_i / \sigma_i)$, σ = 1 if binary.
+        r"""Probabilities of the hidden units given x; σ = 1 for binary pixels.
+
+        $$p(h_j = 1 \mid x) = \operatorname{sigmoid}\Big(c_j + \sum_i W_{ij} x_i / \sigma_i\Big).$$
 
         Arguments:
-            x: one example, of the shape of `visible_bias`.
+            x: One example, with the shape of `visible_bias`.
 
         Returns:
-            (n_hidden,), the hidden units being independent given x.
+            Array (n_hidden,). The hidden units are independent given x.
 
         Raises:
-            StructureError: x has another shape.
+            StructureError: x does not have the shape of an example.
         """
         return jax.nn.sigmoid(self._inputs(self._example(x)))
 
     def visible(self, h: ArrayLike) -> jax.Array:
-        r"""The mean of x given the hidden units: $\operatorname{sigmoid}(b + W h)$ if binary, $b + \sigma\, W h$ if real.
+        r"""The mean of x given h: $\operatorname{sigmoid}(b + W h)$ if binary, $b + \sigma\, W h$ if real.
 
         Arguments:
-            h: (n_hidden,).
+            h: Hidden units, (n_hidden,).
 
         Returns:
-            Of the shape of an example, the pixels being independent given h.
+            Array with the shape of an example. The pixels are independent given h.
 
         Raises:
-            StructureError: h has another shape.
+            StructureError: h does not have shape (n_hidden,).
         """
         if jnp.shape(h) != jnp.shape(self.hidden_bias):
             raise StructureError(
                 explain_error(
-                    "RBM: these are not the hidden units of one example.",
+                    "RBM: `h` must be the hidden units of one example.",
                     got=f"shape {jnp.shape(h)}",
                     need=f"{jnp.shape(self.hidden_bias)}",
                     fix="a batch: jax.vmap(expert.visible)(hs)",
@@ -118,26 +121,27 @@ class RBM(NamedTuple):
         return self.visible_bias + self.sigma * back
 
     def gibbs(self, key: jax.Array, x: ArrayLike, n_steps: int = 1) -> jax.Array:
-        """The example that a Markov chain reaches from x in `n_steps` rounds of drawing h given x, then x given h.
+        """Gibbs sampling from x: `n_steps` rounds of drawing h given x, then x given h.
 
         Arguments:
-            key: a random key. Many chains: `jax.vmap(lambda key, x: expert.gibbs(key, x, 1000))(keys, xs)`.
-            x: where the chain starts, of the shape of `visible_bias`.
-            n_steps: how many rounds, a Python integer.
+            key: One random key. For many chains: `jax.vmap(lambda key, x: expert.gibbs(key, x, 1000))(keys, xs)`.
+            x: Start of the chain, with the shape of `visible_bias`.
+            n_steps: Number of rounds, a Python integer.
 
         Returns:
-            An example, pixels 0 or 1 if binary. `expert.visible(expert.hidden(x))` is a smoother picture of it.
+            An example, with pixels 0 or 1 if binary. `expert.visible(expert.hidden(x))` is a smoother version of it.
 
         Guarantees:
-            p(x) does not change under a round: a chain that starts with an example of p ends with one. From elsewhere that
-            takes a number of rounds which nothing tells; a trained RBM is slow to leave one kind of example for another.
+            A round leaves p(x) invariant: a chain that starts with a sample of p ends with one. From elsewhere, the
+            required number of rounds is unknown; chains of a trained RBM move slowly between different kinds of
+            examples.
 
         Cost:
-            Two products with the weights for each round.
+            Two products with the weights per round.
 
         Raises:
-            MissingKeyError: `key` is not one.
-            StructureError: x has another shape.
+            MissingKeyError: `key` is not one random key.
+            StructureError: x does not have the shape of an example.
             SettingError: `n_steps` is not a positive integer.
         """
         positive_int("RBM.gibbs", "n_steps", n_steps)
@@ -163,7 +167,7 @@ class RBM(NamedTuple):
         if jnp.shape(x) != shape:
             raise StructureError(
                 explain_error(
-                    "RBM: the example has another shape than the visible units.",
+                    "RBM: the example does not have the shape of the visible units.",
                     got=f"shape {jnp.shape(x)}",
                     need=f"{shape}",
                     fix="a batch: jax.vmap(expert.free_energy)(images)",
@@ -190,55 +194,57 @@ def rbm(
 ) -> RBM:
     r"""A restricted Boltzmann machine trained on some images by persistent contrastive divergence.
 
-    The gradient of the log-likelihood is that of a difference, the second mean over samples $\tilde x$ of the model held fixed:
+    The gradient of the log-likelihood is that of a difference, where samples $\tilde x$ of the model are held fixed:
 
     $$\nabla_\theta\, \mathbb{E}_\text{data}[\log p(x)]
     = -\nabla_\theta \Big( \mathbb{E}_{x \sim \text{data}}[F(x)] - \mathbb{E}_{\tilde x \sim p}[F(\tilde x)] \Big).$$
 
-    The samples are those of Markov chains, `n_gibbs` rounds for each step of the optimizer. Persistent chains go on from step to
-    step (PCD, also called stochastic maximum likelihood) and go where the model puts its mass. With `persistent=False` they
-    start anew from the batch (CD-k), which leaves unseen what the model believes a few rounds away from it, just where activation
-    maximization would go: on the digits that costs 19 nats of likelihood.
+    The samples come from Markov chains, which advance `n_gibbs` rounds at each step of the optimizer. Persistent chains
+    continue from step to step (PCD, also called stochastic maximum likelihood) and explore the mass of the model. With
+    `persistent=False` they restart from the batch (CD-k). Such chains never visit regions more than a few rounds away
+    from the data, which is where activation maximization would go; on the digits this costs 19 nats of likelihood.
 
-    It needs a few thousand steps. Three choices spare most of the tuning. The learning rate falls to zero in a straight line, as the chains must be faster
-    than the weights. The gradient is centered: weights are learned for $(x - \mu)_i W_{ij} (h - \tfrac12)_j$, μ the mean image, and the
-    biases of the ordinary form restored at the end; that is the same family of densities, with a better conditioned gradient.
-    And the biases of pixels start at the log-odds of their means, clipped to [0.01, 0.99], those of hidden units at 0.
+    Training takes a few thousand steps. Three choices avoid most of the tuning. The learning rate decreases linearly to
+    zero, because the chains must move faster than the weights. The gradient is centered: the weights are learned for
+    $(x - \mu)_i W_{ij} (h - \tfrac12)_j$ with the mean image μ, and the biases of the ordinary form are restored at the
+    end; this is the same family of densities with a better conditioned gradient. The biases of pixels start at the
+    log-odds of their means, clipped to [0.01, 0.99], and those of hidden units at 0.
 
     Arguments:
-        images: (n, *shape). Bernoulli: in [0, 1], taken for probabilities: each time an image is used its pixels are drawn anew,
-            1 with these probabilities. Gaussian: real numbers of any range.
-        key: a random key. Required.
-        n_hidden: how many hidden units.
-        visible: `"bernoulli"`, pixels that are 0 or 1, or `"gaussian"`, pixels that are real numbers.
-        sigma: Gaussian only: the standard deviations of pixels given the hidden units, positive, of the shape of an example or a
-            scalar. It is not learned. `None`: half of those of the pixels in `images`, or a tenth of the largest for pixels that vary less: three
-            quarters of the variance are left for the hidden units to explain (σ at a pixel's own deviation would leave nothing). A smaller
-            σ allows finer detail and mixes more slowly.
-        epochs: how often every image is used.
-        learning_rate: that of the first step of gradient descent. `None`: 0.3 for Bernoulli pixels, 0.03 for Gaussian ones.
-        batch_size: images for each step; all of them if there are fewer.
-        n_gibbs: rounds of Gibbs sampling for each step.
-        persistent: go on with the same chains, or start them from the batch.
-        n_chains: how many persistent chains; `None` is `batch_size`.
-        weight_decay: λ of $\tfrac{\lambda}{2} \lVert W \rVert^2$, added to the negative log-likelihood.
-        progress: show a progress bar. Its objective, F(data) − F(samples) and the weight decay, is no likelihood: it stays near zero.
+        images: Array (n, *shape). For Bernoulli pixels, probabilities in [0, 1], from which new binary pixels are drawn
+            each time an image is used. For Gaussian pixels, real numbers of any range.
+        key: One random key. Required.
+        n_hidden: Number of hidden units.
+        visible: `"bernoulli"` for pixels that are 0 or 1, or `"gaussian"` for real pixels.
+        sigma: For Gaussian pixels only, the positive standard deviations of pixels given the hidden units, with the
+            shape of an example or (). They are not learned. `None` uses half the standard deviation of each pixel in
+            `images`, but at least a twentieth of the largest. This leaves three quarters of the variance for the hidden
+            units to explain. A smaller σ allows finer detail and mixes more slowly.
+        epochs: Number of passes over the images.
+        learning_rate: Learning rate of the first step. `None` is 0.3 for Bernoulli and 0.03 for Gaussian pixels.
+        batch_size: Images per step, at most all of them.
+        n_gibbs: Rounds of Gibbs sampling per step.
+        persistent: Whether chains continue from step to step or restart from the batch.
+        n_chains: Number of persistent chains. `None` is `batch_size`.
+        weight_decay: Factor λ of $\tfrac{\lambda}{2} \lVert W \rVert^2$, which is added to the negative log-likelihood.
+        progress: Whether to show a progress bar. Its objective, F(data) − F(samples) plus the weight decay, is not a
+            likelihood and stays near zero.
 
     Returns:
-        An `RBM`, in the dtype of the images, at least float32.
+        An `RBM` in the dtype of the images, at least float32.
 
     Guarantees:
-        A function of its arguments, the key included. The gradient is biased, as the chains are not in equilibrium: measure
-        the likelihood with `log_partition`.
+        Reproducible: the same key gives the same result. The gradient is biased, because the chains are not in
+        equilibrium. Measure the likelihood with `log_partition`.
 
     Cost:
-        (4 + 2 n_gibbs) products of a batch with the weights for each step.
+        (4 + 2 n_gibbs) products of a batch with the weights per step.
 
     Raises:
-        MissingKeyError: `key` is missing or no random key.
-        StructureError: the images are not a batch of real numbers, or `sigma` fits no example.
-        SettingError: a setting is out of its range, or the images are outside of [0, 1] and Bernoulli.
-        NonFiniteError: training broke, or the images hold NaN.
+        MissingKeyError: `key` is missing or not one random key.
+        StructureError: The images are not a batch of real numbers, or `sigma` does not match their shape.
+        SettingError: A setting is out of range, or images for Bernoulli pixels exceed [0, 1].
+        NonFiniteError: Training diverged, or the images contain NaN.
 
     Example:
         >>> import jax, jaxplain as jx
@@ -248,7 +254,7 @@ def rbm(
         >>> x = (digits.x_test > 0.5).astype("float32")
         >>> log_z = log_partition(jax.random.key(1), expert, n_temperatures=200).estimate
         >>> log_likelihood = -jax.vmap(expert.free_energy)(x) - log_z
-        >>> bool(log_likelihood.mean() > -206)  # that of independent pixels
+        >>> bool(log_likelihood.mean() > -206)  # the likelihood of independent pixels
         True
 
     References:
@@ -258,12 +264,7 @@ def rbm(
         Melchior, Fischer, Wiskott: How to Center Deep Boltzmann Machines. JMLR 17, 2016.
     """
     init_key, chain_key, fit_key = jax.random.split(one_key("rbm", key), 3)
-    if visible not in ("bernoulli", "gaussian"):
-        raise SettingError(
-            explain_error(
-                "rbm: there are two kinds of visible units.", got=repr(visible), need="'bernoulli', 'gaussian'"
-            )
-        )
+    one_of("rbm", "visible", visible, ("bernoulli", "gaussian"))
     binary = visible == "bernoulli"
     examples = examples_of("rbm", images, binary_range=binary)
     examples = examples.astype(wide_dtype(examples))
@@ -288,7 +289,7 @@ def rbm(
         )
 
     scale = _scale(sigma, examples, binary)
-    # Real pixels are learned in units of sigma, or one learning rate could not fit them all.
+    # Real pixels are learned in units of sigma, so that one learning rate suits all of them.
     units = examples if scale is None else examples / jnp.broadcast_to(scale, examples.shape)
     mean = jnp.mean(units, 0)
     start = RBM(
@@ -300,7 +301,7 @@ def rbm(
     optimizer = optax.sgd(optax.linear_schedule(learning_rate, 0.0, n_updates))
 
     def as_rbm(centered: RBM) -> RBM:
-        # σ joins here, since it would be trained if it were among the parameters.
+        # σ is added here, because it would be trained if it were one of the parameters.
         return _uncentered(centered, mean)._replace(sigma=None if binary else jnp.ones((), dtype))
 
     def loss(centered: RBM, data: jax.Array, samples: jax.Array) -> jax.Array:
@@ -334,13 +335,14 @@ def rbm(
 
 
 class LogPartition(NamedTuple):
-    r"""The logarithm of a partition function, in nats, as estimated.
+    r"""An estimate of the logarithm of a partition function, in nats.
 
     Attributes:
-        estimate: log Z.
-        low: of a 95 % interval.
-        high: of the same.
-        effective_chains: $(\sum w)^2 / \sum w^2$, of `n_chains`: a small share says that there are too few temperatures.
+        estimate: The estimate of log Z.
+        low: Lower bound of a 95 % interval.
+        high: Upper bound of a 95 % interval.
+        effective_chains: Effective number of chains, $(\sum w)^2 / \sum w^2$. If it is much smaller than `n_chains`,
+            there are too few temperatures.
     """
 
     estimate: jax.Array
@@ -352,34 +354,36 @@ class LogPartition(NamedTuple):
 def log_partition(key: jax.Array, rbm: RBM, *, n_chains: int = 100, n_temperatures: int = 1000) -> LogPartition:
     r"""The log Z of an RBM, $\log \sum_x e^{-F(x)}$ (an integral for real pixels), by annealed importance sampling.
 
-    Each chain starts with a sample of the RBM without weights, whose log Z₀ is known, and is led to the RBM through those of
+    Each chain starts with a sample of the RBM without weights, whose log Z₀ is known, and moves to the RBM through
 
-    $$F_\beta(x) = F_0(x;\, b_\beta) - \sum_j \operatorname{softplus}\big(\beta\, (c_j + \textstyle\sum_i W_{ij} x_i / \sigma_i)\big),
+    $$F_\beta(x) = F_0(x;\, b_\beta)
+    - \sum_j \operatorname{softplus}\big(\beta\, (c_j + \textstyle\sum_i W_{ij} x_i / \sigma_i)\big),
     \qquad 0 = \beta_1 < \dots < \beta_K = 1,$$
 
-    one round of Gibbs sampling at each (F₀: the part of the pixels alone; σ = 1 if binary). The biases of the pixels go from
-    $b_0 = b + \tfrac12 \sigma \sum_j W_j$, which are those of the centered form and so close to the pixels' own means, to $b_1 = b$. Then
+    with one round of Gibbs sampling at each (F₀ is the part of the pixels alone; σ = 1 if binary). The biases of the
+    pixels change from $b_0 = b + \tfrac12 \sigma \sum_j W_j$, those of the centered form, which are close to the
+    pixels' own means, to $b_1 = b$. Then
 
     $$\log \hat Z = \log Z_0 + \log \frac1N \sum_{n=1}^N w_n, \qquad
     \log w_n = \sum_{k=2}^{K} F_{\beta_{k-1}}\big(x_n^{(k-1)}\big) - F_{\beta_k}\big(x_n^{(k-1)}\big).$$
 
     Arguments:
-        key: a random key.
-        rbm: the machine, binary or real.
-        n_chains: N, how many independent chains, at least 2.
-        n_temperatures: K, evenly spaced, at least 2.
+        key: One random key.
+        rbm: The RBM, binary or real.
+        n_chains: Number N of independent chains, at least 2.
+        n_temperatures: Number K of evenly spaced temperatures, at least 2.
 
     Returns:
         A `LogPartition`. The mean log-likelihood of examples is `-jax.vmap(rbm.free_energy)(x).mean() - estimate`.
 
     Guarantees:
         The mean of the weights is an unbiased estimate of Z. Its logarithm is therefore too low on average, and
-        **log-likelihoods are too high**. The interval is that of the delta method: the estimate ± 1.96 standard errors of the mean
-        weight, relative to it. It knows nothing of a mode that no chain has found. Estimates that go up with `n_temperatures`
-        say that there are too few.
+        **log-likelihoods are too high**. The interval is that of the delta method: the estimate ± 1.96 relative
+        standard errors of the mean weight. It does not account for modes that no chain has found. If estimates increase
+        with `n_temperatures`, there are too few temperatures.
 
     Cost:
-        Two products of N examples with the weights for each temperature, in one compiled loop.
+        Two products of N examples with the weights per temperature, in one compiled loop.
 
     Raises:
         MissingKeyError: `key` is not one.
@@ -393,7 +397,7 @@ def log_partition(key: jax.Array, rbm: RBM, *, n_chains: int = 100, n_temperatur
     """
     positive_int("log_partition", "n_chains", n_chains, minimum=2)
     positive_int("log_partition", "n_temperatures", n_temperatures, minimum=2)
-    # In bfloat16 neighboring temperatures would be one.
+    # In bfloat16, neighboring temperatures would coincide.
     rbm = jax.tree.map(lambda leaf: leaf.astype(wide_dtype(leaf)), rbm)
     log_weights = _annealed(one_key("log_partition", key), rbm, n_chains, n_temperatures)
     if rbm.sigma is None:
@@ -425,7 +429,7 @@ def _annealed(key: jax.Array, rbm: RBM, n_chains: int, n_temperatures: int) -> j
             beta, after, key = part
             hidden_key, visible_key = jax.random.split(key)
             inputs, middle = rbm._inputs(x), at((beta + after) / 2).visible_bias
-            # Term by term, as the sums are large and their differences small.
+            # Term by term, because the sums are large and their differences small.
             away = x if rbm.sigma is None else (x - middle) / jnp.square(rbm.sigma)
             log_weight += jnp.sum(jax.nn.softplus(after * inputs) - jax.nn.softplus(beta * inputs))
             log_weight -= (after - beta) * jnp.sum(half * away)
@@ -441,7 +445,7 @@ def _annealed(key: jax.Array, rbm: RBM, n_chains: int, n_temperatures: int) -> j
 
 
 def _half(rbm: RBM) -> jax.Array:
-    """What the hidden units add to the visible biases when each is on by half."""
+    """The contribution of the hidden units to the visible biases if each is ½."""
     return jnp.sum(rbm.weights, -1) / 2 * (1.0 if rbm.sigma is None else rbm.sigma)
 
 
@@ -472,11 +476,15 @@ def _scale(sigma: ArrayLike | None, examples: jax.Array, binary: bool) -> jax.Ar
         return scale
     if jnp.shape(sigma) not in ((), shape):
         raise StructureError(
-            explain_error("rbm: `sigma` fits no example.", got=f"shape {jnp.shape(sigma)}", need=f"() or {shape}")
+            explain_error(
+                "rbm: `sigma` does not match the shape of an example.",
+                got=f"shape {jnp.shape(sigma)}",
+                need=f"() or {shape}",
+            )
         )
     scale = jnp.asarray(sigma, dtype)
     if not bool(jnp.all((scale > 0) & jnp.isfinite(scale))):
         raise SettingError(
-            explain_error("rbm: `sigma` must be positive.", got=f"a least value of {jnp.min(scale):.4g}")
+            explain_error("rbm: `sigma` must be positive.", got=f"a smallest value of {jnp.min(scale):.4g}")
         )
     return scale

@@ -1,4 +1,4 @@
-"""A variational autoencoder: images as smooth functions of a few normal numbers."""
+"""The variational autoencoder: images as smooth functions of a few normal variables."""
 
 import math
 from itertools import pairwise
@@ -15,15 +15,15 @@ from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._leaves import wide_dtype
 from jaxplain.experts._fit import examples_of, fit, minimizing, one_key
 
-Layer = tuple[jax.Array, jax.Array]  # W and b of x -> x · W + b, all axes of x being summed
+Layer = tuple[jax.Array, jax.Array]  # W and b of x -> x · W + b, summed over all axes of x
 
 
 class Posterior(NamedTuple):
     r"""The encoder's normal distribution of a code: $q(z \mid x) = \mathcal{N}(\mu, \operatorname{diag} \sigma^2)$.
 
     Attributes:
-        mean: μ, (n_code,).
-        log_variance: log σ², (n_code,).
+        mean: Mean μ, (n_code,).
+        log_variance: Logarithm of the variance σ², (n_code,).
     """
 
     mean: jax.Array
@@ -31,57 +31,58 @@ class Posterior(NamedTuple):
 
 
 class VAE(NamedTuple):
-    r"""A density of binary images that are made from a code: first $z \sim \mathcal{N}(0, I)$, then every pixel on its own.
+    r"""A density of binary images generated from a code $z \sim \mathcal{N}(0, I)$, with pixels independent given z.
 
     $$p(x) = \int \mathcal{N}(z;\, 0, I) \prod_i G(z)_i^{x_i}\, (1 - G(z)_i)^{1 - x_i}\, dz.$$
 
-    `decode` is G, and z lives in a space that is normal: `activation_maximization` can look for a prototype there, through
-    `jx.prototypes.decoder(expert.decode)`, and codes at a distance of about √n_code from the origin, where the prior's codes are, look like examples (nearer to it lie blends).
+    `decode` is G. Because codes are normally distributed, `activation_maximization` can search for prototypes among
+    them, with `jx.prototypes.decoder(expert.decode)`. Codes at a distance of about √n_code from the origin, typical of
+    the prior, look like examples; closer to the origin lie blends.
 
-    The integral has no closed form. The encoder's $q(z \mid x)$ gives lower bounds of log p(x) instead: `elbo`, and
-    `log_prob`, which is closer.
+    The integral has no closed form. The encoder's $q(z \mid x)$ provides lower bounds of log p(x) instead: `elbo`, and
+    the tighter `log_prob`.
 
     A pytree of arrays: pass it to `jit`, take gradients through it. `vae(images)` trains one.
 
     Attributes:
-        encoder: three layers (W, b), from an example to the mean and the log-variance of its code, 2 n_code numbers.
-        decoder: three layers (W, b), from a code to the log-odds of the pixels, of the shape of an example.
+        encoder: Three layers (W, b), from an example to the mean and log-variance of its code, 2 n_code numbers.
+        decoder: Three layers (W, b), from a code to the log-odds of the pixels, with the shape of an example.
     """
 
     encoder: tuple[Layer, ...]
     decoder: tuple[Layer, ...]
 
     def encode(self, x: ArrayLike) -> Posterior:
-        """Which codes the example may come from.
+        """The distribution of codes for an example.
 
         Arguments:
-            x: one example, binary or in [0, 1]. Many: `jax.vmap(expert.encode)(images)`.
+            x: One example, binary or in [0, 1]. For a batch: `jax.vmap(expert.encode)(images)`.
 
         Returns:
             `Posterior(mean, log_variance)`; `expert.decode(expert.encode(x).mean)` is the reconstruction.
 
         Raises:
-            StructureError: x has another shape than the examples.
+            StructureError: x does not have the shape of the examples.
         """
         return Posterior(*jnp.split(_network(self.encoder, self._example("encode", x)), 2))
 
     def decode(self, z: ArrayLike) -> jax.Array:
-        """G(z), the mean of the images that the code makes: the probability of ink of each pixel.
+        """The mean image G(z) of a code, i.e. the probability of ink of each pixel.
 
         Arguments:
-            z: one code, (n_code,). Many: `jax.vmap(expert.decode)(codes)`.
+            z: One code, (n_code,). For a batch: `jax.vmap(expert.decode)(codes)`.
 
         Returns:
-            An image of the shape of an example, in [0, 1].
+            An image with the shape of an example, in [0, 1].
 
         Raises:
-            StructureError: z has another shape than the codes.
+            StructureError: z does not have the shape of a code.
         """
         shape = jnp.shape(self.decoder[0][0])[:-1]
         if jnp.shape(z) != shape:
             raise StructureError(
                 explain_error(
-                    "VAE.decode: z has another shape than the codes.",
+                    "VAE.decode: z does not have the shape of a code.",
                     got=f"{jnp.shape(z)}",
                     need=f"{shape}",
                     fix="a batch: jax.vmap(expert.decode)(codes)",
@@ -90,27 +91,30 @@ class VAE(NamedTuple):
         return jax.nn.sigmoid(_network(self.decoder, jnp.asarray(z)))
 
     def elbo(self, x: ArrayLike, key: jax.Array, n_samples: int = 1) -> jax.Array:
-        r"""The evidence lower bound of log p(x), in nats, without bias.
+        r"""An unbiased estimate of the evidence lower bound of log p(x), in nats.
 
-        $$\mathcal{L}(x) = \mathbb{E}_{q(z \mid x)} \log p(x \mid z) - \tfrac12 \sum_j \big(\mu_j^2 + \sigma_j^2 - 1 - \log \sigma_j^2\big)
+        $$\mathcal{L}(x) = \mathbb{E}_{q(z \mid x)} \log p(x \mid z)
+        - \tfrac12 \sum_j \big(\mu_j^2 + \sigma_j^2 - 1 - \log \sigma_j^2\big)
         \;\le\; \log p(x),$$
 
-        the expectation over `n_samples` codes $\mu + \sigma \varepsilon$, the divergence in closed form.
+        with the expectation over `n_samples` codes $\mu + \sigma \varepsilon$ and the divergence in closed form.
 
         Arguments:
-            x: one example. The bound is of log p(x) if x is binary; in between, it is that of the cross-entropy, no log-probability.
-            key: a random key. Many: `jax.vmap(expert.elbo)(images, jax.random.split(key, n))`.
-            n_samples: how many codes (Python integer); more of them make it less noisy and not larger.
+            x: One example. If x is not binary, the bound is not one of a log-probability but of a negative
+                cross-entropy.
+            key: One random key. For a batch: `jax.vmap(expert.elbo)(images, jax.random.split(key, n))`.
+            n_samples: Number of codes (Python integer). More codes reduce the noise, but do not increase the mean.
 
         Returns:
-            A scalar. One value may lie above log p(x); their mean over keys does not.
+            A scalar. A single value may exceed log p(x); the mean over keys does not.
 
         Cost:
-            One pass through the encoder, `n_samples` through the decoder.
+            One pass through the encoder, and `n_samples` through the decoder.
 
         Raises:
-            StructureError: x has another shape than the examples.
-            MissingKeyError, SettingError: `key` or `n_samples` are not what is described above.
+            StructureError: x does not have the shape of the examples.
+            MissingKeyError: `key` is not one random key.
+            SettingError: `n_samples` is not a positive integer.
         """
         x = self._example("elbo", x)
         mean, log_variance = self.encode(x)
@@ -119,29 +123,30 @@ class VAE(NamedTuple):
         return jnp.mean(self._log_likelihoods(x, z)) - divergence
 
     def log_prob(self, x: ArrayLike, key: jax.Array, n_samples: int = 64) -> jax.Array:
-        r"""An estimate of log p(x), in nats, that in expectation is a lower bound: importance sampling with the encoder.
+        r"""An estimate of log p(x) by importance sampling with the encoder, in nats; its mean is a lower bound.
 
         $$\log \frac1K \sum_{k=1}^K \frac{p(x \mid z_k)\, p(z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x).$$
 
         Arguments:
-            x: one example, binary (see `elbo`; a gray image may be rounded: `jnp.round(x)`).
-            key: a random key. Many: `jax.vmap(expert.log_prob)(images, jax.random.split(key, n))`.
-            n_samples: K, how many codes (Python integer).
+            x: One binary example (see `elbo`; round a gray image with `jnp.round(x)`).
+            key: One random key. For a batch: `jax.vmap(expert.log_prob)(images, jax.random.split(key, n))`.
+            n_samples: Number K of codes (Python integer).
 
         Returns:
-            A scalar. One value may lie above log p(x); their mean over keys does not.
+            A scalar. A single value may exceed log p(x); the mean over keys does not.
 
         Guarantees:
-            The mean over keys is the ELBO for K = 1, never falls as K grows, and tends to log p(x). Its exponential is an
-            estimate of p(x) without bias.
+            The mean over keys is the ELBO for K = 1, does not decrease with K, and converges to log p(x). The
+            exponential is an unbiased estimate of p(x).
 
         Cost:
-            One pass through the encoder, K through the decoder, all at once: under `vmap` over n images, memory for n K
-            of them. `jax.lax.map(..., batch_size=50)` bounds it.
+            One pass through the encoder, and K through the decoder, all at once. Under `vmap` over n images this needs
+            memory for n K images, which `jax.lax.map(..., batch_size=50)` bounds.
 
         Raises:
-            StructureError: x has another shape than the examples.
-            MissingKeyError, SettingError: `key` or `n_samples` are not what is described above.
+            StructureError: x does not have the shape of the examples.
+            MissingKeyError: `key` is not one random key.
+            SettingError: `n_samples` is not a positive integer.
 
         References:
             Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders. ICLR 2016.
@@ -154,16 +159,16 @@ class VAE(NamedTuple):
         return logsumexp(self._log_likelihoods(x, z) + log_ratios) - math.log(n_samples)
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """One binary image, drawn from p(x).
+        """Draws one binary image from p(x).
 
-        Its pixels are drawn on their own given the code, which leaves grain at the edges of strokes. The smooth image that is
-        mostly shown instead is `expert.decode(jax.random.normal(key, (n_code,)))`.
+        Its pixels are drawn independently given the code, which makes the edges of strokes grainy. For a smooth image,
+        as is usually shown: `expert.decode(jax.random.normal(key, (n_code,)))`.
 
         Arguments:
-            key: a random key. Many: `jax.vmap(expert.sample)(jax.random.split(key, n))`.
+            key: One random key. For a batch: `jax.vmap(expert.sample)(jax.random.split(key, n))`.
 
         Raises:
-            MissingKeyError: `key` is not one.
+            MissingKeyError: `key` is not one random key.
         """
         code_key, pixel_key = jax.random.split(one_key("VAE.sample", key))
         kernel, _ = self.decoder[0]
@@ -175,7 +180,7 @@ class VAE(NamedTuple):
         if jnp.shape(x) != shape:
             raise StructureError(
                 explain_error(
-                    f"VAE.{name}: x has another shape than the examples.",
+                    f"VAE.{name}: x does not have the shape of the examples.",
                     got=f"{jnp.shape(x)}",
                     need=f"{shape}",
                     fix=f"a batch: jax.vmap(expert.{name})",
@@ -184,7 +189,7 @@ class VAE(NamedTuple):
         return jnp.asarray(x)
 
     def _log_likelihoods(self, x: jax.Array, codes: jax.Array) -> jax.Array:
-        """log p(x | z) of each of the codes."""
+        """log p(x | z) for each code."""
 
         def log_likelihood(z: jax.Array) -> jax.Array:
             log_odds = _network(self.decoder, z)
@@ -204,44 +209,48 @@ def vae(
     batch_size: int = 100,
     progress: bool = True,
 ) -> VAE:
-    r"""Trains a variational autoencoder: $\max \sum_i \mathbb{E}_{b \sim \text{Bernoulli}(x_i)}\, \mathcal{L}(b)$, the ELBO of `VAE.elbo`.
+    r"""Trains a variational autoencoder: $\max \sum_i \mathbb{E}_{b \sim \text{Bernoulli}(x_i)}\, \mathcal{L}(b)$.
 
-    At each step every pixel is drawn anew, ink with a probability that is its gray value. What is bounded is therefore a
-    probability of binary images, which can be compared with that of other experts; and no image is seen twice, which is also
-    what keeps the encoder from learning the few examples by heart.
+    $\mathcal{L}$ is the ELBO, see `VAE.elbo`.
+
+    Each step draws new binary pixels, with the gray values as probabilities. The bound is therefore one of the
+    probability of binary images, which can be compared with other experts. And no image is seen twice, which keeps the
+    encoder from memorizing the examples.
 
     Encoder and decoder have two hidden layers of ReLU each.
 
     Arguments:
-        images: (n, *shape), real numbers in [0, 1].
-        key: a random key, for the weights, the order of the examples, the pixels and the codes.
-        n_code: size of the code.
-        width: of all four hidden layers.
-        epochs: passes over the images.
-        learning_rate: of Adam, at its highest: it rises over the first fifth of the steps, and falls as a cosine.
-        batch_size: images in a step; all of them if there are fewer.
-        progress: show a bar.
+        images: Array (n, *shape) of real numbers in [0, 1].
+        key: One random key, for the weights, the order of the examples, the pixels and the codes.
+        n_code: Size of the code.
+        width: Width of the four hidden layers.
+        epochs: Number of passes over the images.
+        learning_rate: Highest learning rate of Adam, which rises over the first fifth of the steps and then falls as a
+            cosine.
+        batch_size: Images per step, at most all of them.
+        progress: Whether to show a progress bar.
 
     Returns:
-        A `VAE`, in the dtype of the images, at least float32.
+        A `VAE` in the dtype of the images, at least float32.
 
     Guarantees:
-        The same for the same key.
+        Reproducible: the same key gives the same result.
 
     Cost:
-        About 12 width (d + width) multiplications and additions for each image and epoch, d being the number of pixels.
+        About 12 width (d + width) multiply-adds for each image and epoch, for d pixels.
 
     Raises:
-        StructureError: the images are not a batch of real numbers.
-        SettingError: the images leave [0, 1], or a setting is out of its range.
-        MissingKeyError: `key` is not a random key.
-        NonFiniteError: an image holds NaN, or training diverged.
+        StructureError: The images are not a batch of real numbers.
+        SettingError: The images exceed [0, 1], or a setting is out of range.
+        MissingKeyError: `key` is not one random key.
+        NonFiniteError: An image contains NaN, or training diverged.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jaxplain.experts import vae
         >>> images = jnp.tile(jnp.array([[0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]]), (100, 1))
-        >>> expert = vae(images, key=jax.random.key(0), n_code=1, width=16, epochs=100, learning_rate=0.05, progress=False)
+        >>> settings = dict(n_code=1, width=16, epochs=100, learning_rate=0.05, progress=False)
+        >>> expert = vae(images, key=jax.random.key(0), **settings)
         >>> print(jnp.round(expert.decode(expert.encode(images[0]).mean)))
         [0. 0. 1. 1.]
         >>> bound = expert.log_prob(images[0], jax.random.key(1))
@@ -250,7 +259,8 @@ def vae(
 
     References:
         Kingma, Welling: Auto-Encoding Variational Bayes. ICLR 2014.
-        Rezende, Mohamed, Wierstra: Stochastic Backpropagation and Approximate Inference in Deep Generative Models. ICML 2014.
+        Rezende, Mohamed, Wierstra: Stochastic Backpropagation and Approximate Inference in Deep Generative Models. ICML
+            2014.
     """
     examples = examples_of("vae", images)
     examples = examples.astype(wide_dtype(examples))
@@ -262,7 +272,7 @@ def vae(
 
     shape, hidden = examples.shape[1:], ((width,), (width,))
     decoder = _layers(decoder_key, ((n_code,), *hidden, shape), examples.dtype)
-    # Pixels start at their frequencies, rather than spend the first epoch on the margins.
+    # Pixels start at their frequencies, so that the first epoch is not spent on learning these.
     start = logit(jnp.clip(jnp.mean(examples, 0), 1e-3, 1 - 1e-3))
     model = VAE(
         _layers(encoder_key, (shape, *hidden, (2 * n_code,)), examples.dtype),
@@ -290,7 +300,7 @@ def vae(
 
 
 def _layers(key: jax.Array, shapes: tuple[tuple[int, ...], ...], dtype: jnp.dtype) -> tuple[Layer, ...]:
-    """Layers from each shape to the next, the last one small: it is no ReLU's, and the model starts by knowing nothing."""
+    """Layers from each shape to the next; the last has small weights, so that training starts from a constant."""
     layers = []
     for number, (source, target) in enumerate(pairwise(shapes)):
         scale = (0.1 if number == len(shapes) - 2 else 1) * math.sqrt(2 / math.prod(source))
@@ -309,7 +319,7 @@ def _network(layers: tuple[Layer, ...], x: jax.Array) -> jax.Array:
 def _codes(
     name: str, mean: jax.Array, log_variance: jax.Array, key: jax.Array, n_samples: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Codes drawn from the posterior, (n_samples, n_code), and the noise that they were made of."""
+    """Codes drawn from the posterior, (n_samples, n_code), and the standard normal noise in them."""
     positive_int(f"VAE.{name}", "n_samples", n_samples)
     noise = jax.random.normal(one_key(f"VAE.{name}", key), (n_samples, *mean.shape), mean.dtype)
     return mean[None] + jnp.exp(log_variance / 2)[None] * noise, noise

@@ -1,33 +1,33 @@
-"""Small trained networks that the documentation, the tests and you can share.
+"""Small trained networks, for examples and tests.
 
-Every one ships with its weights. Those of `NAMES` take raw digits, 28×28:
+All of them ship with their weights. Those in `NAMES` take raw digits, 28×28:
 
 | name | network |
 | --- | --- |
 | `"mlp"` | 784-256-256-10, ReLU |
-| `"mlp_no_bias"` | the same without biases: positively homogeneous |
+| `"mlp_no_bias"` | the same without biases, hence positively homogeneous |
 | `"cnn_maxpool"` | three convolutions with max-pooling, two dense layers |
 | `"cnn_avgpool"` | the same with average pooling and without biases |
 | `"cnn_strided"` | two strided convolutions, two dense layers: the digit experiment of DeepLIFT's authors |
 | `"all_conv"` | strided convolutions only; written in Flax Linen |
 | `"gap"` | convolutions, global average pooling, one dense layer (CAM) |
 
-Those of `SCENE_NAMES` take scenes of `jaxplain.datasets.cluttered_mnist`, 40×40, a digit among clutter:
+Those in `SCENE_NAMES` take scenes of `jaxplain.datasets.cluttered_mnist`, 40×40, a digit among clutter:
 
 | name | network |
 | --- | --- |
 | `"gap_cluttered"` | four convolutions, global average pooling, one dense layer (CAM) |
-| `"flatten_cluttered"` | the same convolutions with fewer filters, two dense layers: no average over space |
+| `"flatten_cluttered"` | the same convolutions with fewer filters, two dense layers, no average over space |
 
-Those of `EXPERT_NAMES` are density models of the digits, by `load_expert`:
+Those in `EXPERT_NAMES` are density models of the digits, loaded by `load_expert`:
 
 | name | expert |
 | --- | --- |
 | `"rbm"` | restricted Boltzmann machine, 400 hidden units |
-| `"vae"` | variational autoencoder, 16 numbers to a code |
-| `"made"` | masked autoencoder: exact probabilities of binary images |
+| `"vae"` | variational autoencoder with codes of 16 numbers |
+| `"made"` | masked autoencoder, exact probabilities of binary images |
 
-`python -m jaxplain.zoo` trains them anew; `train` trains one; `held_out` is what to report their accuracy on.
+`python -m jaxplain.zoo` retrains them; `train` trains one; `held_out` returns the data for reporting accuracies.
 
 Example:
     >>> import jaxplain as jx

@@ -12,7 +12,7 @@ from jaxplain import zoo
 
 
 def main() -> None:
-    """Train each named network or expert (all by default), save it, say how well it does."""
+    """Trains and saves each named network or expert (all by default) and prints its quality."""
     known = zoo.NAMES + zoo.SCENE_NAMES + zoo.EXPERT_NAMES
     parser = argparse.ArgumentParser(prog="python -m jaxplain.zoo", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(known))

@@ -1,4 +1,4 @@
-"""Density models of the digits, trained: load, train."""
+"""Trained density models of the digits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxplain.experts import MADE, RBM, VAE, made, rbm, vae
 
 _LAYERS = ((0, 0),) * 3  # (W, b) of each
 
-# How each is trained, and a tree of its structure.
+# For each expert its training function and a pytree of its structure.
 _EXPERTS: dict[str, tuple[Callable[..., Any], Any]] = {
     "rbm": (rbm, RBM(0, 0, 0, None)),  # type: ignore[arg-type]
     "vae": (partial(vae, width=300), VAE(_LAYERS, _LAYERS)),  # type: ignore[arg-type]
@@ -28,12 +28,12 @@ _WEIGHTS = Path(__file__).parent / "weights"
 
 
 def load_expert(name: str) -> Any:
-    """The density model of that name, one of `EXPERT_NAMES`, as trained on the 9,000 training digits.
+    """The density model `name`, one of `EXPERT_NAMES`, trained on the 9,000 training digits.
 
-    Its arrays are float32; those that ship were rounded to float16.
+    Its arrays are float32, although the shipped weights are rounded to float16.
 
     Raises:
-        SettingError: there is no such expert.
+        SettingError: There is no such expert.
     """
     _, structure = _known(name)
     with np.load(_WEIGHTS / f"{name}.npz") as file:
@@ -41,8 +41,8 @@ def load_expert(name: str) -> Any:
     return jax.tree.unflatten(jax.tree.structure(structure), leaves)
 
 
-def save_expert(name: str, expert: Any, folder: str | Path) -> Path:
-    """Write `<folder>/<name>.npz`, the arrays of the pytree by number, in float16."""
+def save_expert(name: str, expert: RBM | VAE | MADE, folder: str | Path) -> Path:
+    """Writes `<folder>/<name>.npz`, with the arrays of the pytree by number in float16."""
     path = Path(folder) / f"{name}.npz"
     leaves = jax.tree.leaves(expert)
     arrays: dict[str, Any] = {str(n): np.asarray(leaf, np.float16) for n, leaf in enumerate(leaves)}
@@ -51,7 +51,7 @@ def save_expert(name: str, expert: Any, folder: str | Path) -> Path:
 
 
 def train_expert(name: str, seed: int = 0, progress: bool = True) -> Any:
-    """Train a density model from scratch on the 9,000 training digits, in about a minute on two cores."""
+    """Trains a density model from scratch on the 9,000 training digits. Takes about a minute on two cores."""
     train, _ = _known(name)
     return train(mnist().x_train, key=jax.random.key(seed), progress=progress)
 

@@ -1,4 +1,4 @@
-"""Networks as a pure function and its parameters: load, train, randomize."""
+"""Networks as pure functions with parameters: load, train, randomize."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed by identity
 class Network:
-    """A network: a pure function and the parameters it was trained to.
+    """A network: a pure function and its trained parameters.
 
     Attributes:
-        name: one of `NAMES` or `SCENE_NAMES`.
-        params: a nested dict of arrays, e.g. `params["conv1"]["kernel"]`.
-        apply: `apply(params, images)` → logits, a pure function from (…, 28, 28, 1), for `SCENE_NAMES` (…, 40, 40, 1), to
-            (…, 10); the same object for every network of this name, so `jax.jit(net.apply)` compiles once.
+        name: Name of the network, from `NAMES` or `SCENE_NAMES`.
+        params: Nested dictionary of arrays, e.g. `params["conv1"]["kernel"]`.
+        apply: Pure function `apply(params, images)` → logits, from (…, 28, 28, 1), or (…, 40, 40, 1) for `SCENE_NAMES`,
+            to (…, 10). The same object for every network of this name, so `jax.jit(net.apply)` compiles once.
     """
 
     name: str
@@ -48,10 +48,14 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a network is built and trained, and the accuracy it must reach.
+    """How a network is built and trained.
 
-    `build` is a Linen module, or a function from `rngs` to an NNX module. `accuracy` is the share to get right of what
-    `held_out` gives. `examples` makes what an epoch trains on.
+    Attributes:
+        build: A Linen module, or a function from `rngs` to an NNX module.
+        epochs: Number of epochs.
+        learning_rate: Highest learning rate.
+        accuracy: Accuracy that it must reach on the data of `held_out`.
+        examples: Makes the examples of an epoch.
     """
 
     build: linen.Module | Callable[..., nnx.Module]
@@ -73,7 +77,7 @@ RECIPES: dict[str, Recipe] = {
     "flatten_cluttered": Recipe(ClutteredFlatten, 24, 3e-3, 0.975, scenes),
 }
 
-# What `load` and `train` know: the networks of digits, 28×28, and those of scenes of cluttered MNIST, 40×40.
+# Networks for digits, 28×28, and for scenes of cluttered MNIST, 40×40.
 NAMES: tuple[str, ...] = tuple(name for name, recipe in RECIPES.items() if recipe.examples is shifted)
 SCENE_NAMES: tuple[str, ...] = tuple(name for name, recipe in RECIPES.items() if recipe.examples is scenes)
 
@@ -81,13 +85,13 @@ _WEIGHTS = Path(__file__).parent / "weights"
 
 
 def load(name: str) -> Network:
-    """The network of that name, one of `NAMES` or `SCENE_NAMES`, with the weights that jaxplain ships.
+    """The network `name`, one of `NAMES` or `SCENE_NAMES`, with the weights that ship with jaxplain.
 
-    The weights are float32, with or without `jax_enable_x64`. For float64:
+    The weights are float32, even with `jax_enable_x64`. For float64:
     `dataclasses.replace(net, params=jax.tree.map(lambda w: w.astype("float64"), net.params))`.
 
     Raises:
-        SettingError: there is no such network.
+        SettingError: There is no such network.
     """
     _, apply = _functional(name)
     with np.load(_WEIGHTS / f"{name}.npz") as file:
@@ -96,7 +100,7 @@ def load(name: str) -> Network:
 
 
 def save(net: Network, folder: str | Path) -> Path:
-    """Write `<folder>/<name>.npz`, one array per slash-joined parameter path."""
+    """Writes `<folder>/<name>.npz`, with one array per slash-joined parameter path."""
     arrays = traverse_util.flatten_dict(net.params, sep="/")
     path = Path(folder) / f"{net.name}.npz"
     np.savez_compressed(path, **jax.tree.map(np.asarray, arrays))
@@ -104,16 +108,17 @@ def save(net: Network, folder: str | Path) -> Path:
 
 
 def train(name: str, seed: int = 0, epochs: int | None = None, progress: bool = True) -> Network:
-    """Train a network from scratch on the 9,000 training digits.
+    """Trains a network from scratch on the 9,000 training digits.
 
-    The digits are shifted by up to two pixels at random; for networks of scenes, new scenes are made of them in each epoch. Takes
-    less than a minute on two cores, with scenes less than five. The same seed gives the same weights on the same machine.
+    The digits are shifted by up to two pixels at random. Networks for scenes get new scenes of them in each epoch.
+    Takes less than a minute on two cores, or five with scenes. The same seed gives the same weights on the same
+    machine.
 
     Arguments:
-        name: one of `NAMES` or `SCENE_NAMES`.
-        seed: decides the initial weights and the examples.
-        epochs: of as many examples as there are digits; `None` is as many as the network needs.
-        progress: show a progress bar.
+        name: Name of the network, from `NAMES` or `SCENE_NAMES`.
+        seed: Seed of the initial weights and the examples.
+        epochs: Number of epochs of 9,000 examples each. `None` is the number used for the weights that ship.
+        progress: Whether to show a progress bar.
     """
     init, apply = _functional(name)
     recipe = RECIPES[name]
@@ -134,9 +139,9 @@ def train(name: str, seed: int = 0, epochs: int | None = None, progress: bool = 
 
 
 def randomized(net: Network, key: jax.Array) -> Network:
-    """`net` with freshly initialized weights, in the dtypes it had.
+    """`net` with newly initialized weights of the same dtypes: the control for sanity checks.
 
-    What an explanation of this network shows, it does not show because of anything learned: the control for sanity checks.
+    An explanation of this network cannot depend on anything learned.
     """
     init, _ = _functional(net.name)
     fresh = jax.tree.map(lambda new, old: new.astype(old.dtype), init(key), net.params)
@@ -144,10 +149,10 @@ def randomized(net: Network, key: jax.Array) -> Network:
 
 
 def accuracy(net: Network, images: jax.Array | np.ndarray, labels: jax.Array | np.ndarray) -> float:
-    """The share of images (n, height, width, 1) given their label (n,)."""
+    """The share of images (n, height, width, 1) that are classified as their labels (n,)."""
     apply = jax.jit(net.apply)
     right = 0
-    for start in range(0, len(images), 1000):  # in parts, to bound the memory
+    for start in range(0, len(images), 1000):  # in parts, to bound memory
         part = slice(start, start + 1000)
         logits = apply(net.params, jnp.asarray(images[part]))
         right += int(jnp.sum(logits.argmax(-1) == labels[part]))
@@ -155,11 +160,11 @@ def accuracy(net: Network, images: jax.Array | np.ndarray, labels: jax.Array | n
 
 
 def held_out(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels to report an accuracy on, of the kind that the network takes.
+    """Images and labels for reporting the accuracy of the network `name`.
 
-    The 1,000 held-out digits; for networks of scenes, 2,000 scenes that `datasets.cluttered_mnist` makes of them, always the same.
+    These are the 1,000 held-out digits or, for networks of scenes, 2,000 fixed scenes made of them.
     """
-    _functional(name)  # which refuses unknown names
+    _functional(name)  # refuses unknown names
     digits = mnist()
     if name in NAMES:
         return digits.x_test, digits.y_test

@@ -1,11 +1,11 @@
-"""The architectures of the zoo, written the way a reader would write them.
+"""The architectures of the zoo, written as a user would write them.
 
-`AllConv` is a Flax Linen module, the others are Flax NNX modules, so that both styles are exercised everywhere the zoo is
-used. None of them knows anything about jaxplain.
+`AllConv` is a Flax Linen module and the others are Flax NNX modules, so that tests and examples exercise both styles.
+None of them uses jaxplain.
 
-All take images with values in [0, 1] (raw pixels, no mean subtracted) and return logits of shape (…, 10): those whose names begin
-with `Cluttered` take scenes of cluttered MNIST, (…, 40, 40, 1), the others digits, (…, 28, 28, 1). Nothing is cast: a network
-computes in the dtype of its parameters and images.
+All take images with values in [0, 1] (raw pixels, no mean subtracted) and return logits of shape (…, 10). Those whose
+names begin with `Cluttered` take scenes of cluttered MNIST, (…, 40, 40, 1), and the others digits, (…, 28, 28, 1). A
+network computes in the dtype of its parameters and images, without casts.
 """
 
 # Type checkers that do not follow flax see its modules and decorators as Any.
@@ -40,10 +40,10 @@ class MLP(nnx.Module):
 
 
 class CNN(nnx.Module):
-    """Three rounds of convolution, ReLU and 2×2 pooling, then two dense layers.
+    """Three times convolution, ReLU and 2×2 pooling, then two dense layers.
 
-    `pool` is `nnx.max_pool` or `nnx.avg_pool`; the maps shrink 28 → 14 → 7 → 4, the last step with one row and column of
-    padding.
+    `pool` is `nnx.max_pool` or `nnx.avg_pool`. The maps shrink 28 → 14 → 7 → 4, the last time with one row and column
+    of padding.
     """
 
     def __init__(self, pool: Callable[..., jax.Array], use_bias: bool, *, rngs: nnx.Rngs) -> None:
@@ -64,9 +64,9 @@ class CNN(nnx.Module):
 
 
 class StridedCNN(nnx.Module):
-    """Two strided convolutions and two dense layers, ReLU between: the network of the DeepLIFT authors' digit experiment.
+    """Two strided convolutions and two dense layers with ReLU, as in the digit experiment of DeepLIFT's authors.
 
-    Without pooling, every nonlinearity is a ReLU. The maps shrink 28 → 13 → 5, nothing is padded.
+    There is no pooling, so every nonlinearity is a ReLU. The maps shrink 28 → 13 → 5, without padding.
     """
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
@@ -87,7 +87,7 @@ class GAP(nnx.Module):
     """Convolutions, global average pooling, one dense layer without bias.
 
     The network of class activation maps: the logits are the spatial mean of the last maps, (…, 7, 7, 128), times
-    `dense/kernel`, and nothing else, so the map of a class is an exact decomposition of its logit.
+    `dense/kernel`, so the map of a class is an exact decomposition of its logit.
     """
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
@@ -108,7 +108,8 @@ class GAP(nnx.Module):
 class _Cluttered(nnx.Module):
     """The convolutions of both networks for scenes of cluttered MNIST.
 
-    Each place of the last maps, (…, 10, 10, width), sees 26×26 pixels: a whole digit, which is about 20 high.
+    Each position of the last maps, (…, 10, 10, width), has a receptive field of 26×26 pixels, which contains a whole
+    digit (about 20 pixels high).
     """
 
     def __init__(self, width: int, rngs: nnx.Rngs) -> None:
@@ -138,7 +139,7 @@ class ClutteredGAP(_Cluttered):
 
 
 class ClutteredFlatten(_Cluttered):
-    """Two dense layers instead of the average: each place of the last maps has weights of its own."""
+    """Two dense layers instead of the average, so that each position of the last maps has its own weights."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         super().__init__(48, rngs)

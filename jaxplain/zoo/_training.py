@@ -1,4 +1,4 @@
-"""Training from scratch: AdamW, a one-cycle schedule, digits that no two epochs show alike."""
+"""Training from scratch with AdamW, a one-cycle schedule, and different examples in each epoch."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ BATCH_SIZE = 100
 
 @partial(jax.jit, static_argnames="max_shift")
 def shift(images: jax.Array, key: jax.Array, max_shift: int = 2) -> jax.Array:
-    """Shift every image by its own random number of pixels, filling with zeros.
+    """Shifts every image by a random number of pixels and fills with zeros.
 
-    Args:
-        images: ``(n, height, width, channels)``.
-        key: a JAX random key.
-        max_shift: the largest shift, in pixels, up, down, left or right.
+    Arguments:
+        images: Array (n, height, width, channels).
+        key: One random key.
+        max_shift: Largest shift, in pixels, up, down, left or right.
 
     Returns:
-        The shifted images, same shape and dtype.
+        The shifted images, with the same shape and dtype.
     """
     _, *shape = images.shape
     border = ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0))
@@ -41,14 +41,14 @@ def shift(images: jax.Array, key: jax.Array, max_shift: int = 2) -> jax.Array:
 
 
 def shifted(images: jax.Array, labels: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """An epoch of digits: all of them, in random order, each shifted at random."""
+    """The examples of an epoch: all digits in random order, each shifted at random."""
     order_key, shift_key = jax.random.split(key)
     order = jax.random.permutation(order_key, len(images))
     return shift(images[order], shift_key), labels[order]
 
 
 def scenes(images: jax.Array, labels: jax.Array, key: jax.Array, n: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """An epoch of cluttered MNIST: `n` new scenes of one digit, by default as many as there are digits to make them of."""
+    """The examples of an epoch: `n` new scenes with one digit each, by default as many as there are digits."""
     keys = jax.random.split(key, len(images) if n is None else n)
     scene = jax.vmap(lambda key: cluttered_mnist(key, images, labels))(keys)
     return scene.image, scene.labels[:, 0]
@@ -66,18 +66,18 @@ def fit(
     key: jax.Array,
     progress: str | None = None,
 ) -> Any:
-    """Minimize the cross-entropy of ``apply`` and return the trained parameters.
+    """Minimizes the cross-entropy of `apply` and returns the trained parameters.
 
-    Args:
-        params: the parameters to start from.
-        apply: ``(params, images) -> logits``.
-        images: ``(n, 28, 28, 1)``, the digits.
-        labels: ``(n,)``, integers.
-        examples: ``(images, labels, key) -> (inputs, labels)``, what one epoch trains on, n of each.
-        epochs: how many of them.
-        learning_rate: the highest learning rate of the one-cycle schedule.
-        key: decides the examples.
-        progress: the name to show on a progress bar; no bar if ``None``.
+    Arguments:
+        params: Initial parameters.
+        apply: Function `(params, images) -> logits`.
+        images: Digits, (n, 28, 28, 1).
+        labels: Integer labels, (n,).
+        examples: Function `(images, labels, key) -> (inputs, labels)` that makes the n examples of an epoch.
+        epochs: Number of epochs.
+        learning_rate: Highest learning rate of the one-cycle schedule.
+        key: One random key, for the examples.
+        progress: Name shown on a progress bar; `None` for no bar.
     """
     batches = len(images) // BATCH_SIZE
     # A warm-up of a fifth, then a cosine to zero.
@@ -88,7 +88,7 @@ def fit(
         logits = apply(params, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-    # The images are arguments rather than constants: XLA need not fold them.
+    # The images are arguments rather than constants, so that XLA does not fold them.
     @jax.jit
     def epoch(carry: Any, key: jax.Array, x: jax.Array, y: jax.Array) -> Any:
         x, y = (
@@ -97,7 +97,7 @@ def fit(
 
         def step(carry: Any, batch: Any) -> Any:
             params, state = carry
-            # Staged, so that the kernels of `_cpu.rewrites` run it.
+            # Staged, so that the rewrites for CPUs apply.
             value, grads = Program("zoo.train", jax.value_and_grad(loss), params, *batch)(params, *batch)
             with jax.numpy_dtype_promotion("standard"):  # because the schedules of Optax mix integers and floats
                 updates, state = optimizer.update(grads, state, params)
