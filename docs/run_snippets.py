@@ -3,11 +3,11 @@
     python docs/run_snippets.py              # all pages
     python docs/run_snippets.py recipes      # those whose names start so
 
-A ```text block right behind a ```python block is what that block prints; `…` in it stands for any text. Comments before a block
-steer it, and are not shown on the site:
+A ```text block directly after a ```python block is what that block prints; `…` in it stands for any text. Comments before
+a block control it, and are not shown on the site:
 
     <!-- setup            code that runs without being shown, to the end of the comment
-    <!-- raises: Name     the block raises this error; a ```text block behind it is the message
+    <!-- raises: Name     the block raises this error; a ```text block after it is the message
     <!-- not run: why     the block is only compiled
 """
 
@@ -26,7 +26,8 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 PART = re.compile(
-    r"^<!-- (?P<mark>setup|raises:|not run:)(?P<rest>.*?)-->$|^(?P<indent> *)```(?P<language>python|text)\n(?P<code>.*?)^ *```$",
+    r"^<!-- (?P<mark>setup|raises:|not run:)(?P<rest>.*?)-->$"
+    r"|^(?P<indent> *)```(?P<language>python|text)\n(?P<code>.*?)^ *```$",
     re.M | re.S,
 )
 

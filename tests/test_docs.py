@@ -131,16 +131,19 @@ def test_labels_get_paragraphs():
 
 
 def test_arguments_become_definitions():
-    text = "Arguments:\n    f: a score:\n        of x.\n\n        * one\n    a, b: as there.\n    *rest: more.\n\nReturns:\n    x."
+    text = "Arguments:\n    f: a score:\n        of x.\n\n        * one\n    a, b: as there.\n    *rest: more."
+    text += "\n\nReturns:\n    x."
     assert markup.docstring(text) == (
-        "**Arguments**\n\n`f`\n:   a score:\n    of x.\n\n    * one\n\n`a`, `b`\n:   as there.\n\n`*rest`\n:   more.\n\n**Returns:** x.\n"
+        "**Arguments**\n\n`f`\n:   a score:\n    of x.\n\n    * one\n\n"
+        "`a`, `b`\n:   as there.\n\n`*rest`\n:   more.\n\n**Returns:** x.\n"
     )
 
 
 def test_references_become_a_list():
     text = "References:\n    A et al., One,\n    NeurIPS 2019.\n    B, Two, arXiv:1234.56789, 2020 (more)."
     assert markup.docstring(text) == (
-        "**References**\n\n- A et al., One, NeurIPS 2019.\n- B, Two, [arXiv:1234.56789](https://arxiv.org/abs/1234.56789), 2020 (more).\n"
+        "**References**\n\n- A et al., One, NeurIPS 2019.\n"
+        "- B, Two, [arXiv:1234.56789](https://arxiv.org/abs/1234.56789), 2020 (more).\n"
     )
 
 

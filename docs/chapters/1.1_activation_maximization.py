@@ -3,12 +3,13 @@
 #
 # **Question.** What image does a network look for when it says "3"?
 #
-# An image $x$ that makes the class likely, and that is not far from the images there are:
+# We look for an image $x$ that makes the class likely, and that is not far from real images:
 #
 # $$x^\star_c = \arg\max_x\; \log p(c \mid x) - \frac{\lambda}{2} \lVert x - \bar x_c \rVert_2^2,$$
 #
-# with $\bar x_c$ the mean training image of the class. The second term is minus the log density of a Gaussian: the crudest of the *experts* of [the next
-# chapter](1.2_activation_maximization_with_an_expert.ipynb). Everything is one compiled loop, here vmapped over ten classes and six strengths $\lambda$.
+# with $\bar x_c$ the mean training image of the class. Up to a constant, the second term is the log density of a
+# Gaussian, the simplest of the *experts* of [the next chapter](1.2_activation_maximization_with_an_expert.ipynb). The
+# optimization is one compiled loop, here vmapped over ten classes and six strengths $\lambda$.
 
 # %%
 import functools
@@ -61,9 +62,12 @@ plt.show()
 # %% [markdown]
 # ## What do these pictures prove?
 #
-# Less than it seems. For each strength, over the ten classes: the probability that the network gives; the one that a second network gives, of another architecture (but trained on the same
-# digits); how far (root mean square over pixels) the prototype is from the class mean and from the nearest of the 9,000 training images; and its log-probability, rounded to black and white, under a density
-# model that had no part in any of this, a masked autoencoder, with the share inside the 5–95 % range of 1,000 held-out digits ("usual"), and of those of the class ("of class").
+# Less than it seems. For each strength, the table shows the following numbers for the ten classes: the probability that
+# the network gives; the probability that a second network gives, which has another architecture but was trained on the
+# same digits; the distance (root mean square over pixels) of the prototype from the class mean, and from the nearest of
+# the 9,000 training images; and its log-probability, rounded to black and white, under an independent density model, a
+# masked autoencoder, with the share inside the 5–95 % range of 1,000 held-out digits ("usual"), and of the held-out
+# digits of the class ("of class").
 
 # %%
 judge = zoo.load_expert("made")
@@ -128,20 +132,27 @@ assert distance[-2] < 0.005
 assert distance[-1] < 0.002
 
 # %% [markdown]
-# All of them satisfy the network: $p(c \mid x) > 0.99$ for each class and strength. That proves nothing, then, and neither does a look.
+# All of them satisfy the network: $p(c \mid x) > 0.99$ for each class and strength. So a high probability proves
+# nothing, and neither does the look of a picture.
 #
-# * With $\lambda = 0$ the prototype is an adversarial pattern. It is the answer to the question that was asked, since the network finds digits there; the second
-#   network does not. (Other pairs of networks do share such patterns; a second network alone is no proof.) Rounded, it is an empty image, more probable than any digit.
-# * With $\lambda \ge 0.1$ it is the class mean, to 0.004 per pixel. $\nabla \log p(c|x)$ vanishes where the network is sure, and it is sure at eight of the ten means, or a little beside them. The tutorial that this
-#   series follows ([1.1 of Understanding-NN](https://github.com/1202kbs/Understanding-NN)) is here: its objective is λ = 1 for each image. And the mean is a blend: rounded, it is smoother than nearly all digits of its class, and more probable.
-# * In between, at λ = 0.01, there is a picture of the class mean with a little pattern on it, at a distance that no axis tells us is right.
+# * With $\lambda = 0$ the prototype is an adversarial pattern. It answers the question, because the network does find
+#   digits there; the second network does not. (Other pairs of networks do share such patterns, so a second network
+#   alone is not a proof.) Rounded, it is an empty image, which is more probable than any digit.
+# * With $\lambda \ge 0.1$ it is the class mean, to 0.004 per pixel. $\nabla \log p(c|x)$ vanishes where the network is
+#   sure, and it is sure at eight of the ten means, or very close to them. The tutorial that this series follows ([1.1
+#   of Understanding-NN](https://github.com/1202kbs/Understanding-NN)) is here: its objective is λ = 1 for each image.
+#   And the mean is a blend: rounded, it is smoother than nearly all digits of its class, and more probable.
+# * In between, at λ = 0.01, the picture is the class mean with a slight pattern on it. No number in the table tells us
+#   which distance is right.
 #
-# The distance to the nearest training image is no measure of quality either: it is 0.15 for adversarial noise, and 0.17 for class means and held-out digits alike.
+# The distance to the nearest training image does not measure quality either: it is 0.15 for adversarial noise, and 0.17
+# for class means and held-out digits alike.
 #
 # ## Proofs
 #
-# Closed forms: a linear score $w \cdot x$ ends at $w/\lambda$. And a prototype of the network is where the two forces are equal, $\nabla \log p(c|x) = \lambda\,(x - \bar x_c)$,
-# which a quasi-Newton optimizer reaches to the accuracy of float64.
+# Closed forms: a linear score $w \cdot x$ ends at $w/\lambda$. And a prototype of the network is where the two forces
+# are equal, $\nabla \log p(c|x) = \lambda\,(x - \bar x_c)$, which a quasi-Newton optimizer reaches to the accuracy of
+# float64.
 
 # %%
 with jax.enable_x64(True):
@@ -169,9 +180,10 @@ assert balance < 1e-8
 # %% [markdown]
 # ## Without any data
 #
-# What can be asked for without a training image? That pixels stay between 0 and 1 (`box`), that neighbors be alike and ink be rare (`total_variation`, `lp`), that low
-# frequencies be changed first (`fourier`), and that the class survive small movements and noise (`transforms`, drawn anew at each step). Each is a plain function. And the
-# score itself matters: $\log p(c|x)$ has no gradient left once the network is sure, the logit goes on.
+# What can we require without training images? For example, that pixels stay between 0 and 1 (`box`), that neighbors are
+# similar and ink is rare (`total_variation`, `lp`), that low frequencies change first (`fourier`), and that the class
+# survives small movements and noise (`transforms`, redrawn at each step). Each of these is a plain function. The score
+# itself matters, too: $\log p(c|x)$ has no gradient left once the network is sure, whereas the logit keeps growing.
 
 # %%
 box = prototypes.box(0, 1)
@@ -209,14 +221,17 @@ assert transfer["log p"] < 0.3 < 0.5 < transfer["log p, transforms"]
 assert transfer["logit, transforms"] > transfer["logit"] + 0.2
 
 # %% [markdown]
-# The logit and robustness each take the second network from 0.13 to about 0.6, together to 0.96 (on digits it is 0.99): a pattern that must work wherever it is put cannot lean on one network's
-# accidents. (Both networks were trained on the same digits, shifted by up to two pixels: what they share, movements find.) These are good pictures of the strokes that a class needs, and of
-# the ink that must be absent. They are no digits: for those something has to know what digits are, an expert.
+# The logit and robustness each take the second network from 0.13 to about 0.6, together to 0.96 (on digits it is 0.99):
+# a pattern that must work wherever it is put cannot rely on one network's accidents. (Both networks were trained on the
+# same digits, shifted by up to two pixels, so they share patterns that survive movements.) These are good pictures of
+# the strokes that a class needs, and of the ink that must be absent. They are not digits: for these we need a model of
+# digits, an expert.
 #
 # ## Channels of a hidden layer
 #
-# Any score will do, a channel of a convolution too: its mean over the places of the image, before the ReLU, in the second network. Beside each prototype, the training images that
-# excite the channel most (of 3,000), one from each class at the most, so that a channel that serves one class is told from one that does not.
+# Any score will do. Here it is a channel of a convolution in the second network: its mean over the places of the image,
+# before the ReLU. Next to each prototype are the training images (of 3,000) that excite the channel most, at most one
+# from each class, so that one can see whether a channel serves one class or several.
 
 # %%
 encode, _ = jx.split(jx.logit(second), "last conv")
@@ -258,7 +273,8 @@ assert (features.score > strongest).all()
 # %% [markdown]
 # ## In seconds
 #
-# The ten classes of the objective at the top: one compiled loop over all steps, beside the loop over a compiled step that one would write by hand.
+# The ten classes of the objective at the top: one compiled loop over all steps, compared with a hand-written loop over
+# a compiled step.
 
 # %%
 objective = jax.vmap(lambda x, c: score(x, c) - 0.05 * jnp.sum(jnp.square(x - means[c])))
@@ -300,8 +316,10 @@ assert jnp.abs(prototype.x - x).max() < 1e-3
 # ## See also
 #
 # * `help(jx.activation_maximization)`: all settings, guarantees and errors; `help(jx.prototypes)`: the parts.
-# * [1.2](1.2_activation_maximization_with_an_expert.ipynb): a Boltzmann machine in place of the Gaussian. [1.3](1.3_activation_maximization_in_code_space.ipynb): in the code of a decoder.
+# * [1.2](1.2_activation_maximization_with_an_expert.ipynb): a Boltzmann machine in place of the Gaussian.
+#   [1.3](1.3_activation_maximization_in_code_space.ipynb): in the code of a decoder.
 #
-# **References.** Erhan, Bengio, Courville, Vincent: Visualizing higher-layer features of a deep network, 2009. Simonyan, Vedaldi, Zisserman: Deep inside convolutional networks, ICLR workshop
-# 2014. Olah, Mordvintsev, Schubert: Feature visualization, Distill 2017. Fel et al.: MACO, NeurIPS 2023. Montavon, Samek, Müller: Methods for interpreting and
-# understanding deep neural networks, 2018.
+# **References.** Erhan, Bengio, Courville, Vincent: Visualizing higher-layer features of a deep network, 2009.
+# Simonyan, Vedaldi, Zisserman: Deep inside convolutional networks, ICLR workshop
+# 2014. Olah, Mordvintsev, Schubert: Feature visualization, Distill 2017. Fel et al.: MACO, NeurIPS 2023. Montavon,
+#       Samek, Müller: Methods for interpreting and understanding deep neural networks, 2018.

@@ -3,16 +3,17 @@
 #
 # **Question.** What image of a digit does a network look for, among images that are digits?
 #
-# In [1.1](1.1_activation_maximization.ipynb) a prototype was adversarial noise, the class mean, or something in between. What was missing is an *expert*, a density $p(x)$ of the images
-# that there are:
+# In [1.1](1.1_activation_maximization.ipynb) a prototype was adversarial noise, the class mean, or something in
+# between. What was missing is an *expert*, a density $p(x)$ of real images:
 #
 # $$x^\star_c = \arg\max_x\; \log p(c \mid x) + \beta\, \log p(x).$$
 #
-# With $\beta = 1$ that is the most probable image of the class, for $p(x \mid c) \propto p(c \mid x)\, p(x)$. The experts here are a Gaussian and a restricted Boltzmann machine (RBM) over binary images,
+# With $\beta = 1$ that is the most probable image of the class, for $p(x \mid c) \propto p(c \mid x)\, p(x)$. The
+# experts here are a Gaussian and a restricted Boltzmann machine (RBM) over binary images,
 #
 # $$p(x) = \frac{e^{-F(x)}}{Z}, \qquad F(x) = -b \cdot x - \sum_j \log\big(1 + e^{c_j + \sum_i W_{ij} x_i}\big).$$
 #
-# $Z$ need not be known to climb.
+# The maximization does not need $Z$.
 
 # %%
 import functools
@@ -43,8 +44,10 @@ rbm = zoo.load_expert(
 # %% [markdown]
 # ## Is it an expert?
 #
-# Three questions. Is the gradient right? Against central differences, in float64. Are held-out digits probable? $\log Z$ by annealed importance sampling, with a 95 % interval (of that estimate alone), beside
-# the model in which every pixel is a coin of its own. And does it dream of digits? Gibbs chains that start with coins of the pixels' means.
+# Three questions. Is the gradient right? We compare it with central differences, in float64. Are held-out digits
+# probable? We estimate $\log Z$ by annealed importance sampling, with a 95 % interval (of this estimate alone), and
+# compare with the model in which all pixels are independent coins. And does it dream of digits? We run Gibbs chains
+# that start from independent coins with the pixels' means.
 
 # %%
 with jax.enable_x64(True):
@@ -105,8 +108,8 @@ jx.plot.images(rows, titles=titles, suptitle="From dark gray")
 plt.show()
 
 # %% [markdown]
-# The Gaussian makes blurs, more alike the stronger it is. The RBM: too little of it, and noise remains; too much, and the class is gone; in between there are specks. No strength
-# is right, and the reason is worth knowing:
+# The Gaussian makes blurred images, which become more alike the stronger it is. With a weak RBM noise remains, with a
+# strong one the class is gone, and in between there are specks. No strength is right, and the reason is worth knowing:
 
 # %%
 empty = jnp.zeros((28, 28, 1))
@@ -118,14 +121,16 @@ assert -rbm.free_energy(empty) - log_z.estimate > typical[2]
 assert over_strong.mean() < 0.02
 
 # %% [markdown]
-# **An image that never occurs is more probable than 95 % of digits.** There is only one empty image, while there are very many digits, each
-# improbable. Samples are found where probability is *mass*, in the typical set; a maximum of density is elsewhere. So climbing to *the* maximum of
-# $p(x \mid c)$ is not what one should want. What one wants is a maximum near where digits are, and there are many.
+# **An image that never occurs is more probable than 95 % of digits.** There is only one empty image, while there are
+# very many digits, each improbable. Samples are found where probability is *mass*, in the typical set; a maximum of
+# density is elsewhere. So the goal should not be *the* maximum of $p(x \mid c)$, but a maximum close to digits, and
+# there are many.
 #
 # ## Start where digits are
 #
-# The expert tells where that is: coins with the class mean's probabilities, cleaned up by 20 rounds of Gibbs sampling. From there the nearest maximum of $\log p(c|x) + \beta \log p(x)$ under
-# small movements of the image, at a $\beta$ that lets the class decide, is the prototype. Other coins give other prototypes.
+# The expert provides such starts: coins with the class mean's probabilities, cleaned up by 20 rounds of Gibbs sampling.
+# The nearest maximum of $\log p(c|x) + \beta \log p(x)$ under small movements of the image, at a $\beta$ that lets the
+# class decide, is the prototype. Other coins give other prototypes.
 
 # %%
 N_MODES = 4
@@ -155,12 +160,16 @@ plt.show()
 # %% [markdown]
 # ## Are they any good?
 #
-# * **p(c|x)** of the network; **second**, that of another network, its mean over all prototypes, and the **least**. It is of another architecture, but was trained on the same digits.
-# * **from ref.** and **apart**: the least distance (root mean square over pixels) from a reference, the class mean or $G$ of the mean code, and between two prototypes of a class; **nearest**: the mean distance to the nearest
-#   training image.
-# * **log p** under a masked autoencoder that had no part in this (trained on the same 9,000 digits), of the image rounded to black and white. **usual**: the share inside the 5–95 % range of 1,000 held-out digits, so 0.9 is what digits
-#   have; **of class**: the same, with the range of the digits of that class; **drawn**: as "usual", with pixels drawn as coins of their gray value, for prototypes and for held-out digits, which punishes gray
-#   where digits have none. Rounding turns noise below ½ into an empty image and a blend into a clean shape: the columns are to be read together.
+# * **p(c|x)** of the network; **second**, that of another network, its mean over all prototypes, and the **least**. It
+#   is of another architecture, but was trained on the same digits.
+# * **from ref.** and **apart**: the least distance (root mean square over pixels) from a reference, the class mean or
+#   $G$ of the mean code, and between two prototypes of a class; **nearest**: the mean distance to the nearest training
+#   image.
+# * **log p** under an independent masked autoencoder (trained on the same 9,000 digits), of the image rounded to black
+#   and white. **usual**: the share inside the 5–95 % range of 1,000 held-out digits, so 0.9 is what digits have; **of
+#   class**: the same, with the range of the digits of that class; **drawn**: as "usual", with pixels drawn as coins of
+#   their gray value, for prototypes and for held-out digits, which punishes gray where digits have none. Rounding turns
+#   noise below ½ into an empty image and a blend into a clean shape: so read the columns together.
 
 # %%
 judge = zoo.load_expert("made")
@@ -239,17 +248,22 @@ assert usual[0] < result["log p"] < usual[1]
 assert result["usual"] > max(0.8, control["usual"] + 0.1)
 
 # %% [markdown]
-# The line "from the start, β = 0" is the control: the same starts without the expert. It convinces the second network as well, and its prototypes are as far apart: those columns come from the start and the
-# movements. What the expert adds is that they are as probable as digits are. Without it two in five are not, and none as black and white.
+# The line "from the start, β = 0" is the control: the same starts without the expert. It convinces the second network
+# as well, and its prototypes are as far apart: those columns come from the start and the movements. The expert makes
+# them as probable as digits. Without it two in five are not, and none is if it is rounded to black and white.
 #
-# They are not perfect. They are binary, nearly: $-F$ is convex, so that over a box its maxima are at corners. They are more probable than digits of their class, being maxima: three in eight are outside of the range of the class. And some
-# are in pieces, a maximum near a poor start; one of forty fails the second network. The [next chapter](1.3_activation_maximization_in_code_space.ipynb) has an expert that mends the first two.
+# They are not perfect. They are nearly binary, because $-F$ is convex, so its maxima over a box are at corners. They
+# are more probable than digits of their class, because they are maxima: three in eight are outside of the range of the
+# class. Some are in pieces, because their start was poor; one of forty fails the second network. The expert of the
+# [next chapter](1.3_activation_maximization_in_code_space.ipynb) solves the first two problems.
 #
 # ## See also
 #
 # * `help(jx.experts)`: densities and how they are trained; `help(jx.experts.rbm)`, `help(jx.experts.log_partition)`.
-# * `jx.experts.rbm(..., visible="gaussian")`: the machine of real-valued pixels, $F(x) = \tfrac12 \lVert (x - b)/\sigma \rVert^2 - \sum_j \log(1 + e^{\ldots})$.
+# * `jx.experts.rbm(..., visible="gaussian")`: the machine of real-valued pixels, $F(x) = \tfrac12 \lVert (x - b)/\sigma
+#   \rVert^2 - \sum_j \log(1 + e^{\ldots})$.
 #
-# **References.** Montavon, Samek, Müller: Methods for interpreting and understanding deep neural networks, 2018 (section 3.2). Hinton: Training products of experts by minimizing contrastive
-# divergence, 2002. Tieleman: Training restricted Boltzmann machines using approximations to the likelihood gradient, ICML 2008. Salakhutdinov, Murray: On the quantitative analysis of deep belief
-# networks, ICML 2008. Germain, Gregor, Murray, Larochelle: MADE, ICML 2015.
+# **References.** Montavon, Samek, Müller: Methods for interpreting and understanding deep neural networks, 2018
+# (section 3.2). Hinton: Training products of experts by minimizing contrastive divergence, 2002. Tieleman: Training
+# restricted Boltzmann machines using approximations to the likelihood gradient, ICML 2008. Salakhutdinov, Murray: On
+# the quantitative analysis of deep belief networks, ICML 2008. Germain, Gregor, Murray, Larochelle: MADE, ICML 2015.

@@ -1,14 +1,17 @@
 # %% [markdown]
 # # 1.3 Activation maximization in code space
 #
-# **Question.** Of all images that a decoder can make, which does the network look for?
+# **Question.** Which image does the network look for, among all images that a decoder can make?
 #
-# With a decoder $x = G(z)$ one looks for a code rather than for pixels, and every candidate is an image of the kind that the decoder was trained on:
+# With a decoder $x = G(z)$ one looks for a code rather than for pixels, and every candidate is an image of the kind
+# that the decoder was trained on:
 #
 # $$z^\star_c = \arg\max_z\; \log p(c \mid G(z)) + \log p(z).$$
 #
-# (The second term will turn out to be wanted in another form.) That takes a decoder whose codes *have* a density $p(z)$. The one here is that of a variational autoencoder: its codes are $\mathcal N(0, I)$ by construction. (A decoder trained
-# to invert a layer of the network, as in many tutorials, has codes of no known distribution, and a discriminator that wins outright adds nothing to it.)
+# (We will see that another form of the second term works better.) This needs a decoder whose codes *have* a density
+# $p(z)$. The one here is that of a variational autoencoder: its codes are $\mathcal N(0, I)$ by construction. (A
+# decoder trained to invert a layer of the network, as in many tutorials, has codes of unknown distribution, and a
+# discriminator that always wins does not help.)
 
 # %%
 import functools
@@ -57,12 +60,16 @@ plt.show()
 #
 # As in [1.2](1.2_activation_maximization_with_an_expert.ipynb).
 #
-# * **p(c|x)** of the network; **second**, that of another network, its mean over all prototypes, and the **least**. It is of another architecture, but was trained on the same digits.
-# * **from ref.** and **apart**: the least distance (root mean square over pixels) from a reference, the class mean or $G$ of the mean code, and between two prototypes of a class; **nearest**: the mean distance to the nearest
-#   training image.
-# * **log p** under a masked autoencoder that had no part in this (trained on the same 9,000 digits), of the image rounded to black and white. **usual**: the share inside the 5–95 % range of 1,000 held-out digits, so 0.9 is what digits
-#   have; **of class**: the same, with the range of the digits of that class; **drawn**: as "usual", with pixels drawn as coins of their gray value, for prototypes and for held-out digits, which punishes gray
-#   where digits have none. Rounding turns noise below ½ into an empty image and a blend into a clean shape: the columns are to be read together.
+# * **p(c|x)** of the network; **second**, that of another network, its mean over all prototypes, and the **least**. It
+#   is of another architecture, but was trained on the same digits.
+# * **from ref.** and **apart**: the least distance (root mean square over pixels) from a reference, the class mean or
+#   $G$ of the mean code, and between two prototypes of a class; **nearest**: the mean distance to the nearest training
+#   image.
+# * **log p** under an independent masked autoencoder (trained on the same 9,000 digits), of the image rounded to black
+#   and white. **usual**: the share inside the 5–95 % range of 1,000 held-out digits, so 0.9 is what digits have; **of
+#   class**: the same, with the range of the digits of that class; **drawn**: as "usual", with pixels drawn as coins of
+#   their gray value, for prototypes and for held-out digits, which punishes gray where digits have none. Rounding turns
+#   noise below ½ into an empty image and a blend into a clean shape: so read the columns together.
 
 # %%
 judge = zoo.load_expert("made")
@@ -125,7 +132,8 @@ def header():
 # %% [markdown]
 # ## Near the mean code
 #
-# First as in the tutorial ([1.3 of Understanding-NN](https://github.com/1202kbs/Understanding-NN)): a pull toward the mean code of the class, $\frac\lambda2 \lVert z - \bar z_c \rVert^2$; its objective is $\lambda = 1$ for each code.
+# First as in the tutorial ([1.3 of Understanding-NN](https://github.com/1202kbs/Understanding-NN)): a pull toward the
+# mean code of the class, $\frac\lambda2 \lVert z - \bar z_c \rVert^2$; its objective is $\lambda = 1$ for each code.
 
 # %%
 encode = jax.jit(jax.vmap(lambda x: vae.encode(x).mean))
@@ -162,14 +170,17 @@ print(f"{same.sum()} of {same.size} are G(mean code), to 0.01 per pixel")
 assert same.mean() > 0.9
 
 # %% [markdown]
-# All starts end in the same place, and it is $G$ of the mean code. As with pixels in 1.1, the network is sure there already and has nothing to say. Chapter 1.1's reservations hold, too: half of
-# these images are outside of the range of their class, and most when they are judged as the gray images they are.
+# All starts end in the same place, and it is $G$ of the mean code. As with pixels in 1.1, the network is already sure
+# there, so it has no influence. Chapter 1.1's reservations hold, too: half of these images are outside of the range of
+# their class, and most when they are judged as the gray images they are.
 #
-# ## The prior, and where it is
+# ## The prior, and where its codes are
 #
-# Without a prior term; with the prior's density; and with the density of the *radius*. A Gaussian in 16 dimensions is densest at 0 and lives on a shell of radius
-# $\sqrt{15} \approx 3.9$. So the code of highest density is one that is never drawn, as the empty image was in 1.2, and its image is a blend. `prototypes.shell` is the density of $r = \lVert z \rVert$, which has its
-# maximum where codes are. And as in 1.1, the class must survive small movements and noise.
+# We compare three variants: no prior term, the density of the prior, and the density of the *radius*. A Gaussian in 16
+# dimensions is densest at 0 and lives on a shell of radius $\sqrt{15} \approx 3.9$. So the code of highest density is
+# one that is never drawn, as the empty image was in 1.2, and its image is a blend. `prototypes.shell` is the density of
+# $r = \lVert z \rVert$, which has its maximum where codes are. And as in 1.1, the class must survive small movements
+# and noise.
 
 # %%
 shaken = (prototypes.jitter(2), prototypes.noise(0.3))
@@ -188,12 +199,14 @@ for name, penalties, transforms in (
 row("codes drawn from the prior", decode(codes), mean_images)
 
 # %% [markdown]
-# Without movements, the network is convinced by codes that do not convince the other: codes just across the border of the class, where $\log p(c|x)$ has no gradient left. The density of $z$ makes images that are too
-# usual: nearly half of them are outside of the range, and nearly all when they are judged as gray images. The density of the radius, with movements, is the best by each column but the distance between
-# modes, and two of its forty prototypes fail the second network. It is also better than codes drawn from the prior, which have no class to be sharp about. Digits are sharper still: the decoder is gray where it is
-# not sure, which "drawn" counts.
+# Without movements, the network is convinced by codes that do not convince the other: codes just across the border of
+# the class, where $\log p(c|x)$ has no gradient left. The density of $z$ makes images that are too usual: nearly half
+# of them are outside of the range, and nearly all when they are judged as gray images. The density of the radius, with
+# movements, is the best by each column but the distance between modes, and two of its forty prototypes fail the second
+# network. It is also better than codes drawn from the prior, which have no class to be sharp about. Digits are sharper
+# still: the decoder is gray where it is not sure, which "drawn" counts.
 #
-# ## Several modes, and nobody's copy
+# ## Several modes, and no copies
 #
 # Three of the four prototypes of each class, each with the training image that is nearest to it.
 
@@ -213,8 +226,9 @@ print(
 # %% [markdown]
 # ## All of chapter 1 in one figure
 #
-# No prior; the L2 term at a strength that leaves the network a say (λ = 0.01) and the class mean that it tends to; the Boltzmann machine of 1.2 and the autoencoder's
-# ELBO as experts in pixel space, from the same starts that they dream of; and code space.
+# No prior; the L2 term at a strength that leaves the network some influence (λ = 0.01), and the class mean that it
+# tends to; the Boltzmann machine of 1.2 and the autoencoder's ELBO as experts in pixel space, from the same starts that
+# they dream of; and code space.
 
 # %%
 rbm = zoo.load_expert("rbm")
@@ -292,8 +306,9 @@ assert table["no prior"]["second"] < 0.5
 assert table["no prior"]["usual"] == 0
 
 # %% [markdown]
-# No column of the table is enough by itself. An image that convinces the second network may be the class mean; one near the data may be noise of low amplitude or a blend; one that is probable may be empty; and one that is all of
-# these may be the same for each start. The means of all columns but the last two are in order for the experts and for code space:
+# No column of the table is enough by itself. An image that convinces the second network may be the class mean; one near
+# the data may be noise of low amplitude or a blend; one that is probable may be empty; and one that is all of these may
+# be the same for each start. The means of all columns but the last two are in order for the experts and for code space:
 #
 # | | second network ≥ 0.9 | ≥ 0.05 from the reference | ≥ 3 modes, ≥ 0.05 apart | log p as of digits | as of its class | drawn |
 # | --- | --- | --- | --- | --- | --- | --- |
@@ -305,16 +320,19 @@ assert table["no prior"]["usual"] == 0
 # | code space | yes | yes | yes | yes | 68 % | 63 % |
 # | held-out digits | yes | yes | yes | yes | 93 % | 85 % |
 #
-# The last two columns are the stricter ones, and no prototype has them as digits do: those of an RBM are more probable than their class usually is, being maxima of a density; those of a decoder are a little gray. And of forty
-# prototypes two or three are in pieces or fail the second network ("least"): a start that did not get there. Restarts with the best objective kept are the remedy (`examples/tour.py` does so).
+# The last two columns are the stricter ones, and no prototype has them as digits do: those of an RBM are more probable
+# than their class usually is, being maxima of a density; those of a decoder are a little gray. And of forty prototypes
+# two or three are in pieces or fail the second network ("least"): a start that did not get there. To avoid this,
+# restart several times and keep the best objective, as the tour does (`tour/__main__.py`).
 #
-# What remains to be said: a prototype is an answer to "what would you take for a 3?", and the expert chooses among the answers. The more an expert knows, the better the picture, and the less of it
-# is the network's own.
+# In summary, a prototype is an answer to "what would you take for a 3?", and the expert chooses among the answers. The
+# more an expert knows, the better the picture, and the less of it is the network's own.
 #
 # ## See also
 #
 # * `help(jx.prototypes.decoder)`, `help(jx.prototypes.shell)`, `help(jx.experts.vae)`.
 # * [1.1](1.1_activation_maximization.ipynb) for prototypes without data, and for channels of hidden layers.
 #
-# **References.** Nguyen, Dosovitskiy, Yosinski, Brox, Clune: Synthesizing the preferred inputs for neurons in neural networks via deep generator networks, NeurIPS 2016. Nguyen et al.: Plug & play
-# generative networks, CVPR 2017. Kingma, Welling: Auto-encoding variational Bayes, ICLR 2014.
+# **References.** Nguyen, Dosovitskiy, Yosinski, Brox, Clune: Synthesizing the preferred inputs for neurons in neural
+# networks via deep generator networks, NeurIPS 2016. Nguyen et al.: Plug & play generative networks, CVPR 2017. Kingma,
+# Welling: Auto-encoding variational Bayes, ICLR 2014.

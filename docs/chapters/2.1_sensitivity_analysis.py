@@ -87,7 +87,7 @@ print("predicted:", logits[ten].argmax(1), "  labels:", y)
 #
 # Squaring stretches the range: a pixel whose derivative is ten times larger gets a hundred times the relevance. If the
 # color scale ends at the largest value, that pixel is all one sees. `jx.plot` ends it at the 99.5th percentile of the
-# row instead and lets the few pixels above it saturate. The bar beside the row gives the unit, so nothing is lost.
+# row instead and lets the few pixels above it saturate. The bar next to the row gives the unit, so nothing is lost.
 
 # %%
 flat = np.sort(sensitivity.reshape(10, -1), axis=1)[:, ::-1]
@@ -109,7 +109,7 @@ plt.show()
 # ### The sign was there before it was squared
 #
 # The gradient itself says in which direction each pixel matters: red where more ink raises the score, blue where more
-# ink lowers it. Sensitivity puts both in one color. (The regular dots on the empty background are max-pooling's:
+# ink lowers it. Sensitivity puts both in one color. (The regular dots on the empty background come from max-pooling:
 # where all values of a window are equal, the first of them gets the whole derivative.)
 
 # %%
@@ -124,10 +124,10 @@ plt.show()
 # %% [markdown]
 # ## The choice of score comes first
 #
-# The same network offers several scores for a class $c$, with logits $z$ and $p = \mathrm{softmax}(z)$:
-# the logit $z_c$, the probability $p_c$, and the margin $z_c - \max_{j \ne c} z_j$. Since
-# $\nabla p_c = p_c \, (\nabla z_c - \sum_j p_j \nabla z_j)$, the probability has almost no slope left once the network is
-# sure: the map below is not wrong, it is a map of something that can no longer change.
+# The same network offers several scores for a class $c$, with logits $z$ and $p = \mathrm{softmax}(z)$: the logit
+# $z_c$, the probability $p_c$, and the margin $z_c - \max_{j \ne c} z_j$. Since $\nabla p_c = p_c \, (\nabla z_c -
+# \sum_j p_j \nabla z_j)$, the probability has almost no slope left once the network is sure: the map below is not
+# wrong, it is a map of something that can no longer change.
 
 # %%
 scores = {of: jx.logit(net, of=of) for of in ("logit", "prob", "margin")}

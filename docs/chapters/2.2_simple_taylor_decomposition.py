@@ -8,9 +8,9 @@
 # $$f(x) = f(\tilde x) + \sum_i \underbrace{\frac{\partial f}{\partial x_i}(\tilde x)\,(x_i - \tilde x_i)}_{R_i}
 # + \text{residual}.$$
 #
-# At a *root*, $f(\tilde x) = 0$, the first term is gone: what is to be explained, $f(x)$, is the sum of the $R_i$, up to
-# the residual. Everything therefore depends on two things that a picture alone does not show: is $\tilde x$ a root, and
-# how large is the residual? This chapter prints both.
+# At a *root*, $f(\tilde x) = 0$, the first term is gone: what is to be explained, $f(x)$, is the sum of the $R_i$, up
+# to the residual. Everything therefore depends on two things that a picture alone does not show: is $\tilde x$ a root,
+# and how large is the residual? This chapter prints the answers.
 
 # %%
 import dataclasses
@@ -96,7 +96,7 @@ with jax.enable_x64(True):
         assert error < 1e-10
 
 # %% [markdown]
-# ## The biased twin: what is left over
+# ## With biases: the residual
 #
 # With biases the same formula still gives a picture, and nothing in the picture says that its sum is no longer the
 # score. What is missing has a name. A ReLU network is homogeneous in the input *and its biases together*, so
@@ -125,12 +125,13 @@ with jax.enable_x64(True):
     assert error < 1e-10
 
 # %% [markdown]
-# ## A root that is one
+# ## A true root
 #
-# For the biased network $\varepsilon x$ is no root: the score there is what the biases make of a black image. The
-# library can look for a root instead. `jx.line_search(toward)` walks from $x$ toward a point, black by default, and
-# narrows down the first sign change; if there is none it returns NaN, for there is nothing to expand about. (Without
-# biases the only root on that line is black itself; the search stops just before it, and gives what $\varepsilon x$ gives.)
+# For the biased network $\varepsilon x$ is not a root: the score there is the effect of the biases on a black image.
+# The library can look for a root instead. `jx.line_search(toward)` walks from $x$ toward a point, black by default, and
+# narrows down the first sign change; if there is none it returns NaN, because there is no point to expand about.
+# (Without biases the only root on that line is black itself; the search stops just before it, and gives what
+# $\varepsilon x$ gives.)
 
 # %%
 choices = {"root εx": jx.scaled_input(1e-6), "line search": jx.line_search()}

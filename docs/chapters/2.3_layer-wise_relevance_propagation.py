@@ -2,7 +2,8 @@
 # # 2.3 Layer-wise relevance propagation
 #
 # **The question**: how much of the score did each pixel contribute, if every layer may say how much each of its inputs
-# contributed to each of its outputs? The relevance of the score goes backwards, layer by layer, and none is to be lost:
+# contributed to each of its outputs? The relevance of the score goes backwards, layer by layer, and should be
+# conserved:
 #
 # $$R_i = \sum_j \frac{c_{ij}}{\sum_{i'} c_{i'j}} R_j .$$
 #
@@ -88,14 +89,14 @@ for name, mine, rule in (
 # %% [markdown]
 # ## Where the relevance goes
 #
-# Σ R is often printed as a proof, and it misses the score without anybody saying why. The ledger says it: for
-# each node, what arrived, what went on, and what its bias kept.
+# Σ R is often printed as a proof, and often misses the score without an explanation. The ledger explains it: for
+# each node, it lists the relevance that arrived, that was passed on, and that the bias kept.
 
 # %%
 print(jx.ledger(score, rules=rules.epsilon(EPSILON))(x[3], 3))
 
 # %% [markdown]
-# Without biases nothing is kept, for either rule, and ε-LRP is nothing but input × gradient: ReLU networks without
+# Without biases nothing is kept, for either rule, and ε-LRP equals input × gradient, because ReLU networks without
 # biases are homogeneous, and the ratios $x_i w_{ij} / z_j$ telescope.
 
 # %%
@@ -129,7 +130,7 @@ plt.show()
 #
 # One rule everywhere is rarely best. Near the output, layers mix many concepts and ε keeps both signs; convolutions
 # want a rule that favors positive contributions (z⁺, γ, αβ); the first layer sees pixels, whose zero is no absence. A
-# *composite* says which node gets which rule. `jx.plan` shows the decision before anything runs:
+# *composite* says which node gets which rule. `jx.plan` lists the rules without running the network:
 
 # %%
 cnn = jx.logit(zoo.load("cnn_maxpool"))
@@ -180,10 +181,10 @@ for name in list(sets)[1:]:
 #
 # Use LRP when a sum should be divided: it costs about two gradients, is smooth where gradients are shattered, and
 # conserves the score up to what `jx.ledger` accounts for. It misleads when the composite is chosen by the beauty of the
-# picture. z⁺ everywhere gives clean maps that hardly depend on the class, since positive contributions alone forget what
-# speaks against it; so print the control above beside the picture. Explain the logit: relevance of a probability goes
-# through the softmax and is not conserved. And read the flat rule's map at the resolution of the first layer's kernel: it
-# spreads evenly inside it by construction.
+# picture. z⁺ everywhere gives clean maps that hardly depend on the class, since positive contributions alone forget
+# what speaks against it; so print the control above next to the picture. Explain the logit: relevance of a probability
+# goes through the softmax and is not conserved. And read the flat rule's map at the resolution of the first layer's
+# kernel: it spreads evenly inside it by construction.
 #
 # ## References
 #

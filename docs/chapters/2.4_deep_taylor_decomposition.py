@@ -1,10 +1,11 @@
 # %% [markdown]
 # # 2.4 Deep Taylor decomposition
 #
-# [Simple Taylor decomposition](2.2_simple_taylor_decomposition.ipynb) expands the whole network around one root point, and a
-# good root is hard to find. **The idea here**: expand each *layer* around a root of its own, where it can be written down.
-# Let a neuron $x_j = \max(0, \sum_i x_i w_{ij} + b_j)$, $b_j \le 0$, have relevance $R_j$ in proportion to its activation. Moving
-# from x against a direction $v^{(j)}$ until the neuron dies, the first-order term of each input is
+# [Simple Taylor decomposition](2.2_simple_taylor_decomposition.ipynb) expands the whole network around one root point,
+# and a good root is hard to find. **The idea here**: expand each *layer* around a root of its own, where it can be
+# written down. Let a neuron $x_j = \max(0, \sum_i x_i w_{ij} + b_j)$, $b_j \le 0$, have relevance $R_j$ in proportion
+# to its activation. Moving from x against a direction $v^{(j)}$ until the neuron dies, the first-order term of each
+# input is
 #
 # $$R_{i \leftarrow j} = \frac{v_i^{(j)} w_{ij}}{\sum_{i'} v_{i'}^{(j)} w_{i'j}} R_j ,$$
 #
@@ -35,8 +36,8 @@ x, y = images[ten], labels[ten]
 # %% [markdown]
 # ## Part 1: the three roots, found and checked
 #
-# For one neuron the root can simply be computed: walk from x along $-v$ until the pre-activation is zero. Expanding there,
-# $(x_i - \tilde x_i)\, \partial_i$, must give the rule, and the root must lie in the domain.
+# For one neuron the root can simply be computed: walk from x along $-v$ until the pre-activation is zero. Expanding
+# there, $(x_i - \tilde x_i)\, \partial_i$, must give the rule, and the root must lie in the domain.
 
 # %%
 w = jnp.array([[2.0], [-1.0], [0.5], [-0.2]])
@@ -69,13 +70,14 @@ for name, (direction, explain) in directions.items():
         assert there.max() <= 1 + 1e-6
 
 # %% [markdown]
-# The nearest root of w² has left the box: a pixel darker than black ink. That is why the first layer of an image network gets
-# z^B.
+# The nearest root of w² has left the box: a pixel darker than black ink. That is why the first layer of an image
+# network gets z^B.
 #
 # ### Depth, by a closed form
 #
-# $\max(x_1, x_2)$ as a network of ReLUs, $\tfrac12 (|x_1 - x_2| + x_1 + x_2)$, for $x_1 > x_2 > 0$: z⁺ hands $x_1 - x_2$ to the winner
-# and divides the rest, $(x_1 - \tfrac12 x_2,\ \tfrac12 x_2)$, whereas the gradient gives all to the winner. Both sum to the maximum.
+# $\max(x_1, x_2)$ as a network of ReLUs, $\tfrac12 (|x_1 - x_2| + x_1 + x_2)$, for $x_1 > x_2 > 0$: z⁺ gives $x_1 -
+# x_2$ to the winner and divides the rest, $(x_1 - \tfrac12 x_2,\ \tfrac12 x_2)$, whereas the gradient gives all to the
+# winner. Both sum to the maximum.
 
 # %%
 fold = jnp.array([[1.0, -1.0, 1.0], [-1.0, 1.0, 1.0]])
@@ -140,14 +142,14 @@ print(f"{'input × gradient':55} {cosine(signed(some, truth), signed(some, runne
 # %% [markdown]
 # ## When to use it, and when it misleads
 #
-# Deep Taylor decomposition is the reason why z⁺ is what it is, and its maps are as clean as maps get: positive, conserved, no
-# choice left but the box. The last column is the price. What speaks *against* a class leaves no trace, so the map of the
-# runner-up looks much like the map of the winner: it shows where the network looks, rather than why it decides. For the
-# latter use a composite with both signs ([chapter 2.3](2.3_layer-wise_relevance_propagation.ipynb)) or explain a margin. The
-# derivation wants $f > 0$ and biases $\le 0$; here biases take no relevance, whatever their sign.
+# Deep Taylor decomposition is the reason why z⁺ is what it is, and its maps are as clean as maps get: positive,
+# conserved, no choice left but the box. The last column is the price. What speaks *against* a class leaves no trace, so
+# the map of the runner-up looks much like the map of the winner: it shows where the network looks, rather than why it
+# decides. For the latter use a composite with both signs ([chapter 2.3](2.3_layer-wise_relevance_propagation.ipynb)) or
+# explain a margin. The derivation wants $f > 0$ and biases $\le 0$; here biases take no relevance, whatever their sign.
 #
 # ## References
 #
-# * G. Montavon et al. *Explaining nonlinear classification decisions with deep Taylor decomposition.* Pattern Recognition
-#   65, 2017.
+# * G. Montavon et al. *Explaining nonlinear classification decisions with deep Taylor decomposition.* Pattern
+#   Recognition 65, 2017.
 # * L. Sixt, M. Granz, T. Landgraf. *When explanations lie: why many modified BP attributions fail.* ICML 2020.

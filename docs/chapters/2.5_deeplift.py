@@ -1,16 +1,17 @@
 # %% [markdown]
 # # 2.5 DeepLIFT
 #
-# **The question**: the score is $f(x)$ and would be $f(x_0)$ if nothing were there. How much of the *difference* is each pixel's? A
-# gradient asks what an infinitesimal step would do, which is nothing where a unit is saturated. DeepLIFT asks what the whole
-# step has done: every unit of the network is evaluated at the input and at a *reference* $x_0$, and explains its own change
-# $\Delta y = y - y_0$ by the changes of its inputs,
+# **The question**: the score is $f(x)$ and would be $f(x_0)$ if nothing were there. How much of the *difference* is due
+# to each pixel? A gradient measures the effect of an infinitesimal step, which is zero where a unit is saturated.
+# DeepLIFT measures the effect of the whole step: every unit of the network is evaluated at the input and at a
+# *reference* $x_0$, and explains its own change $\Delta y = y - y_0$ by the changes of its inputs,
 #
 # $$\Delta y = \sum_i m_i \, \Delta x_i, \qquad R_i = m_i\,(x_i - x_{0,i}), \qquad \sum_i R_i = f(x) - f(x_0).$$
 #
-# The multipliers $m$ of the whole network are products of those of its parts, like a gradient's. For a layer they are its
-# weights. For an activation the *Rescale* rule takes $m = \Delta y / \Delta x$, the slope of the secant. The sum is right by construction
-# ("summation to delta"): the same promise as integrated gradients', for the price of one gradient.
+# The multipliers $m$ of the whole network are products of those of its parts, like a gradient's. For a layer they are
+# its weights. For an activation the *Rescale* rule takes $m = \Delta y / \Delta x$, the slope of the secant. The sum is
+# right by construction ("summation to delta"): the same promise as that of integrated gradients, at the cost of one
+# gradient.
 
 # %%
 import jax
@@ -34,8 +35,8 @@ print(f"right on {zoo.accuracy(net, images, labels):.1%} of {len(labels):,} held
 # %% [markdown]
 # ## By hand
 #
-# For a multilayer perceptron Rescale takes ten lines. The library finds the layers and activations of any program; the two agree
-# to rounding.
+# For a multilayer perceptron Rescale takes ten lines. The library finds the layers and activations of any program; the
+# two agree to rounding.
 
 # %%
 mlp = zoo.load("mlp")
@@ -65,9 +66,9 @@ assert difference < 1e-5
 # %% [markdown]
 # ## Proof: summation to delta
 #
-# The gap $\sum_i R_i - (f(x) - f(x_0))$ is in `with_info`, for every explainer that promises a sum. Relative to what was distributed,
-# $\max(|\Delta f|, \sum_i |R_i|)$, the largest of a hundred digits, on five networks, in float32; integrated gradients with ten gradients beside
-# it.
+# The gap $\sum_i R_i - (f(x) - f(x_0))$ is in `with_info`, for every explainer that promises a sum. Relative to what
+# was distributed, $\max(|\Delta f|, \sum_i |R_i|)$, the largest of a hundred digits, on five networks, in float32,
+# compared with integrated gradients with ten steps.
 
 # %%
 some, truth = images[:100], labels[:100]
@@ -91,10 +92,10 @@ for name in ("mlp", "cnn_strided", "cnn_maxpool", "all_conv", "gap"):
 # %% [markdown]
 # ## RevealCancel: what cancels is not nothing
 #
-# Take $\min(x_1, x_2)$, written with a ReLU as $x_1 - \max(x_1 - x_2, 0)$, from a reference of zero to $(3, 1)$. Gradients, integrated
-# gradients and Rescale all give the whole of it to the smaller one: the larger could be anything. Yet without it the minimum would
-# be zero. *RevealCancel* keeps what pushes a unit up and what pushes it down apart, $\Delta x = \Delta x^+ + \Delta x^-$, and gives each the mean of
-# what it does alone and what it does after the other:
+# Take $\min(x_1, x_2)$, written with a ReLU as $x_1 - \max(x_1 - x_2, 0)$, from a reference of zero to $(3, 1)$.
+# Gradients, integrated gradients and Rescale all give the whole of it to the smaller one: the larger could be anything.
+# Yet without it the minimum would be zero. *RevealCancel* keeps what pushes a unit up and what pushes it down apart,
+# $\Delta x = \Delta x^+ + \Delta x^-$, and gives each the mean of what it does alone and what it does after the other:
 #
 # $$\Delta y^+ = \tfrac12\big[f(x_0 + \Delta x^+) - f(x_0)\big] + \tfrac12\big[f(x_0 + \Delta x^- + \Delta x^+) - f(x_0 + \Delta x^-)\big].$$
 
@@ -117,9 +118,9 @@ assert np.allclose(jx.deeplift(minimum, rule="reveal_cancel")(point), 0.5, atol=
 # %% [markdown]
 # ## Which reference?
 #
-# A reference should hold what the network calls nothing. For digits on black that is black, so no black pixel gets anything: "there is no
-# stroke here" is never a reason. Against the mean image, or averaged over a sample of digits (DeepSHAP), it is: the hole of the 0
-# and the gap of the 3 speak. Against a blurred copy, only edges are left.
+# A reference should be an input that shows nothing to the network. For digits on black that is black, so no black pixel
+# gets anything: "there is no stroke here" is never a reason. Against the mean image, or averaged over a sample of
+# digits (DeepSHAP), it is: the hole of the 0 and the gap of the 3 speak. Against a blurred copy, only edges are left.
 
 # %%
 mean_image = jnp.asarray(digits.x_train.mean(0))
@@ -149,9 +150,9 @@ plt.show()
 # %% [markdown]
 # ## The authors' experiment: turn an 8 into a 3
 #
-# Explain the logits of 8 and of 3, and erase the pixels that speak most for 8 and against 3, at most 157 (a fifth of the image). If the explanation is
-# right about which pixels make the difference, the log-odds $\mathrm{logit}_8 - \mathrm{logit}_3$ fall far. All held-out digits of a class; random pixels as a
-# control.
+# Explain the logits of 8 and of 3, and erase the pixels that speak most for 8 and against 3, at most 157 (a fifth of
+# the image). If the explanation is right about which pixels make the difference, the log-odds $\mathrm{logit}_8 -
+# \mathrm{logit}_3$ fall far. All held-out digits of a class; random pixels as a control.
 
 # %%
 ERASED = 157
@@ -204,8 +205,8 @@ for name in contenders:
 print(f"{'digits':26}" + "".join(f"{len(drops['gradient', *task]):14}" for task in tasks))
 
 # %% [markdown]
-# The intervals of two methods overlap, since digits differ; but all methods see the same digits, and so their *differences* are known much
-# better. RevealCancel against each of the others, digit by digit:
+# The intervals of two methods overlap, since digits differ; but all methods see the same digits, and so their
+# *differences* are known much better. RevealCancel against each of the others, digit by digit:
 
 # %%
 best = "DeepLIFT RevealCancel"
@@ -248,26 +249,31 @@ ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %% [markdown]
-# The order is the authors': guided back-propagation behind, input × gradient, integrated gradients and Rescale hardly apart,
-# RevealCancel ahead in every task. (On their network, fed with raw 0–255 pixels, it fell 1.27 times as far as input × gradient.) The genomics default,
-# RevealCancel behind dense layers only, hardly differs from Rescale: in this network the canceling happens in the convolutions.
+# The order is the authors': guided back-propagation is last, input × gradient, integrated gradients and Rescale are
+# close to each other, and RevealCancel is first in every task. (On their network, fed with raw 0–255 pixels, it fell
+# 1.27 times as far as input × gradient.) The genomics default, RevealCancel behind dense layers only, hardly differs
+# from Rescale: in this network the canceling happens in the convolutions.
 #
 # ## When to use it, and when it misleads
 #
-# Use DeepLIFT when a difference should be divided and a gradient's price is all there is to spend: it sees through saturated
-# units, and its sum is exact on any network. Rescale misleads in three ways:
+# Use DeepLIFT when a difference should be divided and you can only afford the cost of one gradient: it sees through
+# saturated units, and its sum is exact on any network. Rescale misleads in three ways:
 #
 # * **It is blind to cancellation**, like the gradient: of $\min(x_1, x_2)$ it shows one. RevealCancel is made for that.
-# * **It depends on how the network computes its function**, not on the function alone. Two networks that agree everywhere may be explained
-#   differently, since every secant is taken inside; integrated gradients has no such freedom. And the path from $x_0$ to $x$ that
-#   each secant spans is never evaluated, so that a unit that rises and falls again between is a unit that did nothing.
-# * **The reference is half of the question.** Behind a layer norm an image of zeros is noise divided by ε, something the network has never
-#   seen, and every secant leads there. Take a reference of the same kind as the data: a mean, a blur, a sample.
+# * **It depends on how the network computes its function**, not on the function alone. Two networks that agree
+#   everywhere may be explained differently, since every secant is taken inside; integrated gradients has no such
+#   freedom. And the path from $x_0$ to $x$ that each secant spans is never evaluated, so that a unit that rises and
+#   falls again between is a unit that did nothing.
+# * **The reference is half of the question.** Behind a layer norm an image of zeros is noise divided by ε, something
+#   the network has never seen, and every secant leads there. Take a reference of the same kind as the data: a mean, a
+#   blur, a sample.
 #
-# And like every method with a reference it never gives anything to a pixel that is as it is in the reference.
+# Like every method with a reference, it gives nothing to a pixel that has the same value in the reference.
 #
 # ## References
 #
-# * A. Shrikumar, P. Greenside, A. Kundaje. *Learning important features through propagating activation differences.* ICML 2017.
+# * A. Shrikumar, P. Greenside, A. Kundaje. *Learning important features through propagating activation differences.*
+#   ICML 2017.
 # * S. Lundberg, S.-I. Lee. *A unified approach to interpreting model predictions.* NeurIPS 2017.
-# * M. Ancona, E. Ceolini, C. Öztireli, M. Gross. *Toward better understanding of gradient-based attribution methods.* ICLR 2018.
+# * M. Ancona, E. Ceolini, C. Öztireli, M. Gross. *Toward better understanding of gradient-based attribution methods.*
+#   ICLR 2018.

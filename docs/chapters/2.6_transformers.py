@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 2.6 A small transformer, explained patch by patch
 #
-# Attention multiplies two things that both depend on the input, its softmax couples all tokens, and every block divides by
-# the norm of its input. Rules for dense layers say nothing about these. **AttnLRP** does:
+# Attention multiplies two things that both depend on the input, its softmax couples all tokens, and every block divides
+# by the norm of its input. Rules for dense layers say nothing about these. **AttnLRP** does:
 #
 # | node | rule |
 # | --- | --- |
@@ -12,8 +12,8 @@
 # | layer norm | the statistics are held; the rest is linear |
 # | GELU | pass |
 #
-# The library finds these nodes in the traced program. The network below is plain `jax.numpy`: no module, no hook, no
-# special softmax.
+# The library finds these nodes in the traced program. The network below is plain `jax.numpy`, without modules, hooks or
+# a special softmax.
 
 # %%
 import os
@@ -144,8 +144,8 @@ plt.show()
 # %% [markdown]
 # ### Proof: where the relevance goes
 #
-# Position embeddings are constants that are added to the input, a bias by another name: what they contribute is relevance
-# that no pixel can have. The ledger names it, together with the share that the softmax does not conserve.
+# Position embeddings are constants that are added to the input, like a bias: their contribution is relevance
+# that no pixel can have. The ledger lists it, together with the share that the softmax does not conserve.
 
 # %%
 accounts = jax.jit(jax.vmap(jx.ledger(score, rules=rules)))(x, y)
@@ -161,8 +161,8 @@ assert np.abs(total + accounts.relevance - accounts.value).max() < 1e-2 * np.abs
 # %% [markdown]
 # ### Control: take the patches away
 #
-# Paint the patches black in the order of their relevance and watch the logit. The map that knows best which patches carry
-# the decision brings it down fastest. (Black is a digit's background here, hence a fair "nothing".)
+# Paint the patches black in the order of their relevance and watch the logit. The map that knows best which patches
+# carry the decision brings it down fastest. (Black is a digit's background here, hence a fair "nothing".)
 
 # %%
 some, truth = images[:200], labels[:200]
@@ -194,15 +194,16 @@ for name, curve in curves.items():
 assert curves["attention LRP"].mean() < curves["input × gradient"].mean() < curves["random order"].mean()
 
 # %% [markdown]
-# On this network LRP, at the price of two gradients, is well ahead of input × gradient, and behind integrated gradients at the
-# price of thirty. Such a ranking belongs to one network, one control and one way of taking away; make your own.
+# On this network LRP, at the cost of two gradients, is well ahead of input × gradient, and behind integrated gradients
+# at the cost of thirty. Such a ranking holds for one network, one control and one way of removing patches; make your
+# own.
 #
 # ## When to use it, and when it misleads
 #
-# Use the attention composite for transformers: one backward pass, and products and softmax are treated as what they are. Sum
-# over a token's features before reading it. It misleads when Σ R is read as the score: biases, position embeddings and the
-# softmax all keep a part, which the ledger shows. And attention *weights* are not used here at all: they say where a head
-# looked, rather than what it made of it.
+# Use the attention composite for transformers: one backward pass, and products and softmax are treated as what they
+# are. Sum over a token's features before reading it. It misleads when Σ R is read as the score: biases, position
+# embeddings and the softmax all keep a part, which the ledger shows. And attention *weights* are not used here at all:
+# they say where a head looked, rather than what it made of it.
 #
 # ## References
 #

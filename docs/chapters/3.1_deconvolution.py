@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 3.1 Deconvolution
 #
-# **The question**: which pattern in the image does a hidden channel answer to? Deconvolution sends the activation of a
-# channel back to the pixels. Convolutions are transposed, max-pooling remembers where its maximum was (the "switches"), and a
-# ReLU applies itself to what comes from above:
+# **The question**: which pattern in the image does a hidden channel respond to? Deconvolution sends the activation of a
+# channel back to the pixels. Convolutions are transposed, max-pooling remembers where its maximum was (the "switches"),
+# and a ReLU applies itself to what comes from above:
 #
 # $$g \leftarrow \max(g, 0), \qquad \text{where back-propagation has } g \leftarrow 1_{a > 0}\, g .$$
 
@@ -24,7 +24,8 @@ images, labels = digits.x_test, digits.y_test
 # %% [markdown]
 # ## Deconvolution of a hidden channel
 #
-# A score can be anything, so the sum of a channel of the third layer is one. The six most exciting digits of each of four channels:
+# A score can be anything, so the sum of a channel of the third layer is one. The six most exciting digits of each of
+# four channels:
 
 # %%
 net = zoo.load("cnn_maxpool")
@@ -66,7 +67,8 @@ plt.show()
 # %% [markdown]
 # ### Proof: what deconvolution knows of the image
 #
-# Nothing but the switches of max-pooling. In a network without max-pooling the map of a class is the *same* for all images:
+# Nothing but the switches of max-pooling. In a network without max-pooling the map of a class is the *same* for all
+# images:
 
 # %%
 averaging = jx.logit(zoo.load("cnn_avgpool"))
@@ -102,13 +104,14 @@ plt.show()
 # %% [markdown]
 # ## When to use it, and when it misleads
 #
-# Use it to see which local pattern a hidden channel answers to, with the images that excite the channel beside it. It misleads
-# as an explanation of a decision: nothing but the switches ties it to the image, and where a network has none it draws the
-# same picture for all of them. It is no derivative of anything: its values cannot be summed or compared between channels.
+# Use it to see which local pattern a hidden channel responds to, next to the images that excite the channel. It
+# misleads as an explanation of a decision: nothing but the switches ties it to the image, and where a network has none
+# it draws the same picture for all of them. It is not a derivative of anything: its values cannot be summed or compared
+# between channels.
 #
 # ## References
 #
 # * M. Zeiler, R. Fergus. *Visualizing and understanding convolutional networks.* ECCV 2014.
 # * J. Springenberg et al. *Striving for simplicity: the all convolutional net.* ICLR workshop 2015.
-# * W. Nie, Y. Zhang, A. Patel. *A theoretical explanation for perplexing behaviors of backpropagation-based visualizations.*
-#   ICML 2018.
+# * W. Nie, Y. Zhang, A. Patel. *A theoretical explanation for perplexing behaviors of backpropagation-based
+#   visualizations.* ICML 2018.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 3.2 Back-propagation: class model images and saliency maps
 #
-# **Two questions**, both answered by the gradient of a class score with respect to the image. What does the network take
-# for a perfect 3? And which pixels of *this* image should change least to change its score most?
+# **Two questions**, both answered by the gradient of a class score with respect to the image. What does the network
+# consider a perfect 3? And which pixels of *this* image should change least to change its score most?
 #
 # As in every chapter the score $f_c$ is the **logit** of one class $c$. The network is the library's CNN with average
 # pooling and without biases.
@@ -66,14 +66,14 @@ models, climbed = class_models(mean_image, adam, n_steps, lam)
 # %% [markdown]
 # ### Proof that it converged
 #
-# "It looks like a digit" is no stopping rule. Here there is an exact one. Without biases the logit is homogeneous,
+# "It looks like a digit" is not a stopping rule. Here there is an exact one. Without biases the logit is homogeneous,
 # $f_c(tx) = t f_c(x)$, so along the ray through $x$ the objective is the parabola $t f_c - \frac{\lambda}{2} t^2
 # \lVert x \rVert^2$. At a maximum that has not run into the upper wall it must be at its top for $t = 1$:
 #
 # $$f_c(\hat x) = \lambda \lVert \hat x \rVert^2, \qquad J(\hat x) = \tfrac12 f_c(\hat x).$$
 #
-# (It also follows that $\lambda$ sets the brightness of the picture and nothing else.) The last column is the other
-# control: what the second half of the climb still added.
+# (It also follows that $\lambda$ sets the brightness of the picture and nothing else.) The last column is another
+# control: the increase in the second half of the optimization.
 
 # %%
 logit_of = jax.vmap(score)(models, jnp.arange(10))
@@ -135,8 +135,8 @@ figure.suptitle("What the network takes for a digit (each panel on its own scale
 plt.show()
 
 # %% [markdown]
-# The climb ends at *a* maximum; from noise it ends at another. How much of either is a digit, and how much is private to
-# this network? Ask networks that had no part in it.
+# The climb ends at *a* maximum; from noise it ends at another. How much of either is a digit, and how much is specific
+# to this network? Ask networks that were not optimized.
 
 # %%
 judges = {"this network": net, "CNN, max-pooling": zoo.load("cnn_maxpool"), "multilayer perceptron": zoo.load("mlp")}
@@ -151,14 +151,14 @@ for name, pictures in (("mean image", models), ("noise", again)):
 # %% [markdown]
 # ## The saliency map
 #
-# For one image the score is nearly linear, $f_c(x + \delta) \approx f_c(x) + \nabla f_c(x) \cdot \delta$, so the size of
-# each derivative ranks the pixels:
+# For one image the score is nearly linear, $f_c(x + \delta) \approx f_c(x) + \nabla f_c(x) \cdot \delta$, so the size
+# of each derivative ranks the pixels:
 #
 # $$R_i = \left| \frac{\partial f_c}{\partial x_i}(x) \right| .$$
 #
-# A common mistake is to differentiate the whole row of logits. Automatic differentiation takes a scalar; given a vector,
-# many frameworks silently sum it, and the map becomes $|\nabla \sum_j f_j|$. No error, a plausible picture, and not a
-# trace of the class in it. (JAX refuses to differentiate a vector, and so does this library.)
+# A common mistake is to differentiate the whole row of logits. Automatic differentiation takes a scalar; given a
+# vector, many frameworks silently sum it, and the map becomes $|\nabla \sum_j f_j|$. No error, a plausible picture, and
+# not a trace of the class in it. (JAX refuses to differentiate a vector, and so does this library.)
 
 # %%
 saliency = jx.saliency(score)
@@ -199,9 +199,10 @@ assert (ask_all["saliency |∇f_c|"] != ask_all["saliency |∇f_c|"][0]).any(axi
 # ### Proof against finite differences
 #
 # Nudge a pixel up and down and look at the logit: no gradients involved. In float64, for the ten most salient pixels of
-# the stroke, the saliency is right and the mistaken map is not; and $\nabla \sum_j f_j$ is what it is, the sum of the ten
-# gradients. (Of the stroke, because on the black background this network without biases sits exactly on the kinks of its
-# ReLUs, where up and down differ and there is no derivative: the map there is one of several that could be drawn.)
+# the stroke, the saliency is right and the mistaken map is not; and $\nabla \sum_j f_j$ is what it is, the sum of the
+# ten gradients. (Of the stroke, because on the black background this network without biases sits exactly on the kinks
+# of its ReLUs, where up and down differ and there is no derivative: the map there is one of several that could be
+# drawn.)
 
 # %%
 with jax.enable_x64(True):
@@ -286,8 +287,8 @@ assert cosine(controls["right class"], controls["runner-up"]).mean() < 0.9
 #
 # ## When to use it, and when it misleads
 #
-# Use a class model image to see what a network listens to beyond the data, with the objective, its convergence and a
-# second network's opinion printed beside it; if it must look natural, it needs a prior, and then the prior paints too.
+# Use a class model image to see what a network responds to beyond the data, with the objective, its convergence and a
+# second network's opinion printed next to it; if it must look natural, it needs a prior, and then the prior paints too.
 # Use saliency as the first look at one decision: one gradient, no settings. It misleads when read as evidence, for it
 # has no sign and sums to nothing in particular; when the class was lost on the way to the derivative; and when two maps
 # are compared by eye, since any two maps of the same digit look related. For the question "why $c$ rather than the
@@ -297,7 +298,7 @@ assert cosine(controls["right class"], controls["runner-up"]).mean() < 0.9
 #
 # * K. Simonyan, A. Vedaldi, A. Zisserman. *Deep inside convolutional networks: visualizing image classification models
 #   and saliency maps.* arXiv:1312.6034, 2013.
-# * D. Erhan, Y. Bengio, A. Courville, P. Vincent. *Visualizing higher-layer features of a deep network.* Technical report
-#   1341, University of Montreal, 2009.
+# * D. Erhan, Y. Bengio, A. Courville, P. Vincent. *Visualizing higher-layer features of a deep network.* Technical
+#   report 1341, University of Montreal, 2009.
 # * J. Adebayo et al. *Sanity checks for saliency maps.* NeurIPS 2018.
 # * D. Kingma, J. Ba. *Adam: a method for stochastic optimization.* ICLR 2015.

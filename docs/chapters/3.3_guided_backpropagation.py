@@ -1,12 +1,13 @@
 # %% [markdown]
 # # 3.3 Guided back-propagation
 #
-# Guided back-propagation and [deconvolution](3.1_deconvolution.ipynb) change what a ReLU does on the way back. Let $a$ be the input of a ReLU and $g$ what arrives from above:
+# Guided back-propagation and [deconvolution](3.1_deconvolution.ipynb) change what a ReLU does on the way back. Let $a$
+# be the input of a ReLU and $g$ what arrives from above:
 #
 # $$\text{back-propagation: } 1_{a > 0}\, g, \qquad \text{deconvolution: } \max(g, 0), \qquad \text{guided: } 1_{a > 0} \max(g, 0).$$
 #
-# The library applies them at every *activation*, however it is written; libraries that look for ReLU modules return a plain
-# gradient, without a word, for a model with `relu6` or a functional ReLU.
+# The library applies them at every *activation*, however it is written; libraries that look for ReLU modules silently
+# return a plain gradient for a model with `relu6` or a functional ReLU.
 
 # %%
 import dataclasses
@@ -50,10 +51,10 @@ for name, got in zip(("back-propagation", "deconvolution", "guided"), found, str
     print(f"{name:17}", got)
 
 # %% [markdown]
-# ## Guided back-propagation, with its sanity check beside it
+# ## Guided back-propagation and its sanity check
 #
-# The picture that made the method famous, and the control that it fails: the same map after the last layer's weights, or
-# all weights, were drawn anew. Then nothing that was learned about classes is left, and a map that explains the
+# The picture that made the method famous, and the control that it fails: the same map after the last layer's weights,
+# or all weights, were re-initialized. Then nothing that was learned about classes is left, and a map that explains the
 # decision should be gone.
 
 # %%
@@ -98,13 +99,12 @@ assert kept["guided"] > kept["gradient"]
 # %% [markdown]
 # ## When to use it, and when it misleads
 #
-# Guided back-propagation draws the strokes that the lower layers
-# respond to, crisply. It does not explain a decision: with the top layer redrawn its maps stay closer to themselves than gradients do. Put the
-# control beside the picture.
+# Guided back-propagation draws the strokes that the lower layers respond to, crisply. It does not explain a decision:
+# when the top layer is re-initialized, its maps change less than gradients do. Show the control next to the picture.
 #
 # ## References
 #
 # * J. Springenberg et al. *Striving for simplicity: the all convolutional net.* ICLR workshop 2015.
 # * J. Adebayo et al. *Sanity checks for saliency maps.* NeurIPS 2018.
-# * W. Nie, Y. Zhang, A. Patel. *A theoretical explanation for perplexing behaviors of backpropagation-based visualizations.* ICML
-#   2018.
+# * W. Nie, Y. Zhang, A. Patel. *A theoretical explanation for perplexing behaviors of backpropagation-based
+#   visualizations.* ICML 2018.

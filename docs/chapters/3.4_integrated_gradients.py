@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 3.4 Integrated gradients
 #
-# **Question.** How is the difference between the score of this image and the score of a baseline shared out?
+# **Question.** How much does each pixel contribute to the difference between the score of this image and that of a
+# baseline?
 #
 # Walk in a straight line from a baseline $b$ to the input $x$ and add up, pixel by pixel, what each one's slope
 # contributes on the way:
@@ -163,10 +164,10 @@ for n in (10, 50, 200):
 #
 # ## Four baselines, four questions
 #
-# The baseline is half of the question: the map explains $f(x) - f(b)$. Where $x_i = b_i$ the answer is zero whatever the
-# network does, so black can never credit an absent stroke, and white is silent on the brightest ink. With
-# `jx.references` the question is averaged over several baselines, here 50 training digits. All four are complete, each
-# for its own difference.
+# The baseline is half of the question: the map explains $f(x) - f(b)$. Where $x_i = b_i$ the answer is zero whatever
+# the network does, so a black baseline can never credit an absent stroke, and a white one gives nothing to the
+# brightest ink. With `jx.references` the question is averaged over several baselines, here 50 training digits. All four
+# are complete, each for its own difference.
 
 # %%
 few = np.array([2, 3, 4, 7, 8])
@@ -289,10 +290,10 @@ assert cosine(right, controls["random weights"]).mean() < 0.3
 #
 # Use it when you can name a baseline that means "nothing there", and want an attribution that adds up and does not
 # depend on how the network is written. Report the baseline, the score and the gap with the picture. It misleads when
-# the baseline was taken by habit: zero in an input that was centered is the mean image, and a ghost of that mean appears
-# in every map. It is blind where $x_i = b_i$. It leaves the data on the way: half-bright digits are not digits, and on
-# a saturating score most of the answer comes from them. And a gap forced to zero, or never looked at, says nothing on
-# whether enough steps were taken.
+# the baseline was taken by habit: zero in an input that was centered is the mean image, and a ghost of that mean
+# appears in every map. It is blind where $x_i = b_i$. It leaves the data on the way: half-bright digits are not digits,
+# and on a saturating score most of the answer comes from them. And a gap forced to zero, or never looked at, says
+# nothing on whether enough steps were taken.
 #
 # ## References
 #

@@ -51,9 +51,9 @@ plt.show()
 # %% [markdown]
 # ## Proofs
 #
-# In float64, on the library's multilayer perceptron: without noise SmoothGrad is the explanation itself; and the three statistics of the same draws, the mean
-# (SmoothGrad), the mean of squares (squared SmoothGrad) and the variance (VarGrad), obey
-# $\overline{R^2} = \bar R^2 + \frac{n-1}{n} \mathrm{Var}(R)$.
+# In float64, on the library's multilayer perceptron: without noise SmoothGrad is the explanation itself; and the three
+# statistics of the same draws, the mean (SmoothGrad), the mean of squares (squared SmoothGrad) and the variance
+# (VarGrad), obey $\overline{R^2} = \bar R^2 + \frac{n-1}{n} \mathrm{Var}(R)$.
 
 # %%
 mlp = zoo.load("mlp")
@@ -217,8 +217,8 @@ plt.show()
 # %% [markdown]
 # ### σ is relative to the range of the image
 #
-# "σ = 0.2" means nothing before the units of the image are known. The library's `noise` is a share of each image's range
-# (`relative=False` for units of x). Proof: the same network fed with pixels from 0 to 255 gives the same map.
+# "σ = 0.2" means nothing before the units of the image are known. The library's `noise` is a share of each image's
+# range (`relative=False` for units of x). Proof: the same network fed with pixels from 0 to 255 gives the same map.
 
 # %%
 f = jx.logit(mlp)
@@ -290,8 +290,8 @@ assert np.mean(cosine(right, controls["random weights"].reshape(len(x), -1))) < 
 #
 # * D. Smilkov, N. Thorat, B. Kim, F. Viégas, M. Wattenberg. *SmoothGrad: removing noise by adding noise.*
 #   arXiv:1706.03825, 2017.
-# * J. Adebayo, J. Gilmer, I. Goodfellow, B. Kim. *Local explanation methods for deep neural networks lack sensitivity to
-#   parameter values.* ICLR workshop, 2018.
+# * J. Adebayo, J. Gilmer, I. Goodfellow, B. Kim. *Local explanation methods for deep neural networks lack sensitivity
+#   to parameter values.* ICLR workshop, 2018.
 # * S. Hooker, D. Erhan, P.-J. Kindermans, B. Kim. *A benchmark for interpretability methods in deep neural networks.*
 #   NeurIPS 2019.
 # * J. Adebayo et al. *Sanity checks for saliency maps.* NeurIPS 2018.

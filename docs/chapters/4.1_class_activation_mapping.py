@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 4.1 Class activation mapping
 #
-# **The question**: where in the image is the evidence for a class? In one kind of network the answer can be read off. If the last maps
-# $A_k$ are averaged over their $Z$ places and go into one linear layer,
+# **The question**: where in the image is the evidence for a class? In one kind of network the answer can be read off.
+# If the last maps $A_k$ are averaged over their $Z$ places and go into one linear layer,
 #
 # $$f_c = \sum_k w_{kc} \, \frac1Z \sum_p A_k(p) = \frac1Z \sum_p \underbrace{\sum_k w_{kc} A_k(p)}_{M_c(p)},$$
 #
-# then the two sums may be exchanged: the logit *is* the mean of the class activation map $M_c$. Nothing is approximated, no gradient is
-# taken, and evidence against the class is negative.
+# then the two sums may be exchanged: the logit *is* the mean of the class activation map $M_c$. Nothing is
+# approximated, no gradient is taken, and evidence against the class is negative.
 
 # %%
 import functools
@@ -29,9 +29,10 @@ N = int(os.environ.get("CHAPTER_SCENES", 1000))  # fewer when this page is only 
 # %% [markdown]
 # ## Digits among clutter
 #
-# On a digit that fills its image, any map looks right. `cluttered_mnist` puts a digit anywhere on a larger canvas, among pieces of other
-# digits, and tells where everything is. All positions are equally likely; but a digit of 28 pixels on a canvas of 40 always covers the middle,
-# and a control below says what that is worth. The scenes are made of held-out digits.
+# On a digit that fills its image, any map looks right. `cluttered_mnist` puts a digit anywhere on a larger canvas,
+# among pieces of other digits, and returns masks and boxes of everything. All positions are equally likely; but a digit
+# of 28 pixels on a canvas of 40 always covers the middle, and a control below says what that is worth. The scenes are
+# made of held-out digits.
 
 # %%
 digits = datasets.mnist()
@@ -46,8 +47,9 @@ print(f"{net}: right on {zoo.accuracy(net, x, y):.1%} of {N:,} scenes")
 # %% [markdown]
 # ## By hand, and the proof
 #
-# `jx.split` cuts any function at a layer: here at the last activation, whose maps are 10×10 with 128 channels. `jx.cam` finds that layer, and checks
-# in the program that what follows is a mean over places and linear. The mean of the map is the logit, on every scene:
+# `jx.split` cuts any function at a layer: here at the last activation, whose maps are 10×10 with 128 channels. `jx.cam`
+# finds that layer, and checks in the program that what follows is a mean over places and linear. The mean of the map is
+# the logit, on every scene:
 
 # %%
 encode, _ = jx.split(score, "last activation")
@@ -71,8 +73,9 @@ np.testing.assert_allclose(hand, library, rtol=1e-4, atol=1e-4)
 # %% [markdown]
 # ## Ten scenes
 #
-# The map of the true class, at the layer and brought to the size of the input; gray lines are the input. Red is evidence for the class, blue against
-# it. The scale is that of logits times places: a map of mean 10 makes a logit of 10.
+# The map of the true class, at the layer and brought to the size of the input; gray lines are the input. Red is
+# evidence for the class, blue against it. The scale is that of logits times places: a map of mean 10 makes a logit of
+# 10.
 
 # %%
 ten = np.array([np.flatnonzero(y == c)[0] for c in range(10)])
@@ -86,8 +89,8 @@ plt.show()
 #
 # ## All classes of one scene
 #
-# A class activation map exists for every class, right or wrong, and their means are the logits. The difference of two maps has the margin as
-# its mean: it shows what made the runner-up plausible, and where it lost.
+# A class activation map exists for every class, right or wrong, and their means are the logits. The difference of two
+# maps has the margin as its mean: it shows what made the runner-up plausible, and where it lost.
 
 # %%
 probabilities = jax.nn.softmax(net(x))
@@ -105,10 +108,10 @@ plt.show()
 # %% [markdown]
 # ## Is it where the digit is?
 #
-# Three measures against the digit's ink. *Pointing game*: is the largest pixel on it (or at most 2 pixels beside it)? *IoU*: of the map's strongest
-# pixels, as many as the digit has, and the digit. *Energy inside*: the share of the positive evidence that is on the digit. Intervals are
-# ±1.96 standard errors, over scenes. Three controls know nothing of the network: a constant map, which
-# is the level of chance, a blob in the middle of the canvas, and the image itself.
+# Three measures against the digit's ink. *Pointing game*: is the largest pixel on it (or at most 2 pixels away)? *IoU*:
+# of the map's strongest pixels, as many as the digit has, and the digit. *Energy inside*: the share of the positive
+# evidence that is on the digit. Intervals are ±1.96 standard errors, over scenes. Three controls do not depend on the
+# network: a constant map, which is the level of chance, a blob in the middle of the canvas, and the image itself.
 
 # %%
 gradient = jx.gradient(score)
@@ -145,15 +148,17 @@ print(
 )
 
 # %% [markdown]
-# The peak of the class activation map is on the digit or next to it nearly always, and a gradient's too; on the very ink less often: the map
-# knows places of 4 pixels, not strokes, and a gradient is largest beside the ink, where a change would matter. The blob in the middle is not far behind the
-# map: on this canvas a digit is never far from there. Clutter gets no more than its area. The image itself scores high because most of its ink *is* the digit's: a method is not good at localization
-# merely because it multiplies with the input. The [next chapter](4.2_grad-cam.ipynb) has the table of all methods.
+# The peak of the class activation map is on the digit or next to it nearly always, and a gradient's too; on the very
+# ink less often: the map knows places of 4 pixels, not strokes, and a gradient is largest next to the ink, where a
+# change would matter. The blob in the middle is not far behind the map: on this canvas a digit is never far from there.
+# Clutter gets no more than its area. The image itself scores high because most of its ink *is* the digit's: a method is
+# not good at localization merely because it multiplies with the input. The [next chapter](4.2_grad-cam.ipynb) has the
+# table of all methods.
 #
 # ## Where it does not apply
 #
-# Libraries that multiply "the weights of the last linear layer" with "the last maps" return a picture wherever the sizes happen to fit. Here it is
-# an error, which names the operation that is in the way:
+# Libraries that multiply "the weights of the last linear layer" with "the last maps" return a picture wherever the
+# sizes happen to fit. Here it is an error that names the operation that violates the assumption:
 
 # %%
 try:
@@ -166,9 +171,10 @@ else:
 # %% [markdown]
 # ## When to use it, and when it misleads
 #
-# On a network with global average pooling it is the only exact map: the score, place by place, for one forward pass. Others are nearer to the digit
-# ([4.2](4.2_grad-cam.ipynb)), but do not add up to the score. It shows *places*, not pixels: what a place has seen is its whole receptive field. Bilinear
-# up-sampling by a whole factor keeps the mean; other up-sampling makes a picture.
+# On a network with global average pooling it is the only exact map: the score, place by place, for one forward pass.
+# Others are nearer to the digit ([4.2](4.2_grad-cam.ipynb)), but do not add up to the score. It shows *places*, not
+# pixels: what a place has seen is its whole receptive field. Bilinear up-sampling by a whole factor keeps the mean;
+# other up-sampling makes a picture.
 #
 # ## References
 #

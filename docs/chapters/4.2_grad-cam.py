@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 4.2 Grad-CAM
 #
-# A [class activation map](4.1_class_activation_mapping.ipynb) needs a network that averages its last maps. Grad-CAM takes any network, and puts the mean
-# gradient in the place of the weights:
+# A [class activation map](4.1_class_activation_mapping.ipynb) needs a network that averages its last maps. Grad-CAM
+# takes any network, and puts the mean gradient in the place of the weights:
 #
 # $$M(p) = \mathrm{ReLU} \sum_k \alpha_k A_k(p), \qquad \alpha_k = \frac1Z \sum_p \frac{\partial f}{\partial A_k(p)}.$$
 #
-# On other networks the map sits *beside* the digit more often. This chapter measures how often, shows why, and compares all methods of this library on a
-# thousand scenes.
+# On other networks the map misses the digit more often. This chapter measures how often, shows why, and compares all
+# methods of this library on a thousand scenes.
 
 # %%
 import functools
@@ -69,9 +69,9 @@ assert difference < 1e-5
 # %% [markdown]
 # ## Ten scenes
 #
-# The second network has the same convolutions (the last has 48 channels instead of 128), but no average: its maps are flattened into dense layers, where every
-# place has weights of its own. Guided Grad-CAM is the map times [guided back-propagation](3.3_guided_backpropagation.ipynb), which
-# draws finer lines and explains no better.
+# The second network has the same convolutions (the last has 48 channels instead of 128), but no average: its maps are
+# flattened into dense layers, where every place has weights of its own. Guided Grad-CAM is the map times [guided
+# back-propagation](3.3_guided_backpropagation.ipynb), which draws finer lines and explains no better.
 
 # %%
 ten = np.array([np.flatnonzero(y == c)[0] for c in range(10)])
@@ -85,10 +85,10 @@ jx.plot.grid(pictures, x[ten], titles=[f"digit {c}" for c in y[ten]], size=1.05)
 plt.show()
 
 # %% [markdown]
-# ## Beside the digit
+# ## Maps that miss the digit
 #
-# HiResCAM multiplies maps and gradients *place by place*, $\sum_k A_k(p)\, \partial f/\partial A_k(p)$, and averages nothing. The first scenes where
-# Grad-CAM points more than 2 pixels away from the digit and HiResCAM does not:
+# HiResCAM multiplies maps and gradients *place by place*, $\sum_k A_k(p)\, \partial f/\partial A_k(p)$, and averages
+# nothing. The first scenes where Grad-CAM points more than 2 pixels away from the digit and HiResCAM does not:
 
 # %%
 on_digit = jax.vmap(metrics.pointing_game(tolerance=2))
@@ -112,8 +112,9 @@ plt.show()
 # %% [markdown]
 # ## Why
 #
-# **The mean forgets where.** Two places, one channel, and a score that likes the channel at the first place and dislikes it at the second, as dense
-# layers after a flattening do: $f = A(1) - A(2)$. The mean gradient is zero, and so is the map, although the first place made the whole score:
+# **The mean forgets where.** Two places, one channel, and a score that likes the channel at the first place and
+# dislikes it at the second, as dense layers after a flattening do: $f = A(1) - A(2)$. The mean gradient is zero, and so
+# is the map, although the first place made the whole score:
 
 # %%
 two_places = lambda A: A[0, 0, 0] - A[0, 1, 0]
@@ -122,10 +123,12 @@ gradient = jax.grad(two_places)(A)
 print("Grad-CAM", (A * gradient.mean((0, 1))).sum(-1)[0], "   HiResCAM", (A * gradient).sum(-1)[0])
 
 # %% [markdown]
-# In the trained networks: how much of the gradient's energy $\sum_p |g(p)|^2$ is left in its mean; at how many places a channel is silent, whose
-# gradients the mean counts nevertheless; and an intervention: set the maps to zero at the place of the peak, and see what the logit loses. HiResCAM's value *is* this
-# loss to first order, so it should win; the control is the place of the largest activation, whatever the class. A mean over the places where a channel is active
-# tells which of the two hurts, averaging or counting the silent. `jx.split` gives the half of the network that starts from the maps.
+# In the trained networks: how much of the gradient's energy $\sum_p |g(p)|^2$ is left in its mean; at how many places a
+# channel is silent, whose gradients the mean counts nevertheless; and an intervention: set the maps to zero at the
+# place of the peak, and see what the logit loses. HiResCAM's value *is* this loss to first order, so it should win; the
+# control is the place of the largest activation, whatever the class. A mean over the places where a channel is active
+# tells which of the two hurts, averaging or counting the silent. `jx.split` gives the half of the network that starts
+# from the maps.
 
 # %%
 
@@ -180,13 +183,14 @@ assert interval(by_place - by_mean)[1] > 0
 assert near[1].mean() > near[0].mean()
 
 # %% [markdown]
-# On the GAP network the mean is all there is. On the flattened one it keeps a tenth of the gradient's energy, and its peak loses less of the logit than even the
-# place of the largest activation. Most of that is the silent places: four fifths of all, with gradients that the activation never uses. A mean over the
-# active places, still one weight per channel, is nearly as often on the digit as HiResCAM.
+# On the GAP network the mean is all there is. On the flattened one it keeps a tenth of the gradient's energy, and its
+# peak loses less of the logit than even the place of the largest activation. Most of that is the silent places: four
+# fifths of all, with gradients that the activation never uses. A mean over the active places, still one weight per
+# channel, is nearly as often on the digit as HiResCAM.
 #
-# **A shift.** There is a second way to be beside: the picture. A cell of 10×10 covers 4×4 pixels, and its center is in the middle of them. Up-sampling with
-# `align_corners=True`, as the TensorFlow tutorials on this data do, puts the centers of the outer cells on the corners of the image: maps are pulled
-# outward by up to 1.5 pixels.
+# **A shift.** A second reason is the way the picture is made. A cell of 10×10 covers 4×4 pixels, and its center is in
+# the middle of them. Up-sampling with `align_corners=True`, as the TensorFlow tutorials on this data do, puts the
+# centers of the outer cells on the corners of the image: maps are pulled outward by up to 1.5 pixels.
 
 
 # %%
@@ -207,10 +211,12 @@ for name, score in scores.items():
 # %% [markdown]
 # ## The localization table
 #
-# All methods on both networks (one of each kind: the intervals are over scenes). Of gradients the absolute value is measured, of all others the
-# positive part. A method that gives no map for a scene (no positive evidence) counts as a miss there; how many is in the last column. CAM is not defined on the
-# flattened network. Controls that know nothing of the network: a constant map (chance), a blob in the middle of the canvas, where a digit of 28 pixels on 40 always is
-# in part, the image, and the image at the resolution of the maps. *The mask at 10×10* is what a map of that resolution could reach.
+# All methods on both networks (one of each kind: the intervals are over scenes). Of gradients the absolute value is
+# measured, of all others the positive part. A method that gives no map for a scene (no positive evidence) counts as a
+# miss there; how many is in the last column. CAM is not defined on the flattened network. Controls that do not depend
+# on the network: a constant map (chance), a blob in the middle of the canvas, where a digit of 28 pixels on 40 always
+# is in part, the image, and the image at the resolution of the maps. *The mask at 10×10* is what a map of that
+# resolution could reach.
 
 
 # %%
@@ -312,29 +318,34 @@ for method in ("CAM", "Score-CAM", "integrated gradients", "LRP ε⁺-flat"):
 # %% [markdown]
 # The dotted line is the constant map. What the table says, and what it does not:
 #
-# * On the GAP network CAM, Grad-CAM, HiResCAM and XGrad-CAM are one map; the other class activation maps are a little nearer to the digit. On the flattened
-#   network Grad-CAM is the last of them within 2 px, and behind the blob in the middle. It is not averaging as such: XGrad-CAM and Grad-CAM++ have one weight per
-#   channel, too.
-# * Maps of 10×10 cells cannot follow a stroke 3 pixels wide, but could reach what the mask at 10×10 does (the last line). That they do not is their receptive field
-#   of 26 pixels, and what the networks look at.
-# * Whatever multiplies with the input is on ink nearly always, and most ink here is the digit's: compare with the control "the image". That input ×
-#   gradient has more of its energy on the digit says that it tells digit from clutter; how far it is ahead of a map that shows places is a matter of the mask.
-# * Localization is not faithfulness. Eigen-CAM does well without asking for a class at all: where one object is in the picture, a good segmentation wins this
-#   game.
+# * On the GAP network CAM, Grad-CAM, HiResCAM and XGrad-CAM are one map; the other class activation maps are a little
+#   nearer to the digit. On the flattened network Grad-CAM is the last of them within 2 px, and behind the blob in the
+#   middle. It is not averaging as such: XGrad-CAM and Grad-CAM++ have one weight per channel, too.
+# * Maps of 10×10 cells cannot follow a stroke 3 pixels wide, but could reach what the mask at 10×10 does (the last
+#   line). That they do not is their receptive field of 26 pixels, and what the networks look at.
+# * Whatever multiplies with the input is on ink nearly always, and most ink here is the digit's: compare with the
+#   control "the image". That input × gradient has more of its energy on the digit says that it tells digit from
+#   clutter; how far it is ahead of a map that shows places is a matter of the mask.
+# * Localization is not faithfulness. Eigen-CAM does well without asking for a class at all: where one object is in the
+#   picture, a good segmentation wins this game.
 #
 # ## When to use it, and when it misleads
 #
-# Grad-CAM is a good first look at networks that pool globally, where it is CAM. Where dense layers follow the maps, use `hires_cam`: the same price, no average,
-# and it sums to f minus its offset where what follows is affine. `at=` chooses another layer: earlier ones are finer and know less; `layer_cam` is made for them. A
-# map that is zero everywhere is an error here (NaN under `jit`): scaled to [0, 1], it would hide that there is nothing.
+# Grad-CAM is a good first look at networks that pool globally, where it is CAM. Where dense layers follow the maps, use
+# `hires_cam`: the same price, no average, and it sums to f minus its offset where what follows is affine. `at=` chooses
+# another layer: earlier ones are finer and know less; `layer_cam` is made for them. A map that is zero everywhere is an
+# error here (NaN under `jit`): scaled to [0, 1], it would hide that there is nothing.
 #
 # ## References
 #
 # * R. Selvaraju et al. *Grad-CAM: visual explanations from deep networks via gradient-based localization.* ICCV 2017.
-# * R. Draelos, L. Carin. *Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks.* arXiv 2020.
+# * R. Draelos, L. Carin. *Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks.*
+#   arXiv 2020.
 # * P.-T. Jiang et al. *LayerCAM: exploring hierarchical class activation maps for localization.* IEEE TIP 30, 2021.
-# * H. Wang et al. *Score-CAM: score-weighted visual explanations for convolutional neural networks.* CVPR workshops 2020.
+# * H. Wang et al. *Score-CAM: score-weighted visual explanations for convolutional neural networks.* CVPR workshops
+#   2020.
 # * J. Zhang et al. *Top-down neural attention by excitation backprop.* ECCV 2016. (The pointing game.)
 # * R. Fu et al. *Axiom-based Grad-CAM: toward accurate visualization and explanation of CNNs.* BMVC 2020. (XGrad-CAM.)
-# * S. Desai, H. Ramaswamy. *Ablation-CAM: visual explanations for deep convolutional network via gradient-free localization.* WACV 2020.
+# * S. Desai, H. Ramaswamy. *Ablation-CAM: visual explanations for deep convolutional network via gradient-free
+#   localization.* WACV 2020.
 # * M. Muhammad, M. Yeasin. *Eigen-CAM: class activation map using principal components.* IJCNN 2020.

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 4.3 Grad-CAM++
 #
-# [Grad-CAM](4.2_grad-cam.ipynb) weighs a channel by its *mean* gradient over all places. Where the gradient vanishes off the object, a channel that sees a
-# small object then counts less than one that sees a large object, and of several objects the smaller fade. Grad-CAM++ lets each place count for itself:
+# [Grad-CAM](4.2_grad-cam.ipynb) weighs a channel by its *mean* gradient over all places. Where the gradient vanishes
+# off the object, a channel that sees a small object then counts less than one that sees a large object, and of several
+# objects the smaller fade. Grad-CAM++ lets each place count for itself:
 #
 # $$M(p) = \mathrm{ReLU} \sum_k w_k A_k(p), \qquad w_k = \sum_p \alpha_k(p)\, \mathrm{ReLU}\, \frac{\partial Y}{\partial A_k(p)}, \qquad
 # \alpha_k(p) = \frac{\partial_k^2 Y}{2\,\partial_k^2 Y + \sum_q A_k(q)\; \partial_k^3 Y},$$
@@ -36,12 +37,14 @@ def interval(values):
 # %% [markdown]
 # ## The exponential cancels
 #
-# For a network that is piecewise linear up to $f$, with $g = \partial f/\partial A_k(p)$, the derivatives of $Y$ are $g\,Y$, $g^2 Y$ and $g^3 Y$. So
+# For a network that is piecewise linear up to $f$, with $g = \partial f/\partial A_k(p)$, the derivatives of $Y$ are
+# $g\,Y$, $g^2 Y$ and $g^3 Y$. So
 #
 # $$\alpha_k(p) = \frac{g^2}{2 g^2 + g^3 \sum_q A_k(q)} = \frac{1}{2 + g \sum_q A_k(q)},$$
 #
-# and $Y$ is a factor common to all weights, which changes no normalized map. Implementations that keep $e^f$ have color bars of many powers of ten, and overflow for
-# logits above 88. The library leaves it out. On the formula as printed, in float64 and normalized by the maximum:
+# and $Y$ is a factor common to all weights, which changes no normalized map. Implementations that keep $e^f$ have color
+# bars of many powers of ten, and overflow for logits above 88. The library leaves it out. On the formula as printed, in
+# float64 and normalized by the maximum:
 
 # %%
 scenes = jax.jit(jax.vmap(held_out))(jax.random.split(jax.random.key(41), N))
@@ -86,9 +89,10 @@ assert jnp.isfinite(heat).all()
 # %% [markdown]
 # ## Batches
 #
-# The sum $\sum_q A_k(q)$ belongs to one image. Written for a batch, it is easily broadcast along the wrong axis: sums of shape (batch, channels) meet maps of
-# (batch, height, width, channels), which is right for a batch of 1, an error for most, and silently wrong where the batch is as large as the map is wide. Here a
-# method is written for one example, and `vmap` makes the batch:
+# The sum $\sum_q A_k(q)$ belongs to one image. Written for a batch, it is easily broadcast along the wrong axis: sums
+# of shape (batch, channels) meet maps of (batch, height, width, channels), which is right for a batch of 1, an error
+# for most, and silently wrong where the batch is as large as the map is wide. Here a method is written for one example,
+# and `vmap` makes the batch:
 
 # %%
 _, maps, g = (np.asarray(v, np.float64) for v in jax.jit(jax.vmap(terms))(x[:10], y[:10]))
@@ -105,8 +109,9 @@ assert relative(batch) < 1e-5 < relative(mistaken)
 # %% [markdown]
 # ## The reason: objects of different sizes
 #
-# The example of the paper: three channels see one object each, of different area, and the score has gradient 1 where they are on and 0
-# where they are off, $f = \sum_k \sum_p \mathrm{ReLU}(A_k(p))$. Grad-CAM's weights are the shares of the area. Those of Grad-CAM++ are $n/(2 + n)$ for an object of $n$ places, nearly equal:
+# The example of the paper: three channels see one object each, of different area, and the score has gradient 1 where
+# they are on and 0 where they are off, $f = \sum_k \sum_p \mathrm{ReLU}(A_k(p))$. Grad-CAM's weights are the shares of
+# the area. Those of Grad-CAM++ are $n/(2 + n)$ for an object of $n$ places, nearly equal:
 
 # %%
 A = np.zeros((24, 24, 3), np.float32)
@@ -132,10 +137,11 @@ plt.show()
 # %% [markdown]
 # ## Several digits
 #
-# Canvases of 80×80 with two digits that do not overlap. Only the GAP network takes images of any size (it was trained on one digit on 40×40; how often the
-# two digits are its two highest logits is printed). *Two of a class*: of the positive evidence that is
-# on digits, how much is on the weaker one (½ is even), and how often do both stand out, with at least half of the map's
-# maximum on each? *Two classes*: explaining one of them, how much of the evidence on digits is on that one?
+# Canvases of 80×80 with two digits that do not overlap. Only the GAP network takes images of any size (it was trained
+# on one digit on 40×40; how often the two digits are its two highest logits is printed). *Two of a class*: of the
+# positive evidence that is on digits, how much is on the weaker one (½ is even), and how often do both stand out, with
+# at least half of the map's maximum on each? *Two classes*: explaining one of them, how much of the evidence on digits
+# is on that one?
 
 # %%
 two = functools.partial(held_out, preset="two_digits", canvas=80)
@@ -206,16 +212,18 @@ jx.plot.grid(shown, pictures, titles=[f"class {c}" for c in asked], size=1.15, s
 plt.show()
 
 # %% [markdown]
-# Left, two digits of a class, picked among those where Grad-CAM is uneven; right, two classes, of which the one in the title is explained. On a GAP network the gradient is the same at all places, so
-# Grad-CAM has no area to divide by: both methods find both digits nearly as often. What differs is mainly that Grad-CAM++ drops negative gradients; LayerCAM, which does so too and
-# has no α, spreads as far. Negative weights are how a class says "not that one": without them the map reaches the digit that was *not* asked for. Eigen-CAM,
-# which is never told the class, is at one half.
+# Left, two digits of a class, picked among those where Grad-CAM is uneven; right, two classes, of which the one in the
+# title is explained. On a GAP network the gradient is the same at all places, so Grad-CAM has no area to divide by:
+# both methods find both digits nearly as often. What differs is mainly that Grad-CAM++ drops negative gradients;
+# LayerCAM, which does so too and has no α, spreads as far. Negative weights are evidence against another class: without
+# them the map extends to the digit that was *not* asked for. Eigen-CAM, which is never told the class, is at one half.
 #
 # ## One digit, a flattened network: better, by which measure?
 #
-# Where dense layers follow, the gradient differs from place to place, and dropping its negative part keeps the mean from canceling. In the [localization
-# table](4.2_grad-cam.ipynb) the peak of Grad-CAM++ is more often on the digit than Grad-CAM's, and less of its energy is. The paper's own measures are *average drop* and *increase*: multiply the
-# image with the normalized map and see what becomes of the probability of the class,
+# Where dense layers follow, the gradient differs from place to place, and dropping its negative part keeps the mean
+# from canceling. In the [localization table](4.2_grad-cam.ipynb) the peak of Grad-CAM++ is more often on the digit than
+# Grad-CAM's, and less of its energy is. The paper's own measures are *average drop* and *increase*: multiply the image
+# with the normalized map and see what becomes of the probability of the class,
 #
 # $$\text{drop} = \frac{\max(0, p(x) - p(x \odot M))}{p(x)}, \qquad \text{increase} = 1[p(x \odot M) > p(x)].$$
 
@@ -253,16 +261,19 @@ assert ahead[0].mean() > 0
 assert figures["Grad-CAM++"][1].mean() < figures["Grad-CAM"][1].mean()
 
 # %% [markdown]
-# Grad-CAM++ drops less, as in the paper. But read the last column, and the control: a constant map, which says nothing, has no drop at all. *Drop* rewards
-# maps that keep much, and those of Grad-CAM++ are broader; at best it ranks maps of one area. *Increase* is 1 to 2 % for every map here and tells little.
+# Grad-CAM++ drops less, as in the paper. But read the last column, and the control: a constant map, which says nothing,
+# has no drop at all. *Drop* rewards maps that keep much, and those of Grad-CAM++ are broader; at best it ranks maps of
+# one area. *Increase* is 1 to 2 % for every map here and tells little.
 #
 # ## When to use it, and when it misleads
 #
-# Where dense layers make Grad-CAM's mean cancel, the peak of Grad-CAM++ is nearer to the object; for several objects of a class it helps where the gradient
-# vanishes off them, and a network with global average pooling has no need of it. To tell one class from another in the same picture it is the wrong map: it has
-# thrown away the evidence against. `hires_cam` keeps places and signs.
+# Where dense layers make Grad-CAM's mean cancel, the peak of Grad-CAM++ is nearer to the object; for several objects of
+# a class it helps where the gradient vanishes off them, and a network with global average pooling has no need of it. To
+# tell one class from another in the same picture it is the wrong map: it has thrown away the evidence against.
+# `hires_cam` keeps places and signs.
 #
 # ## References
 #
-# * A. Chattopadhay et al. *Grad-CAM++: generalized gradient-based visual explanations for deep convolutional networks.* WACV 2018.
+# * A. Chattopadhay et al. *Grad-CAM++: generalized gradient-based visual explanations for deep convolutional networks.*
+#   WACV 2018.
 # * M. Muhammad, M. Yeasin. *Eigen-CAM: class activation map using principal components.* IJCNN 2020.

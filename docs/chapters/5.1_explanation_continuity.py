@@ -1,14 +1,14 @@
 # %% [markdown]
 # # 5.1 Explanation continuity
 #
-# If two inputs are nearly the same and the score treats them nearly the same, their explanations should be nearly the same, too. The
-# measure of Montavon, Samek and Müller is the steepest slope of the explanation R:
+# If two inputs are nearly the same and the score treats them nearly the same, their explanations should be nearly the
+# same, too. The measure of Montavon, Samek and Müller is the steepest slope of the explanation R:
 #
 # $$C = \max_{x \ne x'} \frac{\lVert R(x) - R(x') \rVert_1}{\lVert x - x' \rVert_2}, \qquad \text{low is good.}$$
 #
-# The tutorial that this series follows shows curves in its place and never computes C. **This chapter computes it**: in closed form for a
-# function of two variables, then for digits: over translations, over random neighbors, and over the worst neighbors that gradient
-# ascent finds.
+# The tutorial that this series follows shows curves instead and never computes C. **This chapter computes it**: in
+# closed form for a function of two variables, then for digits: over translations, over random neighbors, and over the
+# worst neighbors that gradient ascent finds.
 
 # %%
 import os
@@ -28,7 +28,8 @@ n = int(os.environ.get("CHAPTER_SCENES", "500")) // 5
 # %% [markdown]
 # ## Part 1: the maximum of two numbers
 #
-# $\max(x_1, x_2)$ on positive inputs, as a network of ReLUs: $\tfrac12 \left[(x_1 - x_2)^+ + (x_2 - x_1)^+ + (x_1 + x_2)^+\right]$. For $x_1 > x_2$
+# $\max(x_1, x_2)$ on positive inputs, as a network of ReLUs: $\tfrac12 \left[(x_1 - x_2)^+ + (x_2 - x_1)^+ + (x_1 +
+# x_2)^+\right]$. For $x_1 > x_2$
 #
 # | | R | at the diagonal |
 # | --- | --- | --- |
@@ -61,8 +62,9 @@ plt.show()
 # %% [markdown]
 # ### Check: √2, and no bound
 #
-# Pairs that straddle the diagonal, closer and closer: the slope of deep Taylor is $\sqrt 2$ at every distance, those of the others grow as $2/\varepsilon$
-# and $2 \max(x)/\varepsilon$ (here max x = 1). No other pair has more than $\sqrt 2$.
+# Pairs that straddle the diagonal, closer and closer: the slope of deep Taylor is $\sqrt 2$ at every distance, those of
+# the others grow as $2/\varepsilon$ and $2 \max(x)/\varepsilon$ (here max x = 1). No other pair has more than $\sqrt
+# 2$.
 
 # %%
 print(f"{'distance':>9} {'sensitivity':>12} {'simple Taylor':>14} {'deep Taylor':>12}")
@@ -87,8 +89,8 @@ assert abs(float(found.max()) - 2**0.5) < 0.01
 # %% [markdown]
 # ## Part 2: a digit on the move
 #
-# The tutorial's experiment: a 2 is shifted sideways by −20 … 20 pixels, and relevance is summed over the four quarters of the image. The score comes
-# and goes smoothly; does its explanation?
+# The tutorial's experiment: a 2 is shifted sideways by −20 … 20 pixels, and relevance is summed over the four quarters
+# of the image. The score comes and goes smoothly; does its explanation?
 
 # %%
 digits = datasets.mnist()
@@ -136,13 +138,13 @@ plt.show()
 # %% [markdown]
 # ## Part 3: C, for digits
 #
-# Three sets of neighbors, the label held fixed. R is divided by ‖R(x)‖₁ (`normalize`): a method whose numbers are larger would lose by its
-# units alone, as the raw figures show.
+# Three sets of neighbors, the label held fixed. R is divided by ‖R(x)‖₁ (`normalize`): a method whose numbers are
+# larger would lose by its units alone, as the raw figures show.
 #
 # - **translations** by up to 3 pixels in each direction: differences that a reader of digits would not see;
 # - a **ball** of radius 0.5, in the Euclidean norm: changes at random, invisible ones;
-# - **ascent**: in the same ball, the worst change that projected gradient ascent on the ratio finds. It needs the derivative *of the explanation*, which is a
-#   function like any other here.
+# - **ascent**: in the same ball, the worst change that projected gradient ascent on the ratio finds. It needs the
+#   derivative *of the explanation*, which is a function like any other here.
 
 # %%
 x, y = digits.x_test[:n], digits.y_test[:n]
@@ -177,11 +179,14 @@ for name in neighborhoods:
 # %% [markdown]
 # ## What to take home
 #
-# - The paper's ordering holds on digits under every neighborhood: deep Taylor decomposition is the most continuous of the three. On this network, without
-#   biases or max-pooling, integrated gradients and DeepLIFT from black *are* simple Taylor decomposition.
-# - C is a maximum: what is found depends on where one looks. Random neighbors find a fraction of what ascent finds. State the neighborhood with
-#   the number.
-# - Where R jumps there is no largest slope. The gradient of a ReLU network jumps (sensitivity, guided back-propagation): ascent walks to a kink, and its huge
-#   number says only how near it came, as in the table of part 1.
+# - The paper's ordering holds on digits under every neighborhood: deep Taylor decomposition is the most continuous of
+#   the three. On this network, without biases or max-pooling, integrated gradients and DeepLIFT from black *are* simple
+#   Taylor decomposition.
+# - C is a maximum: what is found depends on where one looks. Random neighbors find a fraction of what ascent finds.
+#   State the neighborhood with the number.
+# - Where R jumps there is no largest slope. The gradient of a ReLU network jumps (sensitivity, guided
+#   back-propagation): ascent walks to a kink, and its huge number says only how near it came, as in the table of part
+#   1.
 # - Raw numbers compare units, not methods. Normalize.
-# - Continuity is not truth: a constant map has C = 0. Read it beside [selectivity](5.2_explanation_selectivity.ipynb).
+# - Continuity is not truth: a constant map has C = 0. Read it together with
+#   [selectivity](5.2_explanation_selectivity.ipynb).

@@ -1,14 +1,15 @@
 # %% [markdown]
 # # 5.2 Explanation selectivity
 #
-# An explanation is *selective* if the score falls fast when the features that it names are taken away. Take out the features in the
-# order of their relevance, record the score, and read the area under the curve (pixel flipping):
+# An explanation is *selective* if the score falls fast when the features that it ranks highest are removed. Remove the
+# features in the order of their relevance, record the score, and read the area under the curve (pixel flipping):
 #
 # $$\frac1K \sum_{k} f\!\left(x_{\setminus G_1 \cup \dots \cup G_k}\right), \qquad R_{G_1} \ge R_{G_2} \ge \dots \qquad \text{low is good.}$$
 #
-# The paper that proposed it finds deep Taylor decomposition most selective of three methods; the tutorial that this series
-# follows draws the curves for ten digits and finds simple Taylor decomposition ahead of it, and says so, without an explanation. **This
-# chapter computes the areas, with intervals, under fourteen protocols, and finds which of the two is true when, and why.**
+# The paper that proposed it finds deep Taylor decomposition most selective of three methods; the tutorial that this
+# series follows draws the curves for ten digits and finds simple Taylor decomposition ahead of it, and says so, without
+# an explanation. **This chapter computes the areas, with intervals, under fourteen protocols, and finds which of the
+# two is true when, and why.**
 
 # %%
 import os
@@ -50,8 +51,8 @@ def areas(table, metric):
 # %% [markdown]
 # ## Part 1: the tutorial's protocol
 #
-# Nineteen times: explain *what is left of the digit*, find the 4 × 4 window of the largest relevance that touches nothing removed, paint
-# it black. `metrics.selectivity` is this loop as one compiled scan, the explanation inside.
+# Nineteen times: explain *what is left of the digit*, find the 4 × 4 window of the largest relevance that touches
+# nothing removed, paint it black. `metrics.selectivity` is this loop as one compiled scan, the explanation inside.
 
 # %%
 protocol = lambda explain: metrics.selectivity(score, window=(4, 4), n_steps=19, recompute=explain)
@@ -82,14 +83,14 @@ print(f"deep − simple Taylor: {difference:+.3f}, 95 % interval [{interval[0]:+
 assert interval[0] > 0
 
 # %% [markdown]
-# On ten digits the tutorial's curves have 0.08 (simple Taylor), 0.13 (deep Taylor), 0.25 (sensitivity). The order is no accident of ten
-# digits: it holds here with an interval far from zero. So is the paper wrong?
+# On ten digits the tutorial's curves have 0.08 (simple Taylor), 0.13 (deep Taylor), 0.25 (sensitivity). The order is no
+# accident of ten digits: it holds here with an interval far from zero. So is the paper wrong?
 #
 # ## Part 2: fourteen protocols
 #
-# Now one explanation of the whole digit decides the order (as in the papers on pixel flipping), and everything else about the protocol
-# is varied: what a removed patch is **replaced by**, and whether the **most or the least** relevant go first. A random map is the
-# control: a protocol in which it does well measures something else than the explanation.
+# Now one explanation of the whole digit decides the order (as in the papers on pixel flipping), and everything else
+# about the protocol is varied: what a removed patch is **replaced by**, and whether the **most or the least** relevant
+# go first. A random map is the control: a protocol in which it does well does not measure the explanation.
 
 # %%
 patches = jx.patches(4, 4)
@@ -124,10 +125,11 @@ for name in protocols:
     print(f"{name:34}", *(f"{m:8.3f}" for m in means), f"  {difference:+.3f} [{low:+.3f}, {high:+.3f}]  {winner}")
 
 # %% [markdown]
-# It depends on the protocol. **With the most relevant patches first, simple Taylor decomposition wins where they become black, their mean or blurred; deep Taylor
-# decomposition wins where they become noise, for single pixels, and with the least relevant first whatever they become.** Sensitivity analysis, far behind with
-# black, is the best of all under noise: it names what the score is sensitive to. There
-# the random map beats simple Taylor, too: noise measures something else than the evidence for the digit.
+# It depends on the protocol. **With the most relevant patches first, simple Taylor decomposition wins where they become
+# black, their mean or blurred; deep Taylor decomposition wins where they become noise, for single pixels, and with the
+# least relevant first whatever they become.** Sensitivity analysis, far behind with black, is the best of all under
+# noise: it names what the score is sensitive to. There the random map beats simple Taylor, too: replacing by noise does
+# not measure the evidence for the digit.
 #
 # The same as a picture: how much better deep Taylor is than simple Taylor, in units of f(x).
 
@@ -149,9 +151,10 @@ plt.show()
 # %% [markdown]
 # ## Part 3: why
 #
-# **The replacement picks its own winner.** For a network without biases $f(x) = \sum_i x_i \partial_i f$ exactly, and painting a patch P black changes
-# the score by $\sum_{i \in P} x_i \partial_i f$ to first order: simple Taylor decomposition *is* the linear prediction of that removal. The correlation of R
-# over patches with the actual drops should be highest for black, and fall with the distance from it.
+# **The replacement picks its own winner.** For a network without biases $f(x) = \sum_i x_i \partial_i f$ exactly, and
+# painting a patch P black changes the score by $\sum_{i \in P} x_i \partial_i f$ to first order: simple Taylor
+# decomposition *is* the linear prediction of that removal. The correlation of R over patches with the actual drops
+# should be highest for black, and fall with the distance from it.
 
 # %%
 estimates = {
@@ -165,11 +168,12 @@ for name in estimates:
     print(f"{name:34}", *(f"{m:8.3f}" for m in row), f"  {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 # %% [markdown]
-# So it is: 0.9 for black, and the lead over deep Taylor is gone for other digits. But in this sense simple Taylor is ahead nearly everywhere. What it predicts well is *one* patch, taken
-# alone; flipping asks about many together.
+# So it is: 0.9 for black, and the lead over deep Taylor is gone for other digits. But in this sense simple Taylor is
+# ahead nearly everywhere. What it predicts well is *one* patch, taken alone; flipping asks about many together.
 #
-# **The sign.** Simple Taylor has negative relevance, of strokes too, deep Taylor has none. "Least relevant first" starts with the most negative: by the linear prediction the score should
-# rise. It falls, because patches that seem to speak against the class alone are part of its digit. If that is the reason, the positive part of simple Taylor,
+# **The sign.** Simple Taylor has negative relevance, of strokes too, deep Taylor has none. "Least relevant first"
+# starts with the most negative: by the linear prediction the score should rise. It falls, because patches that seem to
+# speak against the class alone are part of its digit. If that is the reason, the positive part of simple Taylor,
 # $\max(x_i \partial_i f, 0)$, should do better:
 
 
@@ -204,11 +208,14 @@ for name in some:
     print(f"{name:28} {row[0] / scale:8.3f} {row[1] / scale:18.3f} {row[2] / scale:8.3f} {row[3] / scale:13.3f}")
 
 # %% [markdown]
-# It does: with the least relevant first most of the distance to deep Taylor is gone, and with the most relevant first the positive part of simple Taylor is better than
-# either under black and imputation. **What the protocols disagree about is negative relevance.**
+# It does: with the least relevant first most of the distance to deep Taylor is gone, and with the most relevant first
+# the positive part of simple Taylor is better than either under black and imputation. **What the protocols disagree
+# about is negative relevance.**
 #
-# **Not the halo.** Deep Taylor's box rule gives relevance to black pixels beside the strokes, whose being black is evidence. Painting them black removes nothing, which would explain why
-# deep Taylor falls behind with black patches. But taking that relevance away (*on ink*) hardly changes its area there, and makes it worse under noise, where the halo can be destroyed.
+# **Not the halo.** Deep Taylor's box rule gives relevance to black pixels next to the strokes, whose being black is
+# evidence. Painting them black removes nothing, which would explain why deep Taylor falls behind with black patches.
+# But taking that relevance away (*on ink*) hardly changes its area there, and makes it worse under noise, where the
+# halo can be destroyed.
 
 # %%
 halo = jax.jit(
@@ -217,12 +224,13 @@ halo = jax.jit(
 print(f"share of deep Taylor's relevance on black pixels: {float(jnp.mean(halo(x, y))):.0%}")
 
 # %% [markdown]
-# **Explaining again makes it greedy.** With `recompute` each method may correct itself after every window; one that predicts the next black window well
-# may gain at every step. The lead of simple Taylor in part 1 is more than twice that of the fixed ranking (though windows and steps differ as well). Then it is not the explanation of the digit that is measured, but of
-# twenty ever emptier images.
+# **Explaining again makes it greedy.** With `recompute` each method may correct itself after every window; one that
+# predicts the next black window well may gain at every step. The lead of simple Taylor in part 1 is more than twice
+# that of the fixed ranking (though windows and steps differ as well). Then it is not the explanation of the digit that
+# is measured, but of twenty ever emptier images.
 #
-# How far is either from the best that can be done? `metrics.controls.greedy` asks the score itself which patch to remove next: no explanation, the control
-# above.
+# How far is either from the best that can be done? `metrics.controls.greedy` asks the score itself which patch to
+# remove next: no explanation, the control above.
 
 # %%
 few = min(n, 50)
@@ -243,10 +251,13 @@ for label, value in (
 # %% [markdown]
 # ## What to take home
 #
-# - State the protocol with the number. "More selective" without "under black 4 × 4 patches, the most relevant first, static ranking" is not a finding: on
-#   the same network and digits the order of two methods turns around.
+# - State the protocol with the number. "More selective" without "under black 4 × 4 patches, the most relevant first,
+#   static ranking" is not a finding: on the same network and digits, another protocol can reverse the order of two
+#   methods.
 # - Ask whether negative relevance is meant: it decides what goes last.
-# - A removal that is also the method's own model of absence (black for x ⊙ ∇f, the reference for DeepLIFT and integrated gradients) favors
-#   that method. Report at least one that is nobody's: imputation, or other data.
-# - Always show the random map, and where affordable the greedy one: they say what the numbers could have been.
-# - The [leaderboard](../leaderboard/index.md) asks the same of every method in this library, on a thousand digits, and of these three under 126 protocols.
+# - A removal that is also the method's own model of absence (black for x ⊙ ∇f, the reference for DeepLIFT and
+#   integrated gradients) favors that method. Report at least one that no method assumes, such as imputation or other
+#   data.
+# - Always show the random map, and the greedy one if you can afford it: they show the range that the numbers can have.
+# - The [leaderboard](../leaderboard/index.md) asks the same of every method in this library, on a thousand digits, and
+#   of these three under 126 protocols.

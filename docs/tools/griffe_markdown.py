@@ -1,4 +1,4 @@
-"""An extension of griffe: docstrings in the house's form become Markdown, and names in them links."""
+"""An extension of griffe: docstrings become Markdown, and names in them become links."""
 
 import sys
 from pathlib import Path

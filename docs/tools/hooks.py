@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: pages made of docstrings, of chapters and of the documents beside docs/, and links that hold in both places."""
+"""Hooks of MkDocs: pages from docstrings, chapters and documents outside of docs/, with links that work in both."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ import pages
 
 REPOSITORY = pages.DOCS.parent
 MARKS = {"<!-- all chapters -->": pages.chapter_table, "<!-- all names -->": pages.reference_table}
-WIDE = ("leaderboard/methods.md", "leaderboard/protocols.md")  # tables that need the room of the contents
+WIDE = ("leaderboard/methods.md", "leaderboard/protocols.md")  # their tables need the space of the table of contents
 NAVIGATIONS = {"<chapters>": pages.chapter_navigation, "<reference>": pages.reference_navigation}
 
 

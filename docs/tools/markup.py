@@ -1,4 +1,4 @@
-"""Markdown for the site: docstrings in the house's form, links that leave the folder, names that become links."""
+"""Markdown for the site: docstrings, links that leave the folder, and names that become links."""
 
 import posixpath
 import re
@@ -17,8 +17,8 @@ FENCE = re.compile(r"^\s*(```+|~~~+)")
 def docstring(text: str) -> str:
     """A docstring of the package as Markdown.
 
-    `Arguments:`, `Attributes:` and `Raises:` become definition lists, `Example:` a block of code, `References:` a list; labels within a paragraph
-    (`Guarantees: …`, `Cost: …`) get a paragraph each.
+    `Arguments:`, `Attributes:` and `Raises:` become definition lists, `Example:` a block of code, `References:` a list.
+    Labels within a paragraph (`Guarantees: …`, `Cost: …`) start a new one.
     """
     lines, parts, paragraph = apart(text).splitlines(), [], []
 
@@ -45,12 +45,12 @@ def docstring(text: str) -> str:
 
 
 def apart(text: str) -> str:
-    """With an empty line between two displayed equations."""
+    """Adds an empty line between two displayed equations."""
     return re.sub(r"\$\$[ \t]*\n([ \t]*)\$\$(?=\S)", r"$$\n\n\1$$", text)
 
 
 def labeled(paragraph: str) -> str:
-    """A paragraph, parted before each label, with the labels in bold."""
+    """A paragraph, split before each label, with the labels in bold."""
     starts = [match.start() for match in LABEL.finditer(paragraph)]
     if not starts:
         return paragraph
@@ -94,7 +94,7 @@ def definitions(block: str) -> str:
 
 
 def references(block: str) -> list[str]:
-    """The entries of a list of references, whose lines may be wrapped: one ends where a line ends in a full stop after a year."""
+    """The entries of a list of references: one ends where a line ends in a full stop and the entry has a year."""
     entries, current = [], []
     for line in block.splitlines():
         current.append(line.strip())
@@ -110,7 +110,7 @@ def linked(reference: str) -> str:
 
 
 def outside_code(markdown: str, change: Callable[[str], str]) -> str:
-    """`change` applied to the lines that are in no block of code."""
+    """`change` applied to the lines outside of code blocks."""
     found, fence = [], None
     for line in markdown.split("\n"):
         mark = FENCE.match(line)
@@ -125,7 +125,7 @@ def outside_code(markdown: str, change: Callable[[str], str]) -> str:
 
 
 def with_names(markdown: str, known: Mapping[str, str], bare: Mapping[str, str] | None = None, here: str = "") -> str:
-    """`jx.name` in code becomes a link to its documentation; so do the bare names given; `here` is the name of the page's own."""
+    """Links `jx.name` in code, and the given bare names, to their documentation; `here` is the name of this page."""
 
     def link(match: re.Match) -> str:
         target = known.get(match.group(1)) or (bare or {}).get(match.group(0).strip("`"))
@@ -157,7 +157,7 @@ ON_SITE = {site: repository for repository, site in ELSEWHERE.items() if site no
 
 
 def with_links(markdown: str, page: str) -> str:
-    """Relative links, which are those of the repository, as links of the site; text alone where the site has no such page."""
+    """Relative links of the repository as links of the site, or only their text if the site has no such page."""
     home = posixpath.dirname(ON_SITE.get(page, f"docs/{page}"))
 
     def move(match: re.Match) -> str:
@@ -172,17 +172,17 @@ def with_links(markdown: str, page: str) -> str:
             return text
         return f"[{text}]({posixpath.relpath(there, posixpath.dirname(page) or '.')}{anchor})"
 
-    # A link may be wrapped over two lines, so whole stretches of prose are changed at once.
+    # A link may span two lines, so blocks of prose are changed as a whole.
     pieces = re.split(r"(^\s*(?:```+|~~~+).*?^\s*(?:```+|~~~+)[ \t]*$)", markdown, flags=re.M | re.S)
     link = re.compile(r"(?<!!)\[([^\[\]]*(?:\[[^\]]*\][^\[\]]*)?)\]\(([^)#\s]+)(#[^)\s]*)?\)")
     return "".join(piece if i % 2 else link.sub(move, piece) for i, piece in enumerate(pieces))
 
 
 def without_hidden(markdown: str) -> str:
-    """Without HTML comments: hidden setups of snippets and remarks for the one who runs them."""
+    """Without HTML comments, i.e. hidden setups of snippets and marks for `run_snippets`."""
     return re.sub(r"^<!--.*?-->\n?", "", markdown, flags=re.M | re.S)
 
 
 def with_outputs(markdown: str) -> str:
-    """Blocks of text, which show what code prints, in a style of their own."""
+    """Marks blocks of text, which show the output of code, for a separate style."""
     return re.sub(r"^( *)(```+)text$", r"\1\2 { .text .output }", markdown, flags=re.M)

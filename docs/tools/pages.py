@@ -17,7 +17,7 @@ import jaxplain as jx
 DOCS = Path(__file__).resolve().parents[1]
 CHAPTERS = DOCS / "chapters"
 
-# Groups of functions: name, title, and the modules that define them. Names of any other module get a group of their own.
+# Groups of functions: name, title, and the modules that define them. Names of other modules get their own groups.
 GROUPS: list[tuple[str, str, tuple[str, ...]]] = [
     ("scores", "Scores and helpers", ("_scores", "_explainer", "_references", "_batch")),
     ("gradient", "Gradients", ("methods._gradient",)),
@@ -92,7 +92,7 @@ def errors() -> list[str]:
 
 @cache
 def modules() -> dict[str, ModuleType]:
-    """The public modules and the public modules in them, in the order of `MODULES`; modules without public members are left out."""
+    """The public modules, and those in them, in the order of `MODULES`. Modules without public members are left out."""
     found = {name: module for name, module in _modules_in(jx).items() if members(module)}
     for name, package in list(found.items()):
         if hasattr(package, "__all__"):
@@ -184,7 +184,7 @@ def summary(thing: object) -> str:
 
 
 def identifier(module: ModuleType, member: str) -> str:
-    """The dotted name under which griffe finds a member: that of its definition, if a file of the package has its name."""
+    """The dotted name under which griffe finds a member: that of its definition, if it shares its name with a file."""
     public = f"{module.__name__}.{member}"
     thing = getattr(module, member)
     public = public.replace("jaxplain.rules.composites", "jaxplain.composites")
@@ -223,7 +223,7 @@ def reference() -> dict[str, str]:
         parts = [directive(f"jaxplain.{name}", level=1, heading=f"jx.{name}", members=False)]
         parts += [directive(identifier(module, m), level=2, heading=f"jx.{name}.{m}") for m in members(module)]
         pages[_page(name)] = "\n".join(parts)
-    text = "# Errors\n\nEvery error that the library raises on purpose is a `jx.JaxplainError` and the matching built-in error."
+    text = "# Errors\n\nEvery intended error of the library is a `jx.JaxplainError` and the matching built-in error."
     text += " A message says what is wrong and where, what was given and needed, why, and what to paste instead.\n\n"
     parts = [directive(f"jaxplain.{name}", level=2, heading=f"jx.{name}", show_bases=True) for name in errors()]
     pages["reference/errors.md"] = text + "\n".join(parts)
