@@ -15,6 +15,9 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# For who runs tests again and again: set JAX_COMPILATION_CACHE_DIR, and programs are compiled once in that folder's life.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
@@ -23,7 +26,9 @@ jax.config.update("jax_enable_x64", True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "matrix(names, whole, covering): rows of the product, see registry.py")
+    config.addinivalue_line(
+        "markers", "rows(names, whole, quick): parametrizes by `whole` with --full, else by `quick`"
+    )
 
 
 def pytest_collection_finish() -> None:
@@ -34,15 +39,21 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="the whole product MODELS × METHODS × TRANSFORMS (15 min)")
+    parser.addoption("--full", action="store_true", help="every row of every product, not only a part that covers it")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests marked `matrix(rows)` get those rows: all of them with --full, else the covering ones."""
-    for marker in metafunc.definition.iter_markers("matrix"):
-        names, whole, covering = marker.args
-        rows = whole if metafunc.config.getoption("--full") else covering
-        metafunc.parametrize(names, rows, ids=["-".join(row) for row in rows])
+    for marker in metafunc.definition.iter_markers("rows"):
+        names, whole, quick = marker.args
+        rows = list(whole if metafunc.config.getoption("--full") else quick)
+        ids = ["-".join(map(str, row)) if isinstance(row, tuple) else str(row) for row in rows]
+        metafunc.parametrize(names, rows, ids=ids)
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether --full is given."""
+    return request.config.getoption("--full")
 
 
 @pytest.fixture

@@ -16,7 +16,11 @@ RULES = (("rescale", None), ("reveal_cancel", "rescale"), ("genomics_default", N
 
 def gap(score, x, *args, **settings):
     """What is missing of summation to delta, relative to max(|Δf|, Σ|contribution|)."""
-    attribution, info = jax.jit(jx.with_info(jx.deeplift(score, **settings)))(x, *args)
+    return missing(*jax.jit(jx.with_info(jx.deeplift(score, **settings)))(x, *args))
+
+
+def missing(attribution, info):
+    """The same of an attribution and its info."""
     total = sum(np.abs(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(attribution))
     size = max(abs(float(info.value - info.baseline_value)), total)
     assert np.isfinite(size) and size > 0

@@ -1,6 +1,8 @@
 """Small functions that several tests share."""
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,6 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain import JaxplainError
+
+
+@contextlib.contextmanager
+def as_users_run() -> Iterator[None]:
+    """JAX's defaults: no float64, and types and ranks promoted."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def relative(got: Any, want: Any) -> float:

@@ -1,12 +1,15 @@
 """METHODS and TRANSFORMS: with MODELS, the product that the whole library is held to.
 
 The whole product runs with `pytest --full`. By default a covering part of it runs: every method on every model, and every
-transform on every model and with every method (`covering`, whose completeness is tested).
+transform on every model and with every method (`covering`, whose completeness is tested). There the plain calls are not
+compiled again but read from `golden/registry.npz` (see `golden/make_registry.py`).
 
 A public method that is missing from METHODS fails a test. Transforms return what the explainer gives under them for the
 whole batch, to be compared with plain calls, one example at a time.
 """
 
+import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from models import BATCH, N_CLASSES
+from models import BATCH, MODELS, N_CLASSES
 
 import jaxplain as jx
 
@@ -26,15 +29,6 @@ class Method(NamedTuple):
     condition: float = 1.0  # how much rounding in the score is magnified
     may_be_empty: bool = False  # a map in which nothing is left is NaN
     refuses: dict[str, str] = {}  # noqa: RUF012 - models that it refuses, and words of the error
-
-
-def covering(models: list[str], methods: list[str], others: list[str]) -> list[tuple[str, str, str]]:
-    """Triples such that every pair (model, method), (model, other) and (method, other) occurs."""
-    return [
-        (models[i % len(models)], method, others[(i + j) % len(others)])
-        for i in range(max(len(models), len(others)))
-        for j, method in enumerate(methods)
-    ]
 
 
 def _pool(x: Any) -> Any:
@@ -161,6 +155,17 @@ class Setup(NamedTuple):
     keys: jax.Array
 
 
+def setup(model: str, method: str) -> Setup:
+    case, spec = MODELS[model](), METHODS[method]
+
+    def explain_with(weights: Any, x: Any, label: Any, key: jax.Array) -> Any:
+        explain = spec.make(lambda x, y: case.score(weights, x, y), x)
+        return explain(x, label, key=key)
+
+    keys = jax.random.split(jax.random.key(7), BATCH)
+    return Setup(explain_with, case.weights, case.xs, case.labels, keys)
+
+
 Transform = Callable[[Setup], Any]
 TRANSFORMS: dict[str, Transform] = {}
 
@@ -192,6 +197,38 @@ def jit(s: Setup) -> Any:
     """The reference: one compiled example at a time."""
     explain = jax.jit(_closed(s))
     return stack([explain(_row(s.xs, i), s.labels[i], s.keys[i]) for i in range(BATCH)])
+
+
+def scores(model: str) -> np.ndarray:
+    """The scores of a model's examples: whether its weights are those of the stored references."""
+    case = MODELS[model]()
+    return np.asarray(jax.jit(jax.vmap(lambda x, y: case.score(case.weights, x, y)))(case.xs, case.labels), np.float64)
+
+
+@functools.cache
+def _stored() -> dict[str, np.ndarray]:
+    path = pathlib.Path(__file__).parent / "golden" / "registry.npz"
+    if not path.exists():
+        return {}
+    with np.load(path) as file:
+        return dict(file)
+
+
+@functools.cache
+def _is_stored(model: str) -> bool:
+    """Whether the stored references are of these weights: initializers and random numbers are other libraries' business."""
+    stored = _stored().get(f"{model}/scores")
+    return stored is not None and np.allclose(stored, scores(model), rtol=MODELS[model]().rtol)
+
+
+def stored(model: str, method: str) -> list[np.ndarray] | None:
+    """The leaves of the stored reference, None where there is none."""
+    if not _is_stored(model):
+        return None
+    leaves = []
+    while (name := f"{model}/{method}/{len(leaves)}") in _stored():
+        leaves.append(_stored()[name])
+    return leaves or None
 
 
 @transform
@@ -267,3 +304,24 @@ def batched(s: Setup) -> Any:
     explain = lambda x, y, k: _closed(s)(x, y, jax.random.wrap_key_data(k))
     run = jx.batched(explain, batch_size=2, progress=False, on_nan="mark")  # an empty map is NaN, and is compared
     return run(s.xs, s.labels, jax.random.key_data(s.keys))
+
+
+def covering() -> list[tuple[str, str, str]]:
+    """Triples in which every pair (model, method), (model, transform) and (method, transform) occurs.
+
+    A call without any transform runs equation by equation, each a program of its own. So `plain` meets all methods on one model,
+    where they share these programs, and all models with one method. The other transforms rotate over models and methods.
+    """
+    models, methods = list(MODELS), list(METHODS)
+    others = [name for name in TRANSFORMS if name != "plain"]
+    plain_on = {method: next(name for name in models if name not in METHODS[method].refuses) for method in methods}
+    rows = [(model, "gradient", "plain") for model in models]
+    rows += [(plain_on[method], method, "plain") for method in methods if method != "gradient"]
+    for j, method in enumerate(methods):
+        rest = [model for model in models if (model, method, "plain") not in rows or method == "gradient"]
+        # Refusals last, so that the transforms meet models that the method explains.
+        rest.sort(key=lambda model: model in METHODS[method].refuses)
+        rows += [(model, method, others[(i + j) % len(others)]) for i, model in enumerate(rest)]
+    met = {(model, transform) for model, _, transform in rows}
+    rows += [(model, "gradient", other) for model in models for other in others if (model, other) not in met]
+    return list(dict.fromkeys(rows))

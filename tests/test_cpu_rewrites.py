@@ -78,7 +78,7 @@ def test_a_surplus_row_of_outputs_changes_nothing(size, padding, monkeypatch):
             assert got.shape == want.shape and relative(got, want) < 1e-12
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.rows("seed", range(30), range(12))
 def test_convolutions_and_their_gradients(seed):
     f, x, kernel = random_convolution(np.random.default_rng(seed))
     plain, fast, n = programs(value_and_pullback(f), x, kernel)
@@ -87,7 +87,7 @@ def test_convolutions_and_their_gradients(seed):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.rows("seed", range(20), range(8))
 def test_max_pooling_places_its_gradient_where_xla_does(seed):
     rng = np.random.default_rng(seed)
     window, strides = ((1, *map(int, rng.integers(1, 4, 2)), 1) for _ in range(2))

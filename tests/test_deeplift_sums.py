@@ -1,12 +1,13 @@
 """DeepLIFT: summation to delta on every model, every operation, random programs, and what users of other libraries complain about."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deeplift_cases import RULES, W2, B, U, V, W, X, gap, layer_norm
+from deeplift_cases import RULES, W2, B, U, V, W, X, gap, layer_norm, missing
 from flax import linen, nnx
 from helpers import relative
 from jax import lax
@@ -16,13 +17,15 @@ from test_respelled import _random_program
 
 import jaxplain as jx
 
+WAYS = {"rescale in float32": ("float32", RULES[0])} | {rule[0]: ("float64", rule) for rule in RULES}
+MODEL_WAYS = list(itertools.product(MODELS, WAYS))
+# Every model by the first two rules in turn, and by another one.
+SOME = [row for i, row in enumerate(MODEL_WAYS) if (i + i // len(WAYS)) % 2 == 0]
 
-@pytest.mark.parametrize(
-    ("dtype", "rule"), [("float32", RULES[0]), *(("float64", rule) for rule in RULES)], ids=lambda value: value[0]
-)
-@pytest.mark.parametrize("model", MODELS)
-def test_every_model_sums_to_delta(model, dtype, rule):
-    case = MODELS[model]()
+
+@pytest.mark.rows(("model", "way"), MODEL_WAYS, SOME)
+def test_every_model_sums_to_delta(model, way):
+    (dtype, rule), case = WAYS[way], MODELS[model]()
 
     def cast(tree):
         return jax.tree.map(lambda a: a.astype(dtype) if getattr(a, "dtype", None) == jnp.float64 else a, tree)
@@ -92,18 +95,29 @@ def _segment_softmax(u, ids):
 
 @pytest.mark.parametrize("name", SCORES)
 def test_every_operation_sums_to_delta(name):
-    assert gap(SCORES[name], X, baseline=B) < 1e-12
-    assert gap(SCORES[name], X, baseline=0.0) < 1e-11
-    assert gap(SCORES[name], X, baseline=B, rule="reveal_cancel", fallback="rescale") < 1e-11
-    assert np.array_equal(jx.deeplift(SCORES[name], baseline=X)(X), jnp.zeros(6))
+    score = SCORES[name]
+
+    @jax.jit  # one program for all
+    def explained(x):
+        explainers = (
+            jx.deeplift(score, baseline=B),
+            jx.deeplift(score, baseline=0.0),
+            jx.deeplift(score, baseline=B, rule="reveal_cancel", fallback="rescale"),
+        )
+        return [jx.with_info(explain)(x) for explain in explainers], jx.deeplift(score, baseline=X)(x)
+
+    sums, still = explained(X)
+    assert all(missing(*one) < limit for one, limit in zip(sums, (1e-12, 1e-11, 1e-11), strict=True))
+    assert np.array_equal(still, np.zeros(6))
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.rows("seed", range(24), range(8))
 def test_random_programs_sum_to_delta(seed):
     score, draw = _random_program(seed), np.random.default_rng(seed)
     x, baseline = jnp.asarray(draw.normal(size=(2, 4)))
     for rule, fallback in RULES[:2]:
-        attribution, info = jx.with_info(jx.deeplift(score, baseline=baseline, rule=rule, fallback=fallback))(x)
+        explain = jx.with_info(jx.deeplift(score, baseline=baseline, rule=rule, fallback=fallback))
+        attribution, info = jax.jit(explain)(x)
         scale = max(abs(float(info.value - info.baseline_value)), float(jnp.abs(attribution).sum()), 1e-3)
         assert abs(float(info.gap)) < 1e-9 * scale
 
@@ -182,4 +196,5 @@ def test_the_sums_that_users_of_other_libraries_complain_about(complaint):
     single = lambda x: score(x.astype(jnp.float64)).astype(jnp.float32)
     assert gap(single, x.astype(jnp.float32), baseline=baseline.astype(jnp.float32)) < 1e-6
     # And it is not input × gradient under another name.
-    assert relative(jx.deeplift(score, baseline=baseline)(x), (x - baseline) * jax.grad(score)(x)) > 1e-3
+    explained, gradient = jax.jit(lambda x: (jx.deeplift(score, baseline=baseline)(x), jax.grad(score)(x)))(x)
+    assert relative(explained, (x - baseline) * gradient) > 1e-3

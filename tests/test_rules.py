@@ -110,33 +110,38 @@ def _written_out(layer):
     return x, v, np.asarray(matrix).reshape(size, -1).T, np.ravel(bias), np.ravel(out) * np.asarray(v)
 
 
+def _by_every_rule(score, x, names=FORMULAS):
+    """Relevance by each rule for the first layer, all of them in one program."""
+    chosen = {rule: composites.compose(rules.epsilon(1e-14), {"first": FORMULAS[rule][0]}) for rule in names}
+    return jax.jit(lambda x: {rule: jx.lrp(score, rules=each)(x) for rule, each in chosen.items()})(x)
+
+
+@functools.cache
+def _of_layer(layer):
+    x, v, *_ = _written_out(layer)
+    return _by_every_rule(lambda x: jnp.dot(jax.nn.leaky_relu(LAYERS[layer][0](x)).ravel(), v), x)
+
+
 @pytest.mark.parametrize("rule", FORMULAS)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_rule_is_its_formula(layer, rule):
-    f, _ = LAYERS[layer]
-    x, v, w, b, arriving = _written_out(layer)
-    applied, by_hand = FORMULAS[rule]
-    score = lambda x: jnp.dot(jax.nn.leaky_relu(f(x)).ravel(), v)
-    chosen = composites.compose(rules.epsilon(1e-14), {"first": applied})
-    got = jx.lrp(score, rules=chosen)(x)
-    np.testing.assert_allclose(got.ravel(), by_hand(np.asarray(x).ravel(), w, b, arriving), rtol=1e-6, atol=1e-9)
+    x, _, w, b, arriving = _written_out(layer)
+    want = FORMULAS[rule][1](np.asarray(x).ravel(), w, b, arriving)
+    np.testing.assert_allclose(_of_layer(layer)[rule].ravel(), want, rtol=1e-6, atol=1e-9)
 
 
-HIDDEN = [name for name in FORMULAS if name not in ("zbox",)]
-
-
-@pytest.mark.parametrize("rule", HIDDEN)
-def test_a_rule_is_its_formula_behind_a_relu(rule):
+def test_rules_are_their_formulas_behind_a_relu():
     """Where the input is known not to be negative, half of the terms are left out."""
     w, b, v = jnp.sin(1 + jnp.arange(24.0)).reshape(4, 6), 0.3 * S, jnp.sin(3 + jnp.arange(6.0))
-    applied, by_hand = FORMULAS[rule]
     x = jnp.array([0.7, -0.4, 1.3, 0.2])
     score = lambda x: jax.nn.leaky_relu(jax.nn.relu(x) @ w + b) @ v
-    chosen = composites.compose(rules.epsilon(1e-14), {"first": applied})
     h = np.asarray(jax.nn.relu(x))
     arriving = np.asarray(jax.nn.leaky_relu(h @ w + b) * v)
-    want = by_hand(h, np.asarray(w), np.asarray(b), arriving)
-    np.testing.assert_allclose(jx.lrp(score, rules=chosen)(x), want, rtol=1e-6, atol=1e-9)
+    behind = {rule: formula for rule, (_, formula) in FORMULAS.items() if rule != "zbox"}
+    found = _by_every_rule(score, x, behind)
+    for rule, by_hand in behind.items():
+        want = by_hand(h, np.asarray(w), np.asarray(b), arriving)
+        np.testing.assert_allclose(found[rule], want, rtol=1e-6, atol=1e-9, err_msg=rule)
 
 
 P, Q, T = (jnp.sin(k + jnp.arange(16.0)).reshape(4, 4) for k in (1, 2, 3))
@@ -287,13 +292,19 @@ def test_epsilon_is_gradient_times_input_on_homogeneous_nets(net):
     assert relative(jx.lrp(relu6, rules=rules.epsilon(1e-13))(y), y * jax.grad(relu6)(y)) > 1e-2
 
 
+@functools.cache
+def _ledgers(net):
+    score, x = BIAS_FREE[net]
+    ledgers = {name: jx.ledger(score, rules=composite) for name, composite in COMPOSITES.items()}
+    return jax.jit(lambda x: {name: ledger(x) for name, ledger in ledgers.items()})(x)  # one program for all
+
+
 @pytest.mark.parametrize("composite", COMPOSITES)
 @pytest.mark.parametrize("net", BIAS_FREE)
 def test_relevance_is_conserved_without_biases(net, composite):
     if (net, composite) == ("batch_norm", "deep_taylor"):
         pytest.skip("units without a positive contribution have nobody to hand on to")
-    score, x = BIAS_FREE[net]
-    accounts = jx.ledger(score, rules=COMPOSITES[composite])(x)
+    accounts = _ledgers(net)[composite]
     size = jnp.abs(accounts.arriving).max()
     for node, lost in zip(accounts.nodes, accounts.lost + accounts.to_bias, strict=True):
         assert abs(lost) < 1e-8 * size, node

@@ -306,7 +306,7 @@ def _products(x: jax.Array, kernel: jax.Array, window: _Window, groups: int) -> 
     x = x.reshape(*x.shape[:-1], groups, n_in)
 
     def term(x: jax.Array, tap: tuple[int, ...]) -> jax.Array:
-        weights = taps[tap]
+        weights = taps[tap].reshape(n_in, *(1,) * (x.ndim - 2), groups, n_out)
         return sum((x[..., i, None] * weights[i] for i in range(1, n_in)), start=x[..., 0, None] * weights[0])
 
     out = _shifted_sum(x, window, term)
