@@ -4,7 +4,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,24 @@ from tqdm import tqdm
 import jaxplain as jx
 from jaxplain._types import Explain
 from tour.rows import rows_for
+
+
+class Line(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        name: Name of the method.
+        gradients: Gradients of the score for one example.
+        evaluations: Further evaluations of the score for one example.
+        gap: Median completeness gap relative to max(|Δf|, Σ|attribution|), or None.
+        seconds: Seconds for 1,000 digits.
+    """
+
+    name: str
+    gradients: float
+    evaluations: float
+    gap: float | None
+    seconds: float
 
 
 def prototypes(network: jx.zoo.Network) -> tuple[dict[str, Any], float]:
@@ -67,9 +85,9 @@ def main(arguments: list[str] | None = None) -> None:
         explain = row.method(score=score, background=data.x_train[:100])
         attribution, info, seconds = _explain(explain, images, labels, keys)
         maps[row.name] = attribution[:10]
-        table.append((row.name, *_figures(info, attribution), 1000 * seconds / len(images)))
+        table.append(_line(row.name, info, attribution, 1000 * seconds / len(images)))
     examples, seconds = prototypes(network)
-    table.append(("prototype of a class", 256.0, None, 1000 * seconds))
+    table.append(Line("prototype of a class", 256.0, 0.0, None, 1000 * seconds))
     _print(table, len(images))
 
     figure = jx.plot.grid(maps, images[:10], titles=[f"digit {label}" for label in labels[:10]])
@@ -97,28 +115,29 @@ def _explain(explain: Explain, images: Any, labels: Any, keys: jax.Array) -> tup
 
 
 def _timed(run: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
-    """What `run` returns, and the seconds of a second call."""
+    """The result of `run`, and the seconds of a second call."""
     jax.block_until_ready(run(*args, **kwargs))
     start = time.perf_counter()
     out = jax.block_until_ready(run(*args, **kwargs))
     return out, time.perf_counter() - start
 
 
-def _figures(info: jx.Info, attribution: np.ndarray) -> tuple[float, float | None]:
-    """Gradients per example, and the median completeness gap relative to max(|Δf|, Σ|attribution|)."""
-    gradients = float(np.mean(np.asarray(info.n_gradients)))
-    if info.gap is None or info.layer is not None:  # the gap of a layer's map is not about the sum over pixels
-        return gradients, None
-    delta = np.asarray(info.value) - (0 if info.baseline_value is None else np.asarray(info.baseline_value))
-    size = np.maximum(np.abs(delta), np.abs(attribution).sum(axis=(1, 2, 3)))
-    return gradients, float(np.nanmedian(np.abs(np.asarray(info.gap)) / size))
+def _line(name: str, info: jx.Info, attribution: np.ndarray, seconds: float) -> Line:
+    gradients, evaluations = (0.0 if n is None else float(np.mean(n)) for n in (info.n_gradients, info.n_evaluations))
+    gap = None
+    if info.gap is not None and info.layer is None:  # the gap of a layer's map is not about the sum over pixels
+        delta = np.asarray(info.value) - (0 if info.baseline_value is None else np.asarray(info.baseline_value))
+        size = np.maximum(np.abs(delta), np.abs(attribution).sum(axis=(1, 2, 3)))
+        gap = float(np.nanmedian(np.abs(np.asarray(info.gap)) / size))
+    return Line(name, gradients, evaluations, gap, seconds)
 
 
-def _print(table: list[tuple[str, float, float | None, float]], n: int) -> None:
-    print(f"{'method':<22} {'gradients':>10} {'s / 1,000 digits':>17} {'completeness gap':>17}")
-    for name, gradients, gap, seconds in table:
-        print(f"{name:<22} {gradients:>10.0f} {seconds:>17.2f} {'–' if gap is None else f'{gap:.1e}':>17}")
+def _print(table: list[Line], n: int) -> None:
+    print(f"{'method':<22} {'gradients':>10} {'evaluations':>12} {'s / 1,000 digits':>17} {'completeness gap':>17}")
+    for name, gradients, evaluations, gap, seconds in table:
+        shown = "–" if gap is None else f"{gap:.1e}"
+        print(f"{name:<22} {gradients:>10.0f} {evaluations:>12.0f} {seconds:>17.2f} {shown:>17}")
     print(
-        f"\ngradients: per example (of methods without any: values of the score). Seconds: compiled, on {n} digits.\n"
+        f"\nGradients and further evaluations of the score: per example. Seconds: compiled, on {n} digits.\n"
         "Gap: median of |Σ R − Δf| / max(|Δf|, Σ|R|); – for methods that do not claim any sum."
     )
