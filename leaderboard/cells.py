@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxplain as jx
-from jaxplain._types import Explain, Score
+from jaxplain._types import Explain, Score, traits
 from jaxplain.metrics._compare import scheduled
 from leaderboard.board import Method, Metric, make
 from leaderboard.examples import Examples
@@ -180,7 +180,7 @@ class _Recomputed:
 
     def __init__(self, measure: Callable[..., Any], explain: Explain):
         self._measure, self._explain = measure, explain
-        self.needs_key = self.stochastic = getattr(measure, "needs_key", False)
+        self.needs_key = self.stochastic = traits(measure).needs_key
 
     def __call__(self, *args: Any, **key: Any) -> Any:
         return self._measure(self._explain(*args), *args, **key)
