@@ -27,6 +27,7 @@ import numpy as np
 
 from jaxplain import _compat
 from jaxplain._accumulate import evaluate
+from jaxplain._analysis.weight_order import weights_in_order
 from jaxplain._arguments import Arguments
 from jaxplain._checks import chunk_of, one_of, positive_int
 from jaxplain._errors import LabelError, LayerError, SettingError, StructureError, explain_error
@@ -195,7 +196,7 @@ class ParameterRandomization(ExplainerMeasure):
 
     def _in_order(self, weights: "_Weights", program: Program) -> dict[str, list[int]]:
         """The layers in the order of the steps, each with the indices of its arrays."""
-        used = _order_of_use(program.closed, len(weights.values))
+        used = weights_in_order(program.closed, len(weights.values))
         if not used:
             _refuse_closure(self.method, weights, program)
         if self._layers is None:
@@ -447,88 +448,6 @@ def _constants(closed: Any) -> Iterator[Any]:
     for equation in _compat.open_jaxpr(closed).eqns:
         for body in _compat.closed_bodies(equation):
             yield from _constants(body)
-
-
-# What a value depends on: only weights (their indices, in order of use), or also the data.
-_Made: TypeAlias = "tuple[int, ...] | None"
-_DATA = None
-
-
-def _order_of_use(closed: Any, n_weights: int) -> list[int]:
-    """The weights that a program uses, in the order of the forward pass.
-
-    A weight is used where it first meets a value that depends on the data; values of weights alone (casts of all of
-    them at the start, norms of kernels) have no position in the network. Weights that only the backward pass uses, for
-    example those of the last layer, whose output a gradient does not need, are met in the opposite order.
-    """
-    jaxpr = _compat.open_jaxpr(closed)
-    forward: dict[int, None] = {}
-    back: dict[int, None] = {}
-    made: list[_Made] = [(i,) if i < n_weights else _DATA for i in range(len(jaxpr.invars))]
-    _follow(jaxpr, made, forward, back, False)
-    return [*forward, *reversed([i for i in back if i not in forward])]
-
-
-def _follow(jaxpr: Any, inputs: Sequence[_Made], forward: dict, back: dict, is_back: bool) -> list[_Made]:
-    made: dict[Any, _Made] = dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def look(atom: Any) -> _Made:
-        return () if _compat.is_literal(atom) else made.get(atom, ())  # a constant is made of nothing
-
-    for equation in jaxpr.eqns:
-        operands = [look(atom) for atom in equation.invars]
-        names = [entry.name for entry in _compat.scopes_of(equation)]
-        # The way back through a checkpoint goes forward again first.
-        transposed = (is_back or "transpose" in names) and "rematted_computation" not in names
-        outputs = _follow_bodies(equation, operands, forward, back, transposed)
-        if outputs is None:
-            joined = _joined(operands)
-            if joined is _DATA:
-                for i in (i for operand in operands if operand is not _DATA for i in operand):
-                    (back if transposed else forward).setdefault(i)
-            outputs = [joined] * len(equation.outvars)
-        made.update(zip(equation.outvars, outputs, strict=True))
-    return [look(atom) for atom in jaxpr.outvars]
-
-
-def _follow_bodies(equation: Any, operands: list, forward: dict, back: dict, is_back: bool) -> list[_Made] | None:
-    """What a call, a branch or a loop makes of its operands; None if it has no body that maps them to its outputs."""
-    kinds = [variable.aval.dtype for variable in equation.outvars]
-    bodies = [
-        body
-        for body in _compat.inner_jaxprs(equation)
-        if len(body.invars) <= len(operands) and [atom.aval.dtype for atom in body.outvars] == kinds
-    ]
-    if not bodies:
-        return None
-    results = []
-    for body in bodies:
-        # Operands that only choose a branch, or are only read by a loop's condition, come first.
-        inputs = operands[len(operands) - len(body.invars) :]
-        outputs = _follow(body, inputs, forward, back, is_back)
-        while (again := _carried(equation, inputs, outputs)) != inputs:
-            inputs = again
-            outputs = _follow(body, inputs, forward, back, is_back)
-        results.append(outputs)
-    return [_joined(parts) for parts in zip(*results, strict=True)]
-
-
-def _carried(equation: Any, inputs: list, outputs: list) -> list[_Made]:
-    """The inputs of a loop's body once outputs of an earlier iteration are among them."""
-    if _compat.is_while(equation):
-        first, n = len(inputs) - len(outputs), len(outputs)
-    elif equation.primitive.name == "scan":
-        first, n = _compat.scan_counts(equation)
-    else:
-        return inputs
-    carry = [_joined(pair) for pair in zip(inputs[first : first + n], outputs[:n], strict=True)]
-    return [*inputs[:first], *carry, *inputs[first + n :]]
-
-
-def _joined(parts: Sequence[_Made]) -> _Made:
-    if any(part is _DATA for part in parts):
-        return _DATA
-    return tuple(dict.fromkeys(i for part in parts if part is not _DATA for i in part))
 
 
 def _require_label(method: str, label: Any, n_classes: int) -> jax.Array:
