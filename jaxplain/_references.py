@@ -67,6 +67,11 @@ def references(pool: PyTree, n: int | None = None) -> References:
     return References(pool, n)
 
 
+def is_drawn(baseline: Baseline) -> bool:
+    """Whether a setting `baseline` draws references, which takes a random key."""
+    return isinstance(baseline, References) and baseline.n is not None
+
+
 def pool_of(arguments: Arguments, baseline: Baseline, key: Any) -> tuple[Leaves, int]:
     """The references described by a setting `baseline`, as explained leaves with one leading axis, and their number."""
     if not isinstance(baseline, References):

@@ -33,7 +33,7 @@ def test_statistics_are_their_definitions(key):
         assert relative(explain(X, key=key), want) < 1e-12
         with_info, info = jx.with_info(explain)(X, key=key)
         assert relative(with_info, want) < 1e-12
-        assert info.n_gradients == 7
+        assert info.n_gradients == 7 + 1 and info.n_evaluations == 0
     _, info = jx.with_info(jx.smoothgrad(jx.gradient(F), **options))(X, key=key)
     assert relative(info.standard_error, drawn.std(0, ddof=1) / np.sqrt(7)) < 1e-10
     _, info = jx.with_info(jx.vargrad(jx.gradient(F), **options))(X, key=key)
@@ -78,8 +78,8 @@ def test_any_function_is_an_explainer_and_wrappers_nest(key):
     nested = jx.smoothgrad(jx.vargrad(jx.integrated_gradients(F, baseline=pool, n_steps=2), n_samples=2), n_samples=3)
     attribution, info = jx.with_info(nested)(X, key=key)
     assert attribution.shape == X.shape and np.isfinite(attribution).all()
-    # 3 outer × 2 inner samples (one more to center the inner variance's error) × 2 steps
-    assert info.n_gradients == 3 * 2 * 2
+    # (3 + 1) outer × (2 + 1) inner samples, where one more centers the sums, × 2 steps
+    assert info.n_gradients == info.n_evaluations == 4 * 3 * 2
 
 
 def test_errors_of_tiny_attributions_do_not_underflow(key):

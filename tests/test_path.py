@@ -47,7 +47,7 @@ def test_integral_of_a_cubic_is_exact():
     assert abs(info.gap) < 1e-13
     np.testing.assert_allclose(info.value, cubic(X))
     np.testing.assert_allclose(info.baseline_value, cubic(B))
-    assert info.n_steps == info.n_gradients == 2
+    assert info.n_steps == info.n_gradients == info.n_evaluations == 2
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -1,6 +1,6 @@
-"""DeepLIFT: the change of a score from a reference to the input, handed down node by node."""
+"""DeepLIFT: distributes the change of a score from a reference to the input, node by node."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -18,11 +18,12 @@ from jaxplain._errors import NonFiniteError, SettingError, UnexplainedChangeErro
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
 from jaxplain._ir.program import Program
 from jaxplain._leaves import cast_like, multiply, subtract, total, upcast
-from jaxplain._references import References, hidden, pool_of
-from jaxplain._types import Leaves
+from jaxplain._references import hidden, is_drawn, pool_of
+from jaxplain._types import ArgNums, Baseline, Leaves, Score
+from jaxplain.methods._propagation import count_of, listed, require_rules
 from jaxplain.rules._deeplift import by_sign, is_split, rescale, reveal_cancel
 
-# Which layers split a change into its positive and negative contributions. Where none does, RevealCancel is Rescale.
+# The layers that split a change into its positive and negative contributions. Without any, RevealCancel is Rescale.
 _SPLITS: dict[str, Callable[[Node], bool]] = {
     "rescale": lambda _: False,
     "reveal_cancel": lambda _: True,
@@ -31,65 +32,76 @@ _SPLITS: dict[str, Callable[[Node], bool]] = {
 
 
 def deeplift(
-    f: Callable[..., Any],
+    f: Score,
     *,
-    baseline: Any = 0.0,
+    baseline: Baseline = 0.0,
     rule: Literal["rescale", "reveal_cancel", "genomics_default"] = "rescale",
     fallback: Literal["rescale"] | None = None,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Explainer:
     r"""DeepLIFT: $R_i = m_i\,(x_i - b_i)$, with multipliers $m$ such that $\sum_i R_i = f(x) - f(b)$.
 
-    The score is evaluated at the input x and at the reference b. Each node of the program explains the change of its output by the changes of its
-    inputs, by a linear map with $M\,\Delta x = \Delta y$ exactly, and $m$ is the product of these maps, transposed:
-
-    * layers, sums, moves: their derivative;
-    * activations: $\Delta y / \Delta x$ at every element (Rescale); where $|\Delta x| \le 10\,\varepsilon \max(|x|, |x_0|)$, with ε
-      the rounding of the dtype, the derivative halfway;
-    * products: $\Delta(ab) = \bar b\,\Delta a + \bar a\,\Delta b$ with the means of both evaluations; a quotient y = a/b by the same rule for
-      a = yb, which stays bounded where b is tiny at one of them; other functions of two values: each one's share, averaged over which
-      of them changes first;
-    * maxima: a rise belongs to the winner at the input, a fall to the winner at the reference;
-    * softmax: its own derivative with p replaced by the logarithmic mean $(p - p_0) / \ln(p / p_0)$, so that no shift of the logits
-      matters; log-softmax and logsumexp likewise; normalizations: as quotients, the change of the statistic followed;
-    * sorting and indices in another order: half by each order, what is left in proportion to |Δx|.
-
-    RevealCancel splits the change before an activation into the sum of positive and that of negative contributions w·Δx of the layer, or the sum
-    of layers, before it, and gives each the mean of what it does alone and what it does after the other: so inputs that cancel each
-    other are both seen. Where one alone is outside of the activation's domain, it is Rescale.
+    The score is evaluated at the input x and at the reference b. Each node of the program attributes the change of its
+    output to its inputs by a linear map with $M\,\Delta x = \Delta y$, and $m$ is the transposed product of these maps.
 
     Arguments:
-        f: the score, `f(x, *args) -> real scalar` for one example. For a classifier, the logit; to see what speaks for one class and
-            not for all, `jx.logit(model, of="centered")` (its logit minus the mean) or `of="contrast"`. A probability is handled
-            (the softmax has a rule), but its changes are small where it saturates.
-        baseline: the reference: a number, a pytree like x, a function `x -> reference` (a blurred x), or `jx.references(...)` for
-            the mean over several (DeepSHAP). With several argnums a tuple (`None` leaves an argument alone).
-        rule: "rescale"; "reveal_cancel", behind all layers; "genomics_default", the default of the authors' package: RevealCancel
-            behind dense layers and sums of branches, Rescale behind convolutions and wherever RevealCancel is not defined.
-        fallback: "rescale" lets "reveal_cancel" use Rescale for nodes that it is not defined for: maxima, products, softmax,
-            sorting. None: they are an error.
-        chunk_size: references evaluated together for each example.
-        argnums, allow_random: as in `gradient`.
-        key: random key shared by all examples, if `jx.references(..., n=)` draws.
+        f: The score, `f(x, *args) -> real scalar` for one example. For a classifier, use the logit; to see the evidence
+            for one class as opposed to all, `jx.logit(model, of="centered")` (the logit minus the mean) or
+            `of="contrast"`. Probabilities work (the softmax has a rule), but change little where they saturate.
+        baseline: The reference: a number, a pytree like x, a function `x -> reference` (a blurred x), or
+            `jx.references(...)` for the mean over several (DeepSHAP). With several argnums a tuple, where `None` leaves
+            an argument unchanged.
+        rule: "rescale"; "reveal_cancel" after all layers; or "genomics_default", the default of the authors' package:
+            RevealCancel after dense layers and sums of branches, Rescale after convolutions and wherever RevealCancel
+            is undefined.
+        fallback: "rescale" lets "reveal_cancel" use Rescale for nodes for which it is undefined (maxima, products,
+            softmax, sorting). With None they are an error.
+        chunk_size: Number of references evaluated together for each example.
+        argnums, allow_random: As in `gradient`.
+        key: Random key shared by all examples, if `jx.references(..., n=)` draws.
 
     Returns:
-        `explain(x, *args)`, with the structure, shapes and dtypes of x; units of f. Needs `key=` only if references are drawn.
+        `explain(x, *args)`, with the structure, shapes and dtypes of x; units of f. Needs `key=` only if references are
+        drawn.
 
-    Guarantees: summation to delta, $\sum_i R_i = f(x) - f(b)$, to rounding; it is checked on every call, and what fails is refused.
-    `Info.gap` is what is missing. (A program that computes in bfloat16 sums to bfloat16's rounding.) The exception: a user's
-    `stop_gradient` between layers carries nothing, and the gap shows how much. On ReLU networks without biases and from a reference of zero, Rescale is input × gradient.
-    Cost: 1 gradient and an evaluation at the reference, which all examples share if the reference is a constant; RevealCancel 2 to 3.5
-    gradients. Times the number of references. Info: value, baseline_value, gap, n_gradients (one for each reference).
-    Errors: operations without a rule (`while`, linear solvers, `jnp.prod`, a `custom_vjp` that cannot be read), all listed at once.
-    `UnexplainedChangeError` where input and reference take different branches of a `cond`, or read through different indices or masks
-    values that differ; under `jit` and `vmap` the attribution is NaN then. (Piecewise functions by table look-up, `jnp.interp`, too.)
-    Misleads: Rescale does not see inputs that cancel each other, and depends on how the score computes its function: chapter 2.5.
-    Differs from: Captum and SHAP override modules that they know: a function instead of a module, a module used twice, ReLU6 or a
-    max-pool make the sum wrong there. The authors' package reads Keras 1 and 2 files and knows no additions of branches. None
-    of them has RevealCancel on residual networks, attention by a rule that does not depend on the softmax's shift, or loops.
+    Guarantees: summation to delta, $\sum_i R_i = f(x) - f(b)$, to the rounding of the program. Every call checks this,
+    and refuses if it fails; `Info.gap` is the difference. Exception: a `stop_gradient` of the user between layers
+    carries nothing, and the gap shows how much. On ReLU networks without biases and with a reference of zero, Rescale
+    is input × gradient.
+    Cost: for each reference, 1 gradient and 1 evaluation at the reference, which all examples share if the reference is
+    a constant; RevealCancel costs 2 to 3.5 gradients. Info: value, baseline_value, gap, n_gradients and n_evaluations
+    (one of each for each reference).
+    Errors: operations without a rule (`while`, linear solvers, `jnp.prod`, an opaque `custom_vjp`), all listed at once.
+    `UnexplainedChangeError` if input and reference take different branches of a `cond`, or read different values
+    through different indices or masks (as `jnp.interp` does); under `jit` and `vmap` the attribution is then NaN.
+    Misleads: Rescale misses inputs that cancel each other, and depends on how the score computes its function: chapter
+    2.5.
+    Differs from: Captum and SHAP override known modules, so that a function instead of a module, a module used twice,
+    ReLU6 or a max-pool makes the sum wrong. The authors' package reads Keras 1 and 2 files and has no rule for
+    additions of branches. None of them has RevealCancel on residual networks, attention by a rule that is invariant to
+    shifts of the logits, or loops.
+
+    Note: the linear maps of the nodes are
+
+    * layers, sums, data movement: the derivative;
+    * activations (Rescale): $\Delta y / \Delta x$ for every element, or the derivative halfway if
+      $|\Delta x| \le 10\,\varepsilon \max(|x|, |x_0|)$ with the rounding error ε of the dtype;
+    * products: $\Delta(ab) = \bar b\,\Delta a + \bar a\,\Delta b$ with the means of both evaluations. A quotient y =
+      a/b uses the same rule for a = yb, which stays bounded if b is tiny at one of them. Other functions of two values:
+      the effect of each, averaged over both orders in which they can change;
+    * maxima: a rise belongs to the winner at the input, a fall to the winner at the reference;
+    * softmax: its derivative with p replaced by the logarithmic mean $(p - p_0) / \ln(p / p_0)$, so that shifts of the
+      logits have no effect; log-softmax and logsumexp likewise. Normalizations: as quotients, including the change of
+      the statistic;
+    * sorting and indices that differ: half by each order, the remainder in proportion to |Δx|.
+
+    RevealCancel splits the change before an activation into the sums of the positive and of the negative contributions
+    w·Δx of the preceding layer (or sum of layers). Each sum gets the mean of its effect alone and its effect after the
+    other, so that inputs that cancel each other both count. If one sum alone is outside the activation's domain, it is
+    Rescale.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxplain as jx
@@ -102,8 +114,9 @@ def deeplift(
         [0. 1.] [0.5 0.5]
 
     References:
-        Shrikumar, Greenside, Kundaje, Learning important features through propagating activation differences, ICML 2017.
-        Lundberg, Lee, A unified approach to interpreting model predictions, NeurIPS 2017 (several references: DeepSHAP).
+        Shrikumar, Greenside, Kundaje, Learning important features through propagating activation differences, ICML
+        2017. Lundberg, Lee, A unified approach to interpreting model predictions, NeurIPS 2017 (several references:
+        DeepSHAP).
     """
     method = "deeplift"
     for name, value, known in (("rule", rule, tuple(_SPLITS)), ("fallback", fallback, (None, "rescale"))):
@@ -143,15 +156,19 @@ def deeplift(
         if not with_info:
             return leaves, None
         return leaves, Info(
-            value=value, baseline_value=start, gap=sum_gap(leaves, value, start), n_gradients=jnp.int32(n)
+            value=value,
+            baseline_value=start,
+            gap=sum_gap(leaves, value, start),
+            n_gradients=jnp.int32(n),
+            n_evaluations=jnp.int32(n),
         )
 
-    drawn = isinstance(baseline, References) and baseline.n is not None
+    drawn = is_drawn(baseline)
     return make_explainer(method, f, compute, argnums=argnums, allow_random=allow_random, stochastic=drawn, key=key)
 
 
 def _tolerance(analysis: Analysis) -> tuple[float, float]:
-    """How much of the sum rounding may miss in a program of this precision, and at least; infinite if the user stopped a gradient."""
+    """Relative and absolute tolerance of the sum at the program's precision; infinite with a user's stop_gradient."""
     activity = analysis.activity
     dtypes = [
         v.aval.dtype for node in analysis.all_nodes() for v in (*node.inputs, *node.outputs) if activity[v] is ACTIVE
@@ -165,7 +182,7 @@ def _tolerance(analysis: Analysis) -> tuple[float, float]:
 
 
 def _sums(contributions: Leaves, value: jax.Array, value0: jax.Array, tolerance: float, smallest: float) -> jax.Array:
-    """Whether contributions are finite and sum to the change of the score, as far as its rounding tells."""
+    """Whether contributions are finite and sum to the change of the score, up to rounding."""
     gap = jnp.abs(sum_gap(contributions, value, value0))
     if tolerance == float("inf"):
         return jnp.isfinite(gap)
@@ -178,7 +195,7 @@ def _sums(contributions: Leaves, value: jax.Array, value0: jax.Array, tolerance:
 def _multipliers(
     method: str, analysis: Analysis, rules: dict[Node, PairedRule], leaves: Leaves, *, split: bool
 ) -> Program:
-    """The staged program `x, x₀ -> (multipliers, f(x), f(x₀), the number of a node that jumps)`."""
+    """The staged program `x, x₀ -> (multipliers, f(x), f(x₀), number of a node that jumps)`."""
     run = paired_replay(analysis, rules.__getitem__, 2 if split else 1)
 
     def multipliers(x: Leaves, x0: Leaves) -> tuple[Leaves, jax.Array, jax.Array, jax.Array]:
@@ -199,30 +216,26 @@ def _multipliers(
 
 
 def _chosen_rules(method: str, analysis: Analysis, rule: str, fallback: str | None) -> dict[Node, PairedRule]:
-    """The rule of every node that has one of its own; an error that lists all nodes without one."""
+    """The rule of every node without bodies; an error that lists all nodes without a rule."""
     nodes = [node for node in analysis.all_nodes() if not node.bodies]
-    whole = {node: rescale(node) for node in nodes}
-    if unknown := [node for node, known in whole.items() if known is None]:
-        raise UnknownNodeError(
-            explain_error(
-                f"{method}: no rule is known for {len(unknown)} node{'s' if len(unknown) > 1 else ''} of the score.",
-                where=_listed(unknown),
-                why="their change from the reference to the input cannot be handed down exactly",
-                fix=_ways_on({node.primitive for node in unknown}),
-            )
-        )
+    whole = require_rules(
+        method,
+        {node: rescale(node) for node in nodes},
+        why="their change from the reference to the input cannot be distributed exactly",
+        fix=("a method that needs no rules: jx.integrated_gradients(score, baseline=…)",),
+    )
     if rule == "rescale":
-        return {node: known for node, known in whole.items() if known is not None}
+        return whole
     undefined = [node for node in nodes if not is_split(node)]
     if rule == "reveal_cancel" and fallback is None and undefined:
         raise UnknownNodeError(
             explain_error(
-                f"{method}: RevealCancel is not defined for {len(undefined)} node{'s' if len(undefined) > 1 else ''} of the score.",
-                where=_listed(undefined),
-                why="positive and negative parts of a change mean something in sums and in functions of one value only",
+                f"{method}: RevealCancel is not defined for {count_of(undefined)} of the score.",
+                where=listed(undefined),
+                why="only sums and functions of one value can be split into a positive and a negative part",
                 fix=(
-                    'the Rescale rule there: fallback="rescale"',
-                    'the authors\' default, RevealCancel after dense layers and Rescale elsewhere: rule="genomics_default"',
+                    'use the Rescale rule there: fallback="rescale"',
+                    'the authors\' default, RevealCancel only after dense layers: rule="genomics_default"',
                 ),
             )
         )
@@ -230,37 +243,23 @@ def _chosen_rules(method: str, analysis: Analysis, rule: str, fallback: str | No
     return {node: known for node, known in split.items() if known is not None}
 
 
-def _listed(nodes: list[Node]) -> str:
-    return "".join(f"\n          {node.primitive} ({node.kind}): {node.source}" for node in nodes).lstrip()
-
-
-def _ways_on(primitives: set[str]) -> tuple[str, ...]:
-    known = {
-        "while": "a while loop: lax.scan, or lax.fori_loop with Python integers as bounds",
-        "reduce_prod": "jnp.prod: functools.reduce(jnp.multiply, …), or the exponential of a sum of logarithms",
-        "custom_vjp_call": "a function with a derivative of its own (custom_vjp): explain the function itself",
-    }
-    return (
-        *(text for name, text in known.items() if name in primitives),
-        "write that part with operations that are known (an elementwise formula of any kind is one activation)",
-        "a method that needs no rules: jx.integrated_gradients(score, baseline=…)",
-    )
-
-
 def _require_followed(method: str, analysis: Analysis, jumps: jax.Array, values: dict[str, jax.Array], n: int) -> None:
-    """Raise if input and reference take different ways somewhere. `jumps` counts references: for each node, the output, the sum."""
+    """Raises if input and reference take different paths through the score.
+
+    `jumps` counts references: for each node, for the output, and for the sum.
+    """
     if isinstance(jumps, jax.core.Tracer) or not np.any(np.asarray(jumps)):
-        return  # while tracing, the attribution becomes NaN
+        return  # under tracing the attribution is NaN instead
     for name, value in values.items():
         if not np.isfinite(value):
             raise NonFiniteError(
                 explain_error(
                     f"{method}: the score is not finite at the {name}.",
                     got=f"f({name}) = {value}",
-                    why="such as 0/0 in a norm at a reference of zero",
+                    why="for example 0/0 in a norm at a reference of zero",
                     fix=(
                         "another reference: baseline=lambda x: …, jx.references(…)",
-                        "a small number under the root or quotient",
+                        "add a small number inside the root or quotient",
                     ),
                 )
             )
@@ -269,26 +268,26 @@ def _require_followed(method: str, analysis: Analysis, jumps: jax.Array, values:
     count = int(np.sum(np.asarray(jumps)))
     several = f"{count} of {n} reference{'s' if n > 1 else ''}"
     fixes = (
-        "a reference that takes the same way: baseline=lambda x: …, jx.references(…)",
-        "pass masks and indices as arguments, so that they are the same for both",
-        "a method that follows the score from one to the other: jx.integrated_gradients(score, baseline=…)",
+        "a reference that takes the same path: baseline=lambda x: …, jx.references(…)",
+        "pass masks and indices as arguments, so that both use the same",
+        "a method that follows the score between the two: jx.integrated_gradients(score, baseline=…)",
     )
     if by_sum and not nodes:
         raise UnexplainedChangeError(
             explain_error(
                 f"{method}: the contributions do not sum to f(x) − f(reference).",
-                got=f"{several} for which more is missing than rounding explains",
-                why="large numbers that cancel in the score (E[x²] − E[x]²), an overflow, or a step that no derivative tells of",
-                fix=('more digits: jax.config.update("jax_enable_x64", True) and float64 weights', *fixes[::2]),
+                got=f"{several} with a gap that rounding does not explain",
+                why="the score cancels large numbers (E[x²] − E[x]²), overflows, or has a step without a derivative",
+                fix=('more precision: jax.config.update("jax_enable_x64", True) and float64 weights', *fixes[::2]),
             )
         )
-    way = "branches" if any(node.kind == "branch" for node in nodes) else "ways"
+    paths = "branches" if any(node.kind == "branch" for node in nodes) else "paths"
     raise UnexplainedChangeError(
         explain_error(
-            f"{method}: input and reference take different {way} through the score.",
-            where=_listed(nodes) if nodes else "the score itself has no derivative",
-            got=f"{several} for which an index, a mask or a branch is another one",
-            why="that changes the score, and no input's change accounts for it; under jit the attribution is NaN",
+            f"{method}: input and reference take different {paths} through the score.",
+            where=listed(nodes) if nodes else "the score itself has no derivative",
+            got=f"{several} with a different index, mask or branch",
+            why="this changes the score, but no change of an input accounts for it; under jit the attribution is NaN",
             fix=fixes,
         )
     )

@@ -1,6 +1,6 @@
-"""The gradient, and the maps that are one product away from it."""
+"""The gradient, and maps that are simple functions of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
 from jaxplain._leaves import multiply, wide_dtype
-from jaxplain._types import Leaves
+from jaxplain._types import ArgNums, Args, Leaves, PyTree, Score
 
 
 def _one_gradient(
     method: str,
-    f: Callable[..., Any],
+    f: Score,
     attribution: Callable[[Leaves, Leaves], Leaves],
-    argnums: int | Sequence[int],
+    argnums: ArgNums,
     allow_random: bool,
     *,
     conserves: bool = False,
@@ -30,27 +30,27 @@ def _one_gradient(
         if not with_info:
             return leaves, None
         gap = sum_gap(leaves, value) if conserves else None
-        return leaves, Info(value=value, gap=gap, n_gradients=jnp.int32(1))
+        return leaves, Info(value=value, gap=gap, n_gradients=jnp.int32(1), n_evaluations=jnp.int32(0))
 
     return make_explainer(method, f, compute, argnums=argnums, allow_random=allow_random, is_gradient=is_gradient)
 
 
-def gradient(f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, allow_random: bool = False) -> Explainer:
+def gradient(f: Score, *, argnums: ArgNums = 0, allow_random: bool = False) -> Explainer:
     r"""The signed gradient: $R_i = \partial f(x) / \partial x_i$.
 
-    The same numbers as `jax.grad(f)`, with the checks of this library: one real score, no training mode, no hidden
-    randomness, non-float leaves held constant.
+    The same numbers as `jax.grad(f)`, plus the checks of this library: one real score, no training mode, no hidden
+    randomness. Leaves that are not floats are held constant.
 
     Arguments:
-        f: the score, `f(x, *args) -> real scalar` for one example.
-        argnums: which arguments to explain, as in `jax.grad`.
-        allow_random: accept a score that draws random numbers.
+        f: The score, `f(x, *args) -> real scalar` for one example.
+        argnums: Positions of the arguments to explain, as in `jax.grad`.
+        allow_random: Whether to accept a score that draws random numbers.
 
     Returns:
         `explain(x, *args)`, an attribution with the structure, shapes and dtypes of `x`, in units of f per unit of x.
 
-    Guarantees: linear in f; invariant to how f is written. It does not sum to the score.
-    Cost: 1 gradient. Info: value, n_gradients.
+    Guarantees: linear in f; invariant to the implementation of f. Does not sum to the score.
+    Cost: 1 gradient. Info: value, n_gradients, n_evaluations.
     Differs from: Captum's `Saliency` takes the absolute value by default; that is `saliency` here.
 
     Example:
@@ -64,14 +64,14 @@ def gradient(f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, allow_r
     return _one_gradient("gradient", f, lambda _, g: g, argnums, allow_random, is_gradient=True)
 
 
-def sensitivity(f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, allow_random: bool = False) -> Explainer:
+def sensitivity(f: Score, *, argnums: ArgNums = 0, allow_random: bool = False) -> Explainer:
     r"""Sensitivity analysis: $R_i = (\partial f(x) / \partial x_i)^2$.
 
     Arguments and shapes as in `gradient`. Units: (units of f per unit of x) squared.
 
-    Guarantees: $R \ge 0$ and $\sum_i R_i = \lVert\nabla f(x)\rVert^2$: it explains how steep the score is, not how
-    large it is. Cost: 1 gradient. Info: value, n_gradients.
-    Differs from: many tutorials square the gradient again when ranking pixels; this map is the square already.
+    Guarantees: $R \ge 0$ and $\sum_i R_i = \lVert\nabla f(x)\rVert^2$. The map explains the steepness of the score, not
+    its value. Cost: 1 gradient. Info: value, n_gradients, n_evaluations.
+    Differs from: many tutorials square the gradient again when ranking pixels, but this map is already the square.
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx
@@ -84,16 +84,15 @@ def sensitivity(f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, allo
     return _one_gradient("sensitivity", f, lambda _, g: multiply(g, g), argnums, allow_random)
 
 
-def input_x_gradient(
-    f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, allow_random: bool = False
-) -> Explainer:
+def input_x_gradient(f: Score, *, argnums: ArgNums = 0, allow_random: bool = False) -> Explainer:
     r"""Input × gradient: $R_i = x_i \, \partial f(x) / \partial x_i$.
 
     Arguments and shapes as in `gradient`. Units: units of f.
 
     Guarantees: $\sum_i R_i = f(x)$ for positively homogeneous scores (ReLU networks without biases), where it equals
-    integrated gradients from zero, LRP-0 and DeepLIFT-Rescale; elsewhere `Info.gap` = $\sum_i R_i - f(x)$ tells
-    what is missing. Depends on where the input's zero lies. Cost: 1 gradient. Info: value, gap, n_gradients.
+    integrated gradients from zero, LRP-0 and DeepLIFT-Rescale; elsewhere `Info.gap` = $\sum_i R_i - f(x)$ shows the
+    difference. Depends on the origin of the input's scale.
+    Cost: 1 gradient. Info: value, gap, n_gradients, n_evaluations.
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx
@@ -116,28 +115,30 @@ _REDUCTIONS: dict[str, Callable[..., jax.Array]] = {
 
 
 def saliency(
-    f: Callable[..., Any],
+    f: Score,
     *,
     channel_axis: int | None = None,
     reduction: Literal["max", "mean", "sum", "norm"] = "max",
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
 ) -> Explainer:
     r"""Saliency map: $R_i = \lvert\partial f(x) / \partial x_i\rvert$, reduced over channels if asked.
 
     Arguments:
-        f: the score, `f(x, *args) -> real scalar` for one example.
-        channel_axis: axis of every explained leaf to reduce (−1 for NHWC images). The map then has one axis less,
-            one of the two stated exceptions to "the attribution has the shape of x". `None`: no reduction.
+        f: The score, `f(x, *args) -> real scalar` for one example.
+        channel_axis: Axis of every explained leaf to reduce (−1 for NHWC images). The map then lacks this axis, one of
+            two exceptions to "the attribution has the shape of x". `None`: no reduction.
         reduction: "max" as in the paper, "mean", "sum", or "norm" (Euclidean), over the absolute values.
-        argnums, allow_random: as in `gradient`.
+        argnums, allow_random: As in `gradient`.
 
     Returns:
         `explain(x, *args)`; units of f per unit of x.
 
-    Guarantees: $R \ge 0$. Cost: 1 gradient. Info: value, n_gradients.
-    Class-specific as written: differentiating the sum of all logits, as several published notebooks do, gives a map that
-    belongs to no class. Differs from: Captum never reduces channels; tf-keras-vis normalizes to [0, 1], we do not.
+    Guarantees: $R \ge 0$. Cost: 1 gradient. Info: value, n_gradients, n_evaluations.
+    Differs from: Captum never reduces channels; tf-keras-vis normalizes to [0, 1], this function does not.
+
+    Note: the map belongs to one class. Several published notebooks differentiate the sum of all logits instead, which
+    belongs to none.
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx
@@ -163,14 +164,14 @@ def saliency(
         if not -leaf.ndim <= channel_axis < leaf.ndim:
             raise SettingError(
                 explain_error(
-                    f"saliency: channel_axis={channel_axis} does not exist in the explained argument.",
+                    f"saliency: the explained argument has no axis channel_axis={channel_axis}.",
                     got=f"shape {leaf.shape}",
                     fix="channel_axis=-1 for one (height, width, channels) image; None for no reduction",
                 )
             )
         return reduce(leaf.astype(wide_dtype(leaf)), axis=channel_axis).astype(leaf.dtype)
 
-    def evaluate(args: tuple, key: Any, with_info: bool) -> tuple[Any, Info | None]:
+    def evaluate(args: Args, key: Any, with_info: bool) -> tuple[PyTree, Info | None]:
         attribution, info = explain.run(args, key, with_info=with_info)
         reduced = jax.tree.map(
             lambda a: reduce_channels(a) if jnp.issubdtype(a.dtype, jnp.floating) else a, attribution

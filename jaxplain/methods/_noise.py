@@ -13,13 +13,13 @@ from jaxplain._checks import chunk_of, positive_int
 from jaxplain._engine.affine_prefix import AffinePrefix, affine_prefix
 from jaxplain._explainer import Call, Explainer, Info, require_explainer
 from jaxplain._ir.program import Program
-from jaxplain._leaves import multiply, upcast
-from jaxplain._types import Leaves
+from jaxplain._leaves import cast_like, multiply, upcast
+from jaxplain._types import Args, Explain, Leaves, LikeInput, PyTree, traits
 from jaxplain.methods._path import spread_scale, standard_error
 
 
 class _Moments(NamedTuple):
-    """Sums over n samples of d, d², d³, d⁴, where d = (attribution − shift) / scale (the powers that were asked for)."""
+    """Sums over n samples of the requested powers of d = (attribution − shift) / scale: d, d², d³, d⁴."""
 
     n: int
     shift: Leaves
@@ -28,10 +28,10 @@ class _Moments(NamedTuple):
 
 
 def smoothgrad(
-    explain: Callable[..., Any],
+    explain: Explain,
     *,
     n_samples: int = 50,
-    noise: Any = 0.15,
+    noise: LikeInput = 0.15,
     relative: bool = True,
     chunk_size: int | None = None,
     key: jax.Array | None = None,
@@ -39,22 +39,24 @@ def smoothgrad(
     r"""SmoothGrad around any explainer: $\frac1n \sum_k R(x + \epsilon_k)$, $\epsilon_k \sim \mathcal N(0, \sigma^2)$.
 
     Arguments:
-        explain: an explainer of this library, or any function `(x, *args) -> like x`. Wrappers nest.
-        n_samples: noisy copies (Python integer). Each explains one copy, so cost is `n_samples` × that of `explain`.
-        noise: σ; a number, a pytree like x, or a function of x. With several argnums a tuple (`None`: no noise there).
-        relative: σ is `noise` × (max x − min x), taken over each leaf of each example, as in the paper (10 % to 20 % there); a
-            constant input then gets no noise. `False`: σ is `noise` itself, in units of x.
-        chunk_size: copies explained together, as in `integrated_gradients`.
-        key: random key shared by all examples; otherwise `explain(x, *args, key=key)`.
+        explain: An explainer of this library, or any function `(x, *args) -> like x`. Wrappers nest.
+        n_samples: Number of noisy copies to explain (Python integer).
+        noise: σ: a number, a pytree like x, or a function of x. With several argnums a tuple (`None`: no noise there).
+        relative: Whether σ is `noise` × (max x − min x), taken over each leaf of each example, as in the paper (which
+            uses 10 % to 20 %); a constant input then gets no noise. With `False`, σ is `noise` itself, in units of x.
+        chunk_size: Number of copies explained together, as in `integrated_gradients`.
+        key: Random key shared by all examples; otherwise pass `explain(x, *args, key=key)`.
 
     Returns:
         `explain(x, *args, key=key)`, with the structure, shapes and dtypes of x.
 
-    Guarantees: unbiased for the mean; `Info.standard_error` is its Monte-Carlo error, entry by entry. Noise zero gives the
-    explanation itself. Draw k comes from `fold_in(key, k)`: results do not depend on `chunk_size`.
-    Cost: `n_samples` explanations (one more with info); around `gradient`, the pullback through a large dense first layer runs once.
-    Info: standard_error, n_gradients, converged (of all inner ones).
-    Differs from: Captum's noise is absolute with σ = 1 and 5 samples by default; zennit leaves its last sample noise-free.
+    Guarantees: unbiased for the mean; `Info.standard_error` is its Monte-Carlo error, entry by entry. Without noise it
+    is the explanation itself. Draw k uses `fold_in(key, k)`, so results do not depend on `chunk_size`.
+    Cost: `n_samples` explanations (one more with info); around `gradient`, the pullback through a large dense first
+    layer runs only once.
+    Info: standard_error, n_gradients, n_evaluations (sums over all explanations), converged (whether all of them did).
+    Differs from: Captum's noise is absolute with σ = 1, and it uses 5 samples by default; zennit leaves its last sample
+    noise-free.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxplain as jx
@@ -69,40 +71,40 @@ def smoothgrad(
 
 
 def smoothgrad_squared(
-    explain: Callable[..., Any],
+    explain: Explain,
     *,
     n_samples: int = 50,
-    noise: Any = 0.15,
+    noise: LikeInput = 0.15,
     relative: bool = True,
     chunk_size: int | None = None,
     key: jax.Array | None = None,
 ) -> Explainer:
     r"""Squared SmoothGrad around any explainer: $\frac1n \sum_k R(x + \epsilon_k)^2$.
 
-    Arguments, costs and info as in `smoothgrad`; units are those of the inner explanation squared. Non-negative. Equal to
-    SmoothGrad² + (n−1)/n · VarGrad of the same draws.
+    Arguments, cost and info as in `smoothgrad`; the units are those of the inner explanation, squared. Non-negative.
+    Equal to SmoothGrad² + (n−1)/n · VarGrad of the same draws.
 
     References:
         Hooker et al., A benchmark for interpretability methods in deep neural networks, NeurIPS 2019.
     """
-
     return _noisy("smoothgrad_squared", _MEAN_SQUARE, explain, n_samples, noise, relative, chunk_size, key)
 
 
 def vargrad(
-    explain: Callable[..., Any],
+    explain: Explain,
     *,
     n_samples: int = 50,
-    noise: Any = 0.15,
+    noise: LikeInput = 0.15,
     relative: bool = True,
     chunk_size: int | None = None,
     key: jax.Array | None = None,
 ) -> Explainer:
     r"""VarGrad around any explainer: the variance of $R(x + \epsilon_k)$ over the noise, entry by entry.
 
-    The unbiased estimate, $\frac{1}{n-1} \sum_k (R_k - \bar R)^2$; needs `n_samples` ≥ 2. Other arguments, costs and info as in
-    `smoothgrad`; units are those of the inner explanation squared. Non-negative; zero where the explanation does not react to
-    the noise. One explanation more is made to center the sums. `Info.standard_error` is the large-sample error of the variance, from the fourth moment.
+    The unbiased estimate, $\frac{1}{n-1} \sum_k (R_k - \bar R)^2$; needs `n_samples` ≥ 2. Other arguments, cost and
+    info as in `smoothgrad`, but one more explanation centers the sums. The units are those of the inner explanation,
+    squared. Non-negative; zero where the explanation does not react to the noise. `Info.standard_error` is the
+    large-sample error of the variance, from the fourth moment.
 
     References:
         Adebayo et al., Local explanation methods for deep neural networks lack sensitivity to parameter values,
@@ -137,14 +139,18 @@ def _variance_error(m: _Moments) -> Leaves:
     return tuple(errors)
 
 
+_Counts = tuple[jax.Array | None, ...]  # n_gradients, n_evaluations, number of explanations that did not converge
+_NO_COUNTS: _Counts = (None, None, None)
+
+
 class _Statistic(NamedTuple):
-    """What is estimated from the noisy attributions R_k: a moment of transform(R_k), and its standard error."""
+    """A moment of transform(R_k) of the noisy attributions R_k, and its standard error."""
 
     transform: Callable[[jax.Array], jax.Array]
     estimate: Callable[[_Moments], Leaves]
     error: Callable[[_Moments], Leaves]
-    powers: int  # how many of the sums in `_Moments` the estimate needs
-    error_powers: int  # and how many its error needs
+    powers: int  # number of sums in `_Moments` that the estimate needs
+    error_powers: int  # and that its error needs
 
 
 _MEAN = _Statistic(lambda r: r, _mean, _mean_error, 1, 2)
@@ -152,19 +158,19 @@ _MEAN_SQUARE = _Statistic(jnp.square, _mean, _mean_error, 1, 2)
 _VARIANCE = _Statistic(lambda r: r, _variance, _variance_error, 2, 4)
 
 
-def _gradient(call: Call, prefix: AffinePrefix | None, leaves: Leaves, _key: jax.Array) -> tuple[Leaves, tuple]:
+def _gradient(call: Call, prefix: AffinePrefix | None, leaves: Leaves, _key: jax.Array) -> tuple[Leaves, _Counts]:
     """The gradient, with respect to the output of the affine prefix if there is one."""
     if prefix is None:
-        return call.gradient(leaves), (None, None)
-    return prefix.rest.value_and_gradient(prefix.prefix(leaves))[1], (None, None)
+        return call.gradient(leaves), _NO_COUNTS
+    return prefix.rest.value_and_gradient(prefix.prefix(leaves))[1], _NO_COUNTS
 
 
 def _noisy(
     method: str,
     statistic: _Statistic,
-    explain: Callable[..., Any],
+    explain: Explain,
     n_samples: int,
-    noise: Any,
+    noise: LikeInput,
     relative: bool,
     chunk_size: int | None,
     key: jax.Array | None,
@@ -172,19 +178,18 @@ def _noisy(
     require_explainer(method, explain)
     positive_int(method, "n_samples", n_samples)
     chunk = chunk_of(method, chunk_size)
-    argnums = getattr(explain, "argnums", 0)
-    inner_needs_key = getattr(explain, "needs_key", False)
+    of_inner = traits(explain)
 
-    def evaluate(args: tuple, key: Any, with_info: bool) -> tuple[Any, Info | None]:
-        arguments = Arguments(method, args, argnums)
+    def evaluate(args: Args, key: Any, with_info: bool) -> tuple[PyTree, Info | None]:
+        arguments = Arguments(method, args, of_inner.argnums)
         x = upcast(arguments.leaves)
         sigma = arguments.like(noise, "noise", none=jnp.zeros_like, not_negative=True)
         if relative:
             sigma = tuple(s * jnp.ptp(leaf) if leaf.size else s for s, leaf in zip(sigma, x, strict=True))
 
-        def inner(leaves: Leaves, inner_key: jax.Array) -> tuple[Leaves, tuple]:
-            call_args = arguments.fill(tuple(a.astype(b.dtype) for a, b in zip(leaves, arguments.leaves, strict=True)))
-            keyword = {"key": inner_key} if inner_needs_key else {}
+        def inner(leaves: Leaves, inner_key: jax.Array) -> tuple[Leaves, _Counts]:
+            call_args = arguments.fill(cast_like(leaves, arguments.leaves))
+            keyword = {"key": inner_key} if of_inner.needs_key else {}
             if with_info and isinstance(explain, Explainer):
                 attribution, info = explain.run(call_args, keyword.get("key"), with_info=True)
             else:
@@ -194,12 +199,13 @@ def _noisy(
                 "smooth first, reduce channels after: saliency without channel_axis inside, then .max(axis=-1)",
             )
             leaves = arguments.float_leaves(attribution, "inner attribution", fix=fix)
+            transformed = tuple(map(statistic.transform, leaves))
             if info is None:
-                return tuple(map(statistic.transform, leaves)), (None, None)
+                return transformed, _NO_COUNTS
             failed = None if info.converged is None else jnp.logical_not(info.converged).astype(jnp.int32)
-            return tuple(map(statistic.transform, leaves)), (info.n_gradients, failed)
+            return transformed, (info.n_gradients, info.n_evaluations, failed)
 
-        # A mean of gradients needs their score staged only once, and the pullback through its affine prefix only once.
+        # A mean of gradients stages the score, and goes back through its affine prefix, only once.
         stage = getattr(explain, "gradient_call", None) if statistic is _MEAN and not with_info else None
         call = None if stage is None else stage(args)
         prefix = None if call is None else affine_prefix(call.program, x)
@@ -207,7 +213,7 @@ def _noisy(
         explained = inner if call is None else partial(_gradient, call, prefix)
         program = Program(method, explained, x, key)
 
-        def sample(k: jax.Array) -> tuple[Leaves, tuple]:
+        def sample(k: jax.Array) -> tuple[Leaves, _Counts]:
             noise_key, inner_key = jax.random.split(jax.random.fold_in(key, k))
             keys = jax.random.split(noise_key, len(x))
             moved = tuple(
@@ -217,32 +223,38 @@ def _noisy(
             return program(moved, inner_key)
 
         powers = statistic.error_powers if with_info else statistic.powers
-        # Deviations from one sample keep the sums of squares accurate; a mean alone needs none.
-        shift = (
-            sample(jnp.int32(0))[0]
-            if powers > 1
-            else tuple(map(jnp.zeros_like, x if prefix is None else prefix.prefix(x)))
-        )
+        if powers > 1:  # Sums of powers use deviations from one sample, because sums of raw powers lose precision.
+            shift, counts_of_shift = sample(jnp.int32(0))
+        else:
+            shift = tuple(map(jnp.zeros_like, x if prefix is None else prefix.prefix(x)))
         scale = spread_scale(shift)
 
-        def term(k: jax.Array) -> tuple[tuple[Leaves, ...], tuple]:
+        def term(k: jax.Array) -> tuple[tuple[Leaves, ...], _Counts]:
             attribution, counts = sample(k)
             deviations = [tuple((a - s) / c for a, s, c in zip(attribution, shift, scale, strict=True))]
             for _ in range(powers - 1):
                 deviations.append(multiply(deviations[-1], deviations[0]))
             return tuple(deviations), counts
 
-        sums, (gradients, failed) = accumulate(term, n_samples, chunk)
+        sums, counts = accumulate(term, n_samples, chunk)
         moments = _Moments(n_samples, shift, scale, sums)
         leaves = statistic.estimate(moments)
         attribution = arguments.attribution(leaves if prefix is None else prefix.pullback(x, leaves))
         if not with_info:
             return attribution, None
+        n_gradients, n_evaluations, failed = jax.tree.map(jnp.add, counts, counts_of_shift)
         return attribution, Info(
             standard_error=arguments.attribution(statistic.error(moments)),
-            n_gradients=gradients,
+            n_gradients=n_gradients,
+            n_evaluations=n_evaluations,
             converged=None if failed is None else failed == 0,
         )
 
-    repeats_groups = getattr(explain, "repeats_groups", False)
-    return Explainer(method, evaluate, argnums=argnums, stochastic=True, key=key, repeats_groups=repeats_groups)
+    return Explainer(
+        method,
+        evaluate,
+        argnums=of_inner.argnums,
+        stochastic=True,
+        key=key,
+        repeats_groups=of_inner.repeats_groups,
+    )

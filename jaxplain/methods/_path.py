@@ -1,9 +1,10 @@
 """Path methods: integrated gradients with error control, and expected gradients.
 
-Notation: x input, b baseline, Δ = x − b, g(α) = f(b + αΔ), s(α) = g′(α) = ∇f(b + αΔ)·Δ, so ∫ s dα = f(x) − f(b) = Δf.
+Notation: input x, baseline b, Δ = x − b, slope of the score along the path s(α) = ∇f(b + αΔ)·Δ, so that
+∫ s dα = f(x) − f(b) = Δf.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,16 +19,17 @@ from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
 from jaxplain._leaves import mapped_like, multiply, subtract, total
 from jaxplain._quadrature import nodes_and_weights
-from jaxplain._references import References, draw, pool_of
-from jaxplain._types import Leaves
+from jaxplain._references import References, draw, is_drawn, pool_of
+from jaxplain._types import ArgNums, Baseline, Leaves, PyTree, Score
 
 
 class _Paths:
     """The straight lines from one or several baselines to x; leaves of `baselines` have a leading axis.
 
-    What is summed over nodes is a *summand*; `attribution` makes the sum an attribution. With one baseline a summand is ∇f alone, taken with
-    respect to the output h of the score's affine prefix: h runs along a straight line too, so the prefix and its pullback run
-    once, not once for every node. With several, it is Δ⊙∇f.
+    Each node contributes a *summand*, and `attribution` turns their weighted sum into an attribution. With several
+    baselines, a summand is Δ⊙∇f. With one baseline, it is the gradient with respect to the output h of the score's
+    affine
+    prefix: h moves along a straight line, too, so the prefix and its pullback run only once.
     """
 
     def __init__(self, call: Call, baselines: Leaves, n: int, *, hoist: bool = True):
@@ -40,7 +42,7 @@ class _Paths:
             self._delta = subtract(self._prefix.prefix(call.x), self._start)
 
     def summand(self, which: jax.Array | int, alpha: jax.Array) -> tuple[Leaves, jax.Array]:
-        """The summand of the node at `alpha` on path number `which`, and its slope s."""
+        """The summand of the node at `alpha` on path number `which`, and the slope s there."""
         if self._prefix is not None:
             gradient = self._prefix.rest.value_and_gradient(_along(self._start, self._delta, alpha))[1]
             return gradient, self.total(gradient)
@@ -50,7 +52,7 @@ class _Paths:
         return contribution, total(contribution)
 
     def total(self, summed: Leaves) -> jax.Array:
-        """The sum of the attribution that `summed` makes."""
+        """The sum of the attribution that belongs to `summed`."""
         return total(summed if self._prefix is None else multiply(self._delta, summed))
 
     def attribution(self, summed: Leaves) -> Leaves:
@@ -65,9 +67,9 @@ def _along(start: Leaves, delta: Leaves, alpha: jax.Array) -> Leaves:
 
 
 def integrated_gradients(
-    f: Callable[..., Any],
+    f: Score,
     *,
-    baseline: Any = 0.0,
+    baseline: Baseline = 0.0,
     n_steps: int = 50,
     quadrature: str = "gauss_legendre",
     complete: bool = False,
@@ -75,49 +77,56 @@ def integrated_gradients(
     atol: float | jax.Array = 1e-2,
     max_steps: int = 10_000,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Explainer:
     r"""Integrated gradients: $R_i = (x_i - b_i) \int_0^1 \partial_i f(b + \alpha(x - b))\, d\alpha$.
 
-    The integral is a quadrature sum over `n_steps` gradients. Two ways to a better sum than a fixed rule gives:
+    The integral is a quadrature sum over `n_steps` gradients. Two settings make the sum better than a fixed rule does:
 
-    * `tol=1e-3` adds steps, for each example on its own and inside `jit`, until the completeness gap
-      $\lvert\sum_i R_i - \Delta f\rvert \le \mathrm{tol} \cdot \max(\lvert\Delta f\rvert, \mathrm{atol})$, where $\Delta f = f(x) - f(b)$.
-    * `complete=True` spends no further gradient: each node's weight $w_k$ becomes $w_k (1 + \lambda (s_k - \bar s))$, with
-      $s_k$ the slope of the score along the path and $\lambda$ chosen so that the sum is $\Delta f$ exactly. On smooth scores
-      $\lambda$ is zero to rounding and nothing changes. It mends the sum, not each pixel: on ReLU networks and from 20 steps up the
-      distance of the maps to the exact integral stays the same on average, that of a single map changes by up to 1.4 times; so use
-      `tol` when single pixels matter. With few nodes the gap can exceed the spread of the slopes: then it is left open.
+    * `tol=1e-3` adds steps, separately for each example and inside `jit`, until the completeness gap
+      $\lvert\sum_i R_i - \Delta f\rvert \le \mathrm{tol} \cdot \max(\lvert\Delta f\rvert, \mathrm{atol})$ with
+      $\Delta f = f(x) - f(b)$. Use it if single pixels matter.
+    * `complete=True` reweights the nodes, at no further cost, so that the sum is exactly $\Delta f$.
 
     Arguments:
-        f: the score, `f(x, *args) -> real scalar` for one example.
-        baseline: where the path starts: a number, a pytree like x, a function `x -> baseline`, or `jx.references(...)`
-            for the mean over several. With several argnums a tuple (`None` leaves an argument alone).
-        n_steps: gradients per path (Python integer).
+        f: The score, `f(x, *args) -> real scalar` for one example.
+        baseline: Start of the path: a number, a pytree like x, a function `x -> baseline`, or `jx.references(...)` for
+            the mean over several. With several argnums a tuple, where `None` leaves an argument unchanged.
+        n_steps: Number of gradients per path (Python integer).
         quadrature: "gauss_legendre" (exact for polynomials of degree 2n−1, the best rule for smooth scores),
-            "trapezoid", "midpoint", "left", "right". For positively homogeneous scores (ReLU nets without biases) and a zero
-            baseline, use an open rule ("gauss_legendre", "midpoint", "right"): the gradient at zero itself is zero in JAX.
-        complete: match the sum to f(x) − f(b) as above. With `tol`, the error control already does; they exclude each other.
-        tol, atol, max_steps: error control as above, `atol` in units of f. `n_steps` nodes of `quadrature` are tried first, then
-            midpoint rules of 2·n_steps, 6·n_steps, 18·n_steps … nodes, each reusing the nodes before it, while the total stays
-            within `max_steps`. The result is that of the rule with the smallest gap; `Info` says whether it converged.
-        chunk_size: gradients evaluated together for each example; memory is that of `chunk_size` gradients, whatever `n_steps`.
-            `None` is 1, the fastest measured under `vmap` over a batch; raise it for single examples on a GPU.
-        argnums, allow_random: as in `gradient`.
-        key: random key shared by all examples, if `jx.references(..., n=)` draws.
+            "trapezoid", "midpoint", "left", "right". For positively homogeneous scores (ReLU nets without biases) and a
+            zero baseline, use an open rule ("gauss_legendre", "midpoint", "right"), because JAX's gradient at zero is
+            0.
+        complete: Whether to match the sum to f(x) − f(b) by reweighting. Excludes `tol`.
+        tol, atol, max_steps: Error control as above, with `atol` in units of f. After `n_steps` nodes of `quadrature`,
+            midpoint rules of 2·n_steps, 6·n_steps, 18·n_steps … nodes follow, each reusing the previous nodes, while
+            the total stays within `max_steps`. The rule with the smallest gap wins; `Info.converged` tells whether it
+            suffices.
+        chunk_size: Number of gradients evaluated together for each example, which determines peak memory. `None` is 1,
+            the fastest measured under `vmap` over a batch; raise it for single examples on a GPU.
+        argnums, allow_random: As in `gradient`.
+        key: Random key shared by all examples, if `jx.references(..., n=)` draws.
 
     Returns:
-        `explain(x, *args)`, with the structure, shapes and dtypes of x; units of f. Needs `key=` only if references are drawn.
+        `explain(x, *args)`, with the structure, shapes and dtypes of x; units of f. Needs `key=` only if references are
+        drawn.
 
-    Guarantees: completeness, Σ R = f(x) − f(b), up to `Info.gap`; sensitivity and implementation invariance; linear in f
-    (not with `complete` or `tol`, whose weights depend on f).
-    Cost: `n_steps` gradients per baseline; with `tol` as many as needed, and under `vmap` a `tol=` explainer runs until the slowest
-    example of the batch is done. Info: value, baseline_value, gap, n_steps, n_gradients, and with `tol` converged.
-    Errors: reverse mode through a `tol=` explainer (its loop has no fixed length): use `n_steps`.
-    Differs from: Captum has the same default rule, but its weights are float32 even for float64 inputs, which stops
-    completeness near 1e-7. No peer controls the error.
+    Guarantees: completeness, Σ R = f(x) − f(b), up to `Info.gap`; sensitivity and implementation invariance; linear in
+    f (not with `complete` or `tol`, whose weights depend on f).
+    Cost: `n_steps` gradients per baseline; with `tol` as many as needed (under `vmap` as many as the slowest example of
+    the batch needs). Info: value, baseline_value, gap, n_steps, n_gradients, n_evaluations (f at x and at each
+    baseline), and with `tol` converged.
+    Errors: reverse mode through a `tol=` explainer, whose loop has no fixed length; use `n_steps`.
+    Differs from: Captum has the same default rule, but its weights are float32 even for float64 inputs, which limits
+    completeness to about 1e-7. No other library controls the error.
+
+    Note: with `complete=True` each node's weight $w_k$ becomes $w_k (1 + \lambda (s_k - \bar s))$, where $s_k$ is the
+    slope of the score along the path and $\lambda$ closes the gap. On smooth scores $\lambda$ is zero to rounding. This
+    corrects the sum, not each pixel: on ReLU networks with 20 steps or more, the distance of a map to the exact
+    integral stays the same on average, and changes by up to 1.4 times for a single map. With few nodes the gap can
+    exceed the spread of the slopes; it is then left open.
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx
@@ -128,8 +137,8 @@ def integrated_gradients(
 
     References:
         Sundararajan, Taly, Yan, Axiomatic attribution for deep networks, ICML 2017.
-        Erion et al., Improving performance of deep learning models with axiomatic attribution priors and expected gradients,
-        Nature Machine Intelligence 3, 2021 (several baselines).
+        Erion et al., Improving performance of deep learning models with axiomatic attribution priors and expected
+        gradients, Nature Machine Intelligence 3, 2021 (several baselines).
     """
     method = "integrated_gradients"
     positive_int(method, "n_steps", n_steps)
@@ -138,7 +147,7 @@ def integrated_gradients(
         raise SettingError(
             explain_error(
                 f"{method}: `complete` and `tol` exclude each other.",
-                why="complete=True closes the very gap that tol measures",
+                why="complete=True closes the gap that tol measures",
                 fix=("tol=1e-3 for an accurate map", "complete=True for an exact sum at a fixed cost"),
             )
         )
@@ -159,7 +168,8 @@ def integrated_gradients(
             value = call.value(call.x)
             start = accumulate(lambda r: call.value(tuple(b[r] for b in paths.baselines)), paths.n, chunk) / paths.n
 
-        mean = (value - start)[None]  # not a scalar: JAX cannot map a scan over one on an Explicit mesh axis
+        # Not a scalar, because JAX cannot map a scan over a scalar on an Explicit mesh axis.
+        mean = (value - start)[None]
 
         def term(k: jax.Array) -> tuple[Any, ...]:
             summand, slope = paths.summand(k // n_steps, alphas[k % n_steps])
@@ -185,15 +195,16 @@ def integrated_gradients(
             gap=sum_gap(attribution, value, start),
             n_steps=steps,
             n_gradients=steps * paths.n,
+            n_evaluations=jnp.int32(1 + paths.n),
             converged=converged,
         )
         return attribution, info
 
-    drawn = isinstance(baseline, References) and baseline.n is not None
+    drawn = is_drawn(baseline)
     return make_explainer(method, f, compute, argnums=argnums, allow_random=allow_random, stochastic=drawn, key=key)
 
 
-def _paths(call: Call, baseline: Any, key: Any) -> _Paths:
+def _paths(call: Call, baseline: Baseline, key: jax.Array | None) -> _Paths:
     pool, size = pool_of(call.arguments, baseline, key)
     return _Paths(call, mapped_like(call.x, pool), size)
 
@@ -205,9 +216,9 @@ def _scale(weight: jax.Array, leaves: Leaves) -> Leaves:
 def _complete(summed: Leaves, tilted: Leaves, gap: jax.Array, square: jax.Array) -> Leaves:
     """The sum Σ w c with its gap closed, given Σ w d c, Σ w d and Σ w d² over the nodes.
 
-    c is a node's summand and d = s − Δf its slope less the known mean, so that Σ w d is the gap itself. Tilting
-    the weights by d moves the sum by the tilt times Var(d) (a control variate). A gap of more than one standard deviation
-    of the slopes says that the nodes are too few to tell; it is left open.
+    c is a node's summand and d = s − Δf its slope minus the known mean, so that Σ w d is the gap itself. Tilting the
+    weights by d changes the sum by the tilt times Var(d) (a control variate). A gap of more than one standard deviation
+    of the slopes means that there are too few nodes; it is left open.
     """
     variance = jnp.maximum(square - gap**2, 0)
     solvable = (variance > 0) & (jnp.abs(gap) <= jnp.sqrt(variance))
@@ -217,7 +228,7 @@ def _complete(summed: Leaves, tilted: Leaves, gap: jax.Array, square: jax.Array)
 
 _NO_REVERSE = explain_error(
     "integrated_gradients: reverse mode cannot go through a `tol=` explainer.",
-    why="its number of steps is decided while it runs, so there is nothing of fixed size to store",
+    why="it chooses its number of steps while it runs, so the size of the values to store is unknown",
     fix=(
         "for a gradient of the attribution, fix the steps: integrated_gradients(f, n_steps=200)",
         "forward mode (jax.jvp, jax.jacfwd) works with tol=",
@@ -235,18 +246,22 @@ def _refine(
     max_steps: int,
     chunk: int,
 ) -> tuple[Leaves, jax.Array, jax.Array]:
-    """Midpoint rules of 2n, 6n, 18n … nodes until the gap is within tolerance: each threefold rule keeps the nodes of
-    the one before (the middle third of each cell), so no gradient is wasted."""
+    """Midpoint rules of 2n, 6n, 18n … nodes until the gap is within tolerance.
+
+    Each rule splits every cell of the previous one in three and reuses its node, which lies in the middle third:
+
+        |     x     |     x     |        2 cells
+        | o | x | o | o | x | o |        6 cells: evaluates o, at 1/6 and 5/6 of the old cells, and reuses x
+    """
     dtype = jnp.result_type(*first)
     bound = tol * jnp.maximum(jnp.abs(delta_f), atol)
-    # Not jnp.int32(0): JAX cannot map a loop that carries a scalar made without a mesh over an Explicit mesh axis.
+    # Not jnp.int32(0), because JAX cannot map a loop over an Explicit mesh axis if its carry was made without a mesh.
     zero = jnp.zeros(1, jnp.int32)[0]
 
     def miss(summed: Leaves) -> jax.Array:
         return jnp.abs(paths.total(summed) - delta_f)
 
     def fresh_nodes(cells: jax.Array, first_round: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        # First round: the middle of each cell. Later: the two outer sixths that thirds add to each old cell.
         def node(j: jax.Array) -> jax.Array:
             cell = jnp.where(first_round, j, j // 2).astype(dtype)
             offset = jnp.where(first_round, 0.5, jnp.where(j % 2 == 0, 1 / 6, 5 / 6)).astype(dtype)
@@ -279,7 +294,7 @@ def _refine(
     def unfinished(state: "_Round") -> jax.Array:
         upcoming = jnp.where(state.cells == 0, 2 * n_steps, 2 * state.cells)
         affordable = state.steps + upcoming <= max_steps
-        # NaN cannot improve: without the last condition one such example would keep its whole batch running.
+        # A NaN cannot improve, and would keep its whole batch running without the last condition.
         return (miss(state.best) > bound) & affordable & jnp.isfinite(delta_f)
 
     end = lax.while_loop(unfinished, round_, _Round(first, first, zero, zero + n_steps))
@@ -295,40 +310,42 @@ class _Round(NamedTuple):
 
 
 def expected_gradients(
-    f: Callable[..., Any],
+    f: Score,
     *,
-    references: Any,
+    references: References | Callable[[jax.Array], PyTree],
     n_samples: int = 100,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Explainer:
     r"""Expected gradients: $R_i = \mathbb{E}_{b, \alpha \sim U(0,1)} [(x_i - b_i)\, \partial_i f(b + \alpha(x - b))]$.
 
-    Integrated gradients averaged over a distribution of baselines, estimated with one gradient for each draw of a baseline and a
-    position on its path. (Known as GradientSHAP in Captum and SHAP.)
+    Integrated gradients averaged over a distribution of baselines. Each draw of a baseline and a position on its path
+    costs one gradient. (Known as GradientSHAP in Captum and SHAP.)
 
     Arguments:
-        f: the score, `f(x, *args) -> real scalar` for one example.
-        references: where baselines come from: `jx.references(data)` (drawn with replacement), or a function `key -> reference`.
-        n_samples: draws (Python integer).
-        chunk_size: gradients evaluated together, as in `integrated_gradients`.
-        argnums, allow_random: as in `gradient`.
-        key: random key shared by all examples; otherwise `explain(x, *args, key=key)`.
+        f: The score, `f(x, *args) -> real scalar` for one example.
+        references: Source of the baselines: `jx.references(data)` (drawn with replacement) or a function
+            `key -> reference`.
+        n_samples: Number of draws (Python integer).
+        chunk_size: Number of gradients evaluated together, as in `integrated_gradients`.
+        argnums, allow_random: As in `gradient`.
+        key: Random key shared by all examples; otherwise pass `explain(x, *args, key=key)`.
 
     Returns:
         `explain(x, *args, key=key)`, with the structure, shapes and dtypes of x; units of f.
 
-    Guarantees: unbiased for Σ R = f(x) − E f(b); `Info.standard_error` is the Monte-Carlo error of each entry, and `Info.gap`
-    compares Σ R with f(x) minus the mean of f over the baselines drawn.
-    Cost: `n_samples` gradients. Info: value, baseline_value, gap, standard_error, n_gradients.
-    Differs from: Captum draws 5 samples by default and adds noise to x if asked; here noise is `smoothgrad`'s business.
-    For a deterministic mean over few references use `integrated_gradients(f, baseline=jx.references(data))`.
+    Guarantees: unbiased, with Σ R = f(x) − E f(b) in expectation. `Info.standard_error` is the Monte-Carlo error of
+    each entry, and `Info.gap` compares Σ R with f(x) minus the mean of f over the drawn baselines.
+    Cost: `n_samples` gradients; with info one more, and as many evaluations of f. Info: value, baseline_value, gap,
+    standard_error, n_gradients, n_evaluations.
+    Differs from: Captum draws 5 samples by default and can add noise to x; here, use `smoothgrad` for noise. For a
+    deterministic mean over few references, use `integrated_gradients(f, baseline=jx.references(data))`.
 
     References:
-        Erion et al., Improving performance of deep learning models with axiomatic attribution priors and expected gradients,
-        Nature Machine Intelligence 3, 2021. Lundberg and Lee, NeurIPS 2017 (SHAP).
+        Erion et al., Improving performance of deep learning models with axiomatic attribution priors and expected
+        gradients, Nature Machine Intelligence 3, 2021. Lundberg and Lee, NeurIPS 2017 (SHAP).
     """
     method = "expected_gradients"
     positive_int(method, "n_samples", n_samples)
@@ -364,7 +381,8 @@ def expected_gradients(
             baseline_value=start / n_samples,
             gap=sum_gap(mean, value, start / n_samples),
             standard_error=call.arguments.attribution(multiply(scale, standard_error(first, second, n_samples))),
-            n_gradients=jnp.int32(n_samples),
+            n_gradients=jnp.int32(n_samples + 1),
+            n_evaluations=jnp.int32(n_samples + 1),
         )
         return mean, info
 
@@ -372,13 +390,13 @@ def expected_gradients(
 
 
 def spread_scale(shift: Leaves) -> Leaves:
-    """A unit for each leaf in which squares and fourth powers of attributions of this size neither under- nor overflow."""
+    """The size of each leaf; divided by it, attributions have fourth powers that do not under- or overflow."""
     largest = (jnp.max(jnp.abs(leaf), initial=0) for leaf in shift)
     return tuple(jnp.where(m > 0, m, 1) for m in largest)
 
 
 def standard_error(first: Leaves, second: Leaves, n: int) -> Leaves:
-    """Standard error of a mean from Σd and Σd², d being deviations from any one of the samples; NaN for n = 1."""
+    """Standard error of a mean, from Σd and Σd² of the deviations d from any one sample; NaN for n = 1."""
     if n == 1:
         return tuple(jnp.full_like(d, jnp.nan) for d in first)
     return tuple(jnp.sqrt(jnp.maximum(d2 - d * d / n, 0) / (n * (n - 1))) for d, d2 in zip(first, second, strict=True))

@@ -1,13 +1,14 @@
-"""Perturbation methods: what the score loses when features are replaced. No gradient is used, so the score may be any program.
+"""Perturbation methods: the loss of score when features are replaced. Without gradients, so any program will do.
 
-Notation: x input, b baseline, $x_{S \\leftarrow b}$ is x with the features in S replaced by those of b. All methods evaluate the score at many such
-points, which differ in S alone: S is a mask for each leaf, made from the number of the evaluation, so that no list of masks is ever stored.
+Notation: input x, baseline b, and $x_{S \\leftarrow b}$ for x with the features in S replaced by those of b. All
+methods evaluate the score at many such points. S is a mask for each leaf, computed from the number of the evaluation,
+so that no list of masks is stored.
 """
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,51 +21,58 @@ from jaxplain._checks import chunk_of, positive_int
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer
 from jaxplain._groups import groups_of, per_leaf, require_some
-from jaxplain._references import References, pool_of
-from jaxplain._types import Leaves, Masks
+from jaxplain._references import is_drawn, pool_of
+from jaxplain._types import ArgNums, Baseline, GroupLabels, Leaves, Masks, PyTree, Score
 from jaxplain.methods._path import spread_scale, standard_error
+
+Lengths: TypeAlias = int | tuple[int | None, ...] | PyTree | None
+"""One length for each of the leading axes of x, where `None` spans an axis; a pytree of these for a pytree x."""
 
 
 def occlusion(
-    f: Callable[..., Any],
+    f: Score,
     *,
-    window: Any,
-    strides: Any = None,
-    baseline: Any = 0.0,
+    window: Lengths,
+    strides: Lengths = None,
+    baseline: Baseline = 0.0,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Explainer:
-    r"""Occlusion: $R_i = \frac{1}{\lvert\mathcal W_i\rvert} \sum_{W \in \mathcal W_i} \left[f(x) - f(x_{W \leftarrow b})\right]$, $\mathcal W_i$ the windows that cover i.
+    r"""Occlusion: $R_i$ is the mean of $f(x) - f(x_{W \leftarrow b})$ over the windows W that cover feature i.
 
-    A window slides over the input; what the score loses when it is replaced is the value of the window, and a feature gets the mean
-    over all windows that cover it.
+    A window slides over the input. Its value is the loss of score when its features are replaced.
 
     Arguments:
-        f: the score, `f(x, *args) -> real scalar` for one example. It need not be differentiable: rounding, sorting, `while_loop` are fine.
-        window: its lengths over the leading axes of x. **Axes that it does not name are spanned whole**: `(3, 3)` on an image (H, W, C) covers
-            all channels, `1` on tokens (T, D) whole tokens. `None` in it spans an axis, too: `(None, 3, 3)` on (C, H, W). Name the channels to
-            occlude them one by one: `(3, 3, 1)`. A pytree x has a pytree of windows, several argnums a tuple of them (`None`: that leaf or
-            argument is left alone); windows slide over each leaf by itself.
-        strides: step of the window on each axis that it names: an integer for all, or in the form of `window`. `None` is 1. The first window begins
-            at index 0; where strides do not divide, the last one hangs over the edge and is cut off there.
-        baseline: what features are replaced by: a number, a pytree like x, a function `x -> baseline` (a blurred x), or `jx.references(...)`
-            for the mean over several. With several argnums a tuple (`None` leaves an argument alone).
-        chunk_size: inputs evaluated together for each example; memory is that of so many forward passes, whatever their number. `None` is 1, the
-            fastest measured under `vmap` over a batch on a CPU; raise it for single examples and on a GPU.
-        argnums, allow_random: as in `gradient`. Only float leaves are replaced; for token ids see `shapley_sampling`.
-        key: random key shared by all examples, if `jx.references(..., n=)` draws.
+        f: The score, `f(x, *args) -> real scalar` for one example. It need not be differentiable: rounding, sorting and
+            `while_loop` are fine.
+        window: Lengths of the window over the leading axes of x. **It spans the axes that it does not name**: `(3, 3)`
+            on an image (H, W, C) covers all channels, `1` on tokens (T, D) whole tokens. `None` spans an axis, too:
+            `(None, 3, 3)` on (C, H, W). Name the channels to occlude them one by one: `(3, 3, 1)`. For a pytree x, a
+            pytree of windows, each sliding over its leaf; for several argnums, a tuple. `None` leaves a leaf or
+            argument unchanged.
+        strides: Step of the window on each axis that it names: one integer for all axes, or in the form of `window`.
+            `None` is 1. The first window starts at index 0; the last one is cut off at the edge if it overhangs.
+        baseline: Replacement of the features: a number, a pytree like x, a function `x -> baseline` (a blurred x), or
+            `jx.references(...)` for the mean over several. With several argnums a tuple, where `None` leaves an
+            argument unchanged.
+        chunk_size: Number of inputs evaluated together for each example; peak memory is that of `chunk_size` forward
+            passes. `None` is 1, the fastest measured under `vmap` over a batch on a CPU; raise it for single examples
+            and on a GPU.
+        argnums, allow_random: As in `gradient`. Only float leaves are replaced; for token ids see `shapley_sampling`.
+        key: Random key shared by all examples, if `jx.references(..., n=)` draws.
 
     Returns:
         `explain(x, *args)`, with the structure, shapes and dtypes of x; units of f.
 
-    Guarantees: linear in f; a feature gets 0, to rounding, if f depends on nothing in the windows that cover it. For linear f with weights w, $R_i$ is the mean over the windows of
-    $\sum_{j \in W} w_j (x_j - b_j)$: maps are blurred by the window, and do not sum to f(x) − f(b) where windows overlap.
-    Cost: 1 + (windows × baselines) evaluations of f, no gradient. Info: value, n_gradients (which counts these evaluations).
+    Guarantees: linear in f; a feature gets 0, to rounding, if f does not depend on the windows that cover it. For
+    linear f with weights w, $R_i$ is the mean of $\sum_{j \in W} w_j (x_j - b_j)$ over these windows: the window blurs
+    the map, and the map does not sum to f(x) − f(b) if windows overlap.
+    Cost: 1 + (windows × baselines) evaluations of f. Info: value, n_gradients (0), n_evaluations.
     Errors: a window larger than x; strides larger than the window, which would leave features uncovered.
-    Differs from: the same numbers as Captum's `Occlusion`, which also divides by the number of windows that cover a feature, has stride 1 and cuts
-    the last window off, but wants every axis named. Zeiler and Fergus show f(x_{W ← b}) itself, at the center of W.
+    Differs from: the same numbers as Captum's `Occlusion`, which needs a length for every axis. Zeiler and Fergus show
+    f(x_{W ← b}) itself, at the center of W.
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx
@@ -96,7 +104,7 @@ def occlusion(
             for x, w, end in zip(call.x, windows, ends, strict=True)
         )
         evaluations = 1 + ends[-1] * game.n_baselines
-        return leaves, Info(value=value, n_gradients=jnp.int32(evaluations)) if with_info else None
+        return leaves, _info(value, evaluations) if with_info else None
 
     return make_explainer(
         method,
@@ -104,46 +112,52 @@ def occlusion(
         compute,
         argnums=argnums,
         allow_random=allow_random,
-        stochastic=_draws(baseline),
+        stochastic=is_drawn(baseline),
         key=key,
         differentiated=False,
     )
 
 
 def ablation(
-    f: Callable[..., Any],
+    f: Score,
     *,
-    groups: Any = None,
+    groups: GroupLabels = None,
     n_groups: int | None = None,
     share: bool = False,
-    baseline: Any = 0.0,
+    baseline: Baseline = 0.0,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Explainer:
     r"""Feature ablation: $R_i = f(x) - f(x_{G \leftarrow b})$, G the group of features that i belongs to.
 
     Arguments:
-        f: the score, `f(x, *args) -> real scalar` for one example. It need not be differentiable.
-        groups: an integer label ≥ 0 for each feature; features with the same label are replaced together. An array like x, in which axes of length 1
-            broadcast (a segmentation (H, W, 1) of an image (H, W, C) takes all channels of a segment together), a number, or a function of x (`jx.patches(4, 4)`); for a pytree x a pytree of
-            them, and a label may occur in several leaves. With several argnums a tuple. `None` within a pytree or tuple leaves that part alone; `None` for
-            all of it makes every feature a group. Labels need not be contiguous.
-        n_groups: needed if `groups` is traced (a segmentation of its own for each example: build the explainer inside `vmap`); labels are then 0 … n_groups − 1, and
-            features with any other label become NaN.
-        share: divide the value of a group equally among its features. Sums over features are then sums over groups, which is how metrics read a map.
-        baseline, chunk_size, argnums, allow_random, key: as in `occlusion`.
+        f: The score, `f(x, *args) -> real scalar` for one example. It need not be differentiable.
+        groups: An integer label ≥ 0 for each feature; features with the same label are replaced together. An array like
+            x, in which axes of length 1 broadcast (a segmentation (H, W, 1) of an image (H, W, C) groups all channels
+            of a segment), a number, or a function of x (`jx.patches(4, 4)`). For a pytree x a pytree of these, whose
+            leaves may share labels; for several argnums a tuple. `None` in a pytree or tuple leaves that part
+            unchanged; `None` alone makes every feature a group. Labels need not be contiguous.
+        n_groups: Number of groups, which is needed if `groups` is traced (build the explainer inside `vmap` for a
+            different segmentation of each example). Labels are then 0 … n_groups − 1; features with other labels become
+            NaN.
+        share: Whether to divide the value of a group equally among its features. Sums over features are then sums over
+            groups, as metrics expect of a map.
+        baseline, chunk_size, argnums, allow_random, key: As in `occlusion`.
 
     Returns:
-        `explain(x, *args)`, with the structure, shapes and dtypes of x; units of f. **Every feature carries the value of its whole group**, so sums are over
-        groups, not over features; with `share` an equal part of it.
+        `explain(x, *args)`, with the structure, shapes and dtypes of x; units of f. **Every feature carries its whole
+        group's value**, or with `share` an equal part of it.
 
-    Guarantees: linear in f; a group that f does not depend on gets 0, to rounding. If f is additive over groups, the values sum to f(x) − f(b) and are the Shapley values;
-    `Info.gap`, Σ over groups − (f(x) − f(b)), is the interaction between groups that ablation misses or counts twice.
-    Cost: 1 + (groups × baselines) evaluations of f, no gradient; with info f(b) as well. Info: value, baseline_value, gap, n_gradients (which counts these evaluations).
-    Errors: labels that are no integers, are negative, or have another shape than x.
-    Differs from: the same numbers as Captum's `FeatureAblation`, where labels must be contiguous to cost nothing, and (H, W) is put beside the last axes.
+    Guarantees: linear in f; a group on which f does not depend gets 0, to rounding. If f is additive over groups, the
+    values sum to f(x) − f(b) and are the Shapley values. `Info.gap`, Σ over groups − (f(x) − f(b)), is the interaction
+    between groups that ablation misses or counts twice.
+    Cost: 1 + (groups × baselines) evaluations of f; with info also f(b). Info: value, baseline_value, gap,
+    n_gradients (0), n_evaluations.
+    Errors: labels that are not integers, are negative, or differ from x in shape.
+    Differs from: the same numbers as Captum's `FeatureAblation`, where gaps between labels cost evaluations and (H, W)
+    is aligned with the last axes.
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx
@@ -167,7 +181,7 @@ def ablation(
         if not with_info:
             return leaves, None
         start = game.values(lambda _: labeled.everything(), 1, chunk)[0]
-        return leaves, _info(value, start, losses, 1 + (labeled.n + 1) * game.n_baselines)
+        return leaves, _complete_info(value, start, losses, 1 + (labeled.n + 1) * game.n_baselines)
 
     return make_explainer(
         method,
@@ -175,7 +189,7 @@ def ablation(
         compute,
         argnums=argnums,
         allow_random=allow_random,
-        stochastic=_draws(baseline),
+        stochastic=is_drawn(baseline),
         key=key,
         differentiated=False,
         repeats_groups=groups is not None and not share,
@@ -183,46 +197,52 @@ def ablation(
 
 
 def shapley_sampling(
-    f: Callable[..., Any],
+    f: Score,
     *,
-    groups: Any = None,
+    groups: GroupLabels = None,
     n_groups: int | None = None,
     share: bool = False,
-    baseline: Any = 0.0,
+    baseline: Baseline = 0.0,
     n_samples: int = 25,
     antithetic: bool = True,
     chunk_size: int | None = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
     key: jax.Array | None = None,
 ) -> Explainer:
-    r"""Shapley values by permutations: $R_g = \mathbb{E}_\pi\left[v(P_g \cup \{g\}) - v(P_g)\right]$, $P_g$ the groups before g in the order π.
+    r"""Shapley values by permutations: $R_g = \mathbb{E}_\pi\left[v(P_g \cup \{g\}) - v(P_g)\right]$.
 
-    $v(S) = f(x_{\bar S \leftarrow b})$ is the score with the groups in S kept and all others replaced. Starting from the baseline, groups are put
-    back in a random order, and each gets what the score gains at its turn.
+    $v(S) = f(x_{\bar S \leftarrow b})$ is the score with the groups in S kept and all others replaced, and $P_g$ are
+    the groups before g in the random order π. Starting from the baseline, groups are restored in this order, and each
+    gets the gain of score at its turn.
 
     Arguments:
-        f: the score, `f(x, *args) -> real scalar` for one example. It need not be differentiable: token ids, which cannot be replaced themselves, are
-            explained by `lambda keep, ids: score(jnp.where(keep > 0, ids, PAD))` at `keep = jnp.ones(len(ids))`.
-        groups, n_groups: the players of the game, as in `ablation`.
-        share: as in `ablation`: divide the value of a group among its features, so that sums over features are complete, too.
-        baseline, chunk_size, argnums, allow_random: as in `occlusion`. With several baselines v is the mean over all of them.
-        n_samples: random orders drawn (Python integer).
-        antithetic: go through each order backwards, too, and average the two: twice the evaluations for less than half the variance, where gains in an order and its
-            reverse are negatively correlated, as they are if groups interact in pairs.
-        key: random key shared by all examples; otherwise `explain(x, *args, key=key)`.
+        f: The score, `f(x, *args) -> real scalar` for one example. It need not be differentiable. For token ids, which
+            cannot be replaced themselves, explain `lambda keep, ids: score(jnp.where(keep > 0, ids, PAD))` at
+            `keep = jnp.ones(len(ids))`.
+        groups, n_groups: The players of the game, as in `ablation`.
+        share: Whether to divide the value of a group among its features, as in `ablation`.
+        baseline, chunk_size, argnums, allow_random: As in `occlusion`. With several baselines, v is the mean over them.
+        n_samples: Number of random orders (Python integer).
+        antithetic: Whether to average each order with its reverse. Twice the evaluations give less than half the
+            variance if gains in an order and in its reverse are negatively correlated, as for groups that interact in
+            pairs.
+        key: Random key shared by all examples; otherwise pass `explain(x, *args, key=key)`.
 
     Returns:
-        `explain(x, *args, key=key)`, with the structure, shapes and dtypes of x; units of f. **Every feature carries the value of its whole group**; with `share`
-        an equal part of it.
+        `explain(x, *args, key=key)`, with the structure, shapes and dtypes of x; units of f. **Every feature carries
+        its whole group's value**, or with `share` an equal part of it.
 
-    Guarantees: unbiased; complete for each order, whatever `n_samples`: Σ over groups = f(x) − f(b) to rounding (`Info.gap`), because the gains telescope. A group that
-    f does not depend on gets 0, to rounding. Exact if f is additive over groups, and with `antithetic` also if groups interact in pairs only. `Info.standard_error` is the
-    Monte-Carlo error of each value (over orders, or pairs of them; NaN for one). Order k comes from `fold_in(split(key)[1], k)`: results do not depend on `chunk_size`.
-    Cost: 1 + baselines · (1 + n_samples · (groups − 1)) evaluations of f, nearly twice that with `antithetic`, no gradient; one sample more with info.
-    Info: value, baseline_value, gap, standard_error, n_gradients (which counts these evaluations).
+    Guarantees: unbiased; complete for each order, because the gains telescope: Σ over groups = f(x) − f(b) to rounding
+    (`Info.gap`). A group on which f does not depend gets 0, to rounding. Exact if f is additive over groups, and with
+    `antithetic` also if groups interact only in pairs. `Info.standard_error` is the Monte-Carlo error of each value
+    (over orders, or pairs of orders; NaN for one). Order k uses `fold_in(split(key)[1], k)`, so results do not depend
+    on `chunk_size`.
+    Cost: 1 + baselines · (1 + n_samples · (groups − 1)) evaluations of f, nearly twice that with `antithetic`; with
+    info one sample more. Info: value, baseline_value, gap, standard_error, n_gradients (0), n_evaluations.
     Errors: those of `ablation`; a missing key.
-    Differs from: Captum's `ShapleyValueSampling` draws 25 orders without their reverses, reports no error, and adds up in float32 whatever the dtype of the input.
+    Differs from: Captum's `ShapleyValueSampling` draws 25 orders without their reverses, reports no error, and sums in
+    float32 even for float64 inputs.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxplain as jx
@@ -232,8 +252,9 @@ def shapley_sampling(
 
     References:
         Štrumbelj, Kononenko, An efficient explanation of individual classifications using game theory, JMLR 11, 2010.
-        Castro, Gómez, Tejada, Polynomial calculation of the Shapley value based on sampling, Computers & Operations Research 36, 2009.
-        Mitchell et al., Sampling permutations for Shapley value estimation, JMLR 23, 2022 (antithetic orders).
+        Castro, Gómez, Tejada, Polynomial calculation of the Shapley value based on sampling, Computers & Operations
+        Research 36, 2009. Mitchell et al., Sampling permutations for Shapley value estimation, JMLR 23, 2022
+        (antithetic orders).
     """
     method = "shapley_sampling"
     positive_int(method, "n_samples", n_samples)
@@ -268,7 +289,7 @@ def shapley_sampling(
         if not with_info:
             mean = accumulate(sample, n_samples, samples_at_once) / n_samples
             return spread(mean), None
-        # As in SmoothGrad: deviations from one sample keep the sums of squares accurate.
+        # As in SmoothGrad, sums of squares use deviations from one sample, because sums of raw squares lose precision.
         shift = sample(jnp.int32(0))
         (scale,) = spread_scale((shift,))
 
@@ -279,7 +300,7 @@ def shapley_sampling(
         first, second = accumulate(moments, n_samples, samples_at_once)
         mean = shift + scale * first / n_samples
         (error,) = standard_error((first,), (second,), n_samples)
-        info = _info(value, start, mean, 1 + game.n_baselines * (1 + (n_samples + 1) * inside))
+        info = _complete_info(value, start, mean, 1 + game.n_baselines * (1 + (n_samples + 1) * inside))
         error_leaves = spread(scale * error)
         return spread(mean), info._replace(standard_error=call.arguments.attribution(error_leaves))
 
@@ -297,24 +318,24 @@ def shapley_sampling(
 
 
 def _turns(key: jax.Array, k: jax.Array, n: int) -> jax.Array:
-    """Random order number k: the turn of each of n groups."""
+    """Random order number k, as the turn of each of n groups."""
     return jax.random.permutation(jax.random.fold_in(key, k), n)
 
 
-def _info(value: jax.Array, start: jax.Array, of_groups: jax.Array, evaluations: int) -> Info:
-    # Not `sum_gap`: a group's value stands at each of its features, but counts once.
+def _info(value: jax.Array, n_evaluations: int) -> Info:
+    return Info(value=value, n_gradients=jnp.int32(0), n_evaluations=jnp.int32(n_evaluations))
+
+
+def _complete_info(value: jax.Array, start: jax.Array, of_groups: jax.Array, n_evaluations: int) -> Info:
+    # Not `sum_gap`, because a group's value counts only once, although each of its features carries it.
     gap = jnp.sum(of_groups) - (value - start)
-    return Info(value=value, baseline_value=start, gap=gap, n_gradients=jnp.int32(evaluations))
-
-
-def _draws(baseline: Any) -> bool:
-    return isinstance(baseline, References) and baseline.n is not None
+    return _info(value, n_evaluations)._replace(baseline_value=start, gap=gap)
 
 
 class _Game:
-    """The score as a function of which features are replaced: the mean over one or several baselines."""
+    """The score as a function of the set of replaced features, averaged over one or several baselines."""
 
-    def __init__(self, call: Call, baseline: Any, key: Any):
+    def __init__(self, call: Call, baseline: Baseline, key: jax.Array | None):
         self._baselines, self.n_baselines = pool_of(call.arguments, baseline, key)
         self._call = call
 
@@ -328,15 +349,12 @@ class _Game:
             parts = masks(i // self.n_baselines), self._baseline(i % self.n_baselines), self._call.x
             return tuple(jnp.where(*leaf) for leaf in zip(*parts, strict=True))
 
-        scores = self._scores(replaced, n * self.n_baselines, chunk)
+        scores = evaluate(lambda i: self._call.value(replaced(i)), n * self.n_baselines, chunk)
         return jnp.mean(scores.reshape(n, self.n_baselines), axis=1)
-
-    def _scores(self, point: Callable[[jax.Array], Leaves], n: int, chunk: int) -> jax.Array:
-        return evaluate(lambda i: self._call.value(point(i)), n, chunk)
 
 
 class _Window(NamedTuple):
-    """The positions of a window over one leaf, numbered in C order; on each axis its length, its step, and how many there are."""
+    """The positions of a window over one leaf, numbered in C order: length, step and count on each axis."""
 
     shape: tuple[int, ...]
     lengths: tuple[int, ...]
@@ -348,7 +366,7 @@ class _Window(NamedTuple):
         return math.prod(self.counts)
 
     def mask(self, k: jax.Array) -> jax.Array:
-        """What window number k covers."""
+        """The features that window number k covers."""
         covered = jnp.ones(self.shape, bool)
         for axis in reversed(range(len(self.shape))):
             k, place = k // self.counts[axis], k % self.counts[axis]
@@ -357,7 +375,7 @@ class _Window(NamedTuple):
         return covered
 
     def average(self, values: jax.Array) -> jax.Array:
-        """For each feature the mean of `values` over the windows that cover it: windows are boxes, so axis after axis."""
+        """For each feature the mean of `values` over the windows that cover it, axis by axis."""
         grid = values.reshape(self.counts)
         for axis, (size, length, stride, count) in enumerate(zip(*self, strict=True)):
             index = np.arange(size)
@@ -365,12 +383,12 @@ class _Window(NamedTuple):
             last = np.minimum(index // stride, count - 1)
             which = first[:, None] + np.arange(np.max(last - first, initial=0) + 1)
             covers = (which <= last[:, None]).reshape(which.shape + (1,) * (grid.ndim - axis - 1))
-            # A selection, not a product with zeros: a window whose score is NaN spoils what it covers and nothing else.
+            # A selection, not a product with zeros, so that a window whose score is NaN only affects what it covers.
             grid = jnp.mean(jnp.take(grid, np.minimum(which, count - 1), axis=axis), axis=axis + 1, where=covers)
         return grid
 
 
-def _windows(arguments: Arguments, window: Any, strides: Any) -> list[_Window | None]:
+def _windows(arguments: Arguments, window: Lengths, strides: Lengths) -> list[_Window | None]:
     method = arguments.method
     steps = [1 if s is None else s for *_, s in per_leaf(arguments, "strides", 1 if strides is None else strides)]
     windows = [
@@ -390,8 +408,8 @@ def _window(method: str, where: str, shape: tuple[int, ...], lengths: Any, strid
                 f"{method}: `window` names more axes than x has.",
                 where=where,
                 got=f"window={lengths!r}",
-                why="x is one example, without a batch axis; axes at the end that the window does not name are spanned whole",
-                fix="window=(3, 3) for images (H, W, C), window=(None, 3, 3) for (C, H, W), window=1 for tokens (T, D)",
+                why="x is one example, without a batch axis; the window spans trailing axes that it does not name",
+                fix="window=(3, 3) for images (H, W, C), (None, 3, 3) for (C, H, W), 1 for tokens (T, D)",
             )
         )
     steps = _integers(method, "strides", strides, where)
@@ -425,7 +443,7 @@ def _window(method: str, where: str, shape: tuple[int, ...], lengths: Any, strid
                     where=f"{where}, axis {axis}",
                     got=f"stride {step}, window {length}",
                     need=f"a stride of at most {length}",
-                    why="a feature that no window covers has no attribution; a zero would say that it does not matter",
+                    why="a feature that no window covers has no attribution, and 0 would mean that it has no effect",
                 )
             )
         full.append((length, step, -(-(size - length) // step) + 1))
@@ -438,7 +456,7 @@ def _integers(method: str, name: str, value: Any, where: str) -> tuple[int | Non
     try:
         entries = value if isinstance(value, tuple | list) else (value,)
         numbers = tuple(None if entry is None else operator.index(entry) for entry in entries)
-    except TypeError:  # JAX's own error for a traced integer is a TypeError, too
+    except TypeError:  # JAX's own error for a traced integer is also a TypeError
         numbers = (0,)
     if any(number is not None and number < 1 for number in numbers):
         raise SettingError(
@@ -446,7 +464,7 @@ def _integers(method: str, name: str, value: Any, where: str) -> tuple[int | Non
                 f"{method}: `{name}` must be positive Python integers.",
                 where=where,
                 got=repr(value),
-                why="they fix the shape of the compiled program",
+                why="they determine the shapes of the compiled program",
                 fix=f"{name}=(3, 3)",
             )
         )

@@ -1,10 +1,11 @@
-"""Methods that go backwards through the program by rules: LRP and its kin, guided back-propagation, deconvolution."""
+"""Methods that propagate backwards through the program by rules: LRP and its variants, guided backprop, deconvnet."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxplain import _compat
 from jaxplain._analysis.analyze import LOOPS_TAKEN_APART, Analysis, analyze
@@ -17,7 +18,7 @@ from jaxplain._explainer import Call, Compute, Explainer, Info, make_explainer, 
 from jaxplain._ir.graph import Opens, is_opened, opens_activations
 from jaxplain._ir.program import Program
 from jaxplain._leaves import cast_like, upcast, wide_dtype
-from jaxplain._types import Leaves
+from jaxplain._types import ArgNums, Leaves, Score
 from jaxplain.rules import _backprop as backprop
 from jaxplain.rules import composites
 from jaxplain.rules._rule import Rule
@@ -29,11 +30,11 @@ OnMissing = Literal["error", "gradient"]
 
 def _explainer(
     method: str,
-    f: Callable[..., Any],
+    f: Score,
     composite: Composite,
     start: Start,
     on_missing: OnMissing,
-    argnums: int | Sequence[int],
+    argnums: ArgNums,
     allow_random: bool,
     opens: Opens = is_opened,
 ) -> Explainer:
@@ -44,7 +45,7 @@ def _explainer(
 def computed(
     method: str, composite: Composite, start: Start, on_missing: OnMissing, opens: Opens = is_opened
 ) -> Compute:
-    """The mathematics of a method that goes backwards by the rules of a composite."""
+    """The mathematics of a method that propagates backwards by the rules of a composite."""
     if on_missing not in ("error", "gradient"):
         raise SettingError(
             explain_error(f"{method}: unknown `on_missing`.", got=repr(on_missing), need="'error', 'gradient'")
@@ -60,13 +61,13 @@ def computed(
             return leaves, None
         value = value.astype(wide_dtype(value))
         gap = sum_gap(leaves, value) if start == "score" else None
-        return leaves, Info(value=value, gap=gap, n_gradients=jnp.int32(1))
+        return leaves, Info(value=value, gap=gap, n_gradients=jnp.int32(1), n_evaluations=jnp.int32(0))
 
     return compute
 
 
 def analyzed(program: Program, composite: Composite, opens: Opens = is_opened) -> Analysis:
-    """The analysis of a score as a composite needs it."""
+    """The analysis of a score that a composite needs."""
     depth = LOOPS_TAKEN_APART if composite.asks_for_first else 0
     return analyze(program.closed, patterns=composite.patterns, opens=opens, depth=depth)
 
@@ -79,7 +80,7 @@ def propagated(
     leaves: Leaves,
     accounts: tuple[dict[Node, jax.Array], Tally] | None = None,
 ) -> Program:
-    """The staged program `leaves -> (f, relevance of the leaves, tally of each node of accounts)`."""
+    """The staged program `leaves -> (f, relevance of the leaves, tally of each node in accounts)`."""
     probes, tally = accounts or ({}, None)
 
     def relevance(leaves: Leaves) -> tuple[jax.Array, Leaves, list[jax.Array]]:
@@ -129,23 +130,59 @@ def chosen_rules(
     """The rule of every node; an error that lists all nodes without one."""
     nodes = analysis.all_nodes()
     composite.require_matches(method, nodes)
-    rules: dict[Node, Rule] = {}
-    missing = []
-    for node in nodes:
-        rule = rule_of(node, composite)
-        if rule is None and on_missing == "gradient":
-            rule = composite.fallback
-        if rule is None:
-            missing.append(node)
-        else:
-            rules[node] = rule
+    fallback = composite.fallback if on_missing == "gradient" else None
+    return require_rules(
+        method,
+        {node: rule_of(node, composite) or fallback for node in nodes},
+        why="using the gradient there would silently give a wrong explanation",
+        fix=(
+            "give it a rule: composites.compose(rules, {lambda node: node.primitive == …: my_rule})",
+            'accept gradient × input there: on_missing="gradient"',
+        ),
+    )
+
+
+AnyRule = TypeVar("AnyRule")
+_REPLACEMENTS = {
+    "while": "a while loop: lax.scan, or lax.fori_loop with Python integers as bounds",
+    "reduce_prod": "jnp.prod: functools.reduce(jnp.multiply, …), or the exponential of a sum of logarithms",
+    "custom_vjp_call": "a function with a derivative of its own (custom_vjp): explain the function itself",
+}
+
+
+def require_rules(
+    method: str, rules: dict[Node, AnyRule | None], *, why: str, fix: tuple[str, ...]
+) -> dict[Node, AnyRule]:
+    """`rules`, or an error that lists the nodes that have none, with `fix` as additional suggestions."""
+    missing = [node for node, rule in rules.items() if rule is None]
     if missing:
-        raise UnknownNodeError(_missing(method, missing))
-    return rules
+        primitives = {node.primitive for node in missing}
+        raise UnknownNodeError(
+            explain_error(
+                f"{method}: no rule is known for {count_of(missing)} of the score.",
+                where=listed(missing),
+                why=why,
+                fix=(
+                    *(text for name, text in _REPLACEMENTS.items() if name in primitives),
+                    "write that part with known operations (an elementwise formula of any kind is one activation)",
+                    *fix,
+                ),
+            )
+        )
+    return {node: rule for node, rule in rules.items() if rule is not None}
 
 
-def rules_setting(method: str, rules: Any) -> Composite:
-    """`rules` as a composite, or an error that pastes the presets."""
+def count_of(nodes: list[Node]) -> str:
+    return "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+
+
+def listed(nodes: Iterable[Node]) -> str:
+    """The nodes as lines of an error."""
+    return "".join(f"\n          {node.primitive} ({node.kind}): {node.source}" for node in nodes).lstrip()
+
+
+def rules_setting(method: str, rules: Composite | Rule) -> Composite:
+    """`rules` as a composite, or an error that suggests presets."""
     if not isinstance(rules, Composite | Rule):
         raise SettingError(
             explain_error(
@@ -161,53 +198,39 @@ def rules_setting(method: str, rules: Any) -> Composite:
     return composites.as_composite(rules)
 
 
-def _missing(method: str, nodes: list[Node]) -> str:
-    listed = "".join(f"\n          {node.primitive} ({node.kind}): {node.source}" for node in nodes)
-    loops = any(node.primitive == "while" for node in nodes)
-    return explain_error(
-        f"{method}: no rule is known for {len(nodes)} node{'s' if len(nodes) > 1 else ''} of the score.",
-        where=listed.lstrip(),
-        why="a plain gradient there would be a wrong explanation without a word",
-        fix=(
-            *(("a while loop: lax.scan, or lax.fori_loop with Python integers as bounds",) if loops else ()),
-            "write that part with operations that are known (an elementwise formula of any kind is one activation)",
-            "give it a rule: composites.compose(rules, {lambda node: node.primitive == …: my_rule})",
-            'accept gradient × input there: on_missing="gradient"',
-        ),
-    )
-
-
 def lrp(
-    f: Callable[..., Any],
+    f: Score,
     *,
     rules: Composite | Rule,
     start: Start = "score",
     on_missing: OnMissing = "error",
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
 ) -> Explainer:
-    r"""Layer-wise relevance propagation: $R_i = \sum_j (c_{ij} / \sum_{i'} c_{i'j}) R_j$, node by node from the score to x.
+    r"""Layer-wise relevance propagation: $R_i = \sum_j (c_{ij} / \sum_{i'} c_{i'j}) R_j$, from the score to x.
 
-    The contributions $c_{ij}$ are the rules' business (`jx.rules`); which node gets which rule is the composite's (`jx.composites`). Nodes
-    are found in the traced program, whatever framework wrote it: dense layers and convolutions with their batch-norm,
-    activations, additions, products, normalizations, softmax, loops.
+    The rules define the contributions $c_{ij}$ (`jx.rules`), and a composite selects a rule for each node
+    (`jx.composites`). Nodes are found in the traced program, whatever framework wrote it: dense layers and convolutions
+    with their batch-norm, activations, additions, products, normalizations, softmax, loops.
 
     Arguments:
-        f: the score, `f(x, *args) -> real scalar` for one example. A logit rather than a probability: relevance that goes
-            through a softmax is not conserved.
-        rules: a composite, or one rule for every contraction, e.g. `jx.rules.epsilon(1e-6)`.
-        start: relevance of the score: "score" (its value), a number, or a function of the value.
-        on_missing: "error" lists every node that has no rule; "gradient" uses gradient × input there.
-        argnums, allow_random: as in `gradient`.
+        f: The score, `f(x, *args) -> real scalar` for one example. Use a logit rather than a probability, because a
+            softmax does not conserve relevance.
+        rules: A composite, or one rule for every contraction, for example `jx.rules.epsilon(1e-6)`.
+        start: Relevance of the score: "score" (its value), a number, or a function of the value.
+        on_missing: Treatment of nodes without a rule: "error" lists them; "gradient" uses gradient × input there.
+        argnums, allow_random: As in `gradient`.
 
     Returns:
         `explain(x, *args)`, relevance with the structure, shapes and dtypes of `x`, in units of f.
 
-    Guarantees: a node hands on what it receives, but for what its bias and stabilizer take: `jx.ledger` tells how much, node by
-    node; `Info.gap` is what is missing at x. Without biases $\sum_i R_i = f(x)$ for ε → 0. ε-LRP alone is then input × gradient.
-    Cost: about 2 gradients. Info: value, gap (for start="score"), n_gradients.
-    Differs from: Zennit and iNNvestigate hook modules, and miss what is not one; Captum knows a fixed list of modules. Zennit's
-    rules agree with these to rounding, but it marks a single first layer, we every layer that no other precedes.
+    Guarantees: a node passes on the relevance that it receives, except for the part that its bias and stabilizer take
+    (listed node by node by `jx.ledger`); `Info.gap` is the total loss. Without biases $\sum_i R_i = f(x)$ for ε → 0,
+    and ε-LRP alone is input × gradient.
+    Cost: about 2 gradients. Info: value, gap (for start="score"), n_gradients (1), n_evaluations (0).
+    Differs from: Zennit and iNNvestigate hook modules and miss operations outside them; Captum knows a fixed list of
+    modules. Zennit's rules agree with these to rounding, but it marks a single first layer, and `lrp` every layer that
+    no other precedes.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxplain as jx
@@ -224,67 +247,73 @@ def lrp(
 
 
 def deep_taylor(
-    f: Callable[..., Any],
+    f: Score,
     *,
-    low: Any = None,
-    high: Any = None,
+    low: ArrayLike | None = None,
+    high: ArrayLike | None = None,
     pooling: Literal["winner", "sum"] = "winner",
     epsilon: float = 1e-9,
     on_missing: OnMissing = "error",
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
 ) -> Explainer:
-    r"""Deep Taylor decomposition: each layer's relevance expanded at a root point of its own, $R_i = \sum_j \frac{q_{ij}}{\sum_{i'} q_{i'j}} R_j$.
+    r"""Deep Taylor decomposition: $R_i = \sum_j \frac{q_{ij}}{\sum_{i'} q_{i'j}} R_j$, each layer expanded at a root.
 
-    Hidden layers, whose inputs are ≥ 0: $q_{ij} = x_i w_{ij}^+$ (z⁺). The first layers: $q_{ij} = x_i w_{ij} - l_i w_{ij}^+ - h_i w_{ij}^-$
-    (z^B) if the input lies in the box [`low`, `high`], $q_{ij} = w_{ij}^2$ (w²) if it is real-valued. Biases take no relevance.
+    Hidden layers, whose inputs are ≥ 0, use $q_{ij} = x_i w_{ij}^+$ (z⁺). The first layers use
+    $q_{ij} = x_i w_{ij} - l_i w_{ij}^+ - h_i w_{ij}^-$ (z^B) if the input lies in the box [`low`, `high`], and
+    $q_{ij} = w_{ij}^2$ (w²) if it is real-valued. Biases take no relevance.
 
     Arguments:
-        f: the score; positive, for the derivation to hold.
-        low, high: bounds of the input, in units of x: numbers or arrays that broadcast to it. Both or none.
-        pooling: "winner": the maximum takes the relevance of its window; "sum": max-pooling is treated as sum-pooling, as in the
-            tutorials of the authors.
-        epsilon: the stabilizer of the denominators.
-        on_missing, argnums, allow_random: as in `lrp`.
+        f: The score; the derivation assumes that it is positive.
+        low, high: Bounds of the input, in units of x: numbers, or arrays that broadcast to x. Give both or neither.
+        pooling: "winner" gives the relevance of a window to its maximum; "sum" treats max-pooling as sum-pooling, as in
+            the authors' tutorials.
+        epsilon: Stabilizer of the denominators.
+        on_missing, argnums, allow_random: As in `lrp`.
 
     Returns:
         `explain(x, *args)`; units of f.
 
-    Guarantees: for ReLU networks and positive f: $R \ge 0$ (with low ≤ 0 ≤ high), and $\sum_i R_i = f(x)$ where every unit has some
-    positive contribution; `Info.gap` tells. Cost: about 2 gradients. Info: value, gap, n_gradients.
-    Differs from: implementations that ignore a missing non-negativity: z⁺ here counts contributions of negative inputs by
-    their sign.
+    Guarantees: for ReLU networks and positive f: $R \ge 0$ (with low ≤ 0 ≤ high), and $\sum_i R_i = f(x)$ where every
+    unit has some positive contribution; `Info.gap` shows it.
+    Cost: about 2 gradients. Info: value, gap, n_gradients (1), n_evaluations (0).
+    Differs from: implementations that assume non-negative inputs without checking; here, z⁺ counts contributions of
+    negative inputs by their sign.
 
     Example: the closed form of max(x₁, x₂) as a ReLU network, (x₁ − x₂/2, x₂/2) for x₁ > x₂:
         >>> import jax, jax.numpy as jnp, jaxplain as jx
         >>> w = jnp.array([[1.0, -1.0, 1.0], [-1.0, 1.0, 1.0]])
         >>> maximum = lambda x: jnp.sum(jax.nn.relu(x @ w)) / 2
-        >>> explain = jx.lrp(maximum, rules=jx.composites.compose(jx.composites.deep_taylor(), {"layer": jx.rules.zplus()}))
+        >>> rules = jx.composites.compose(jx.composites.deep_taylor(), {"layer": jx.rules.zplus()})
+        >>> explain = jx.lrp(maximum, rules=rules)
         >>> print(explain(jnp.array([3.0, 1.0])).round(3))
         [2.5 0.5]
 
     References:
-        Montavon et al., Explaining nonlinear classification decisions with deep Taylor decomposition, Pattern Recognition 65, 2017.
+        Montavon et al., Explaining nonlinear classification decisions with deep Taylor decomposition, Pattern
+        Recognition 65, 2017.
     """
     composite = composites.deep_taylor(low, high, pooling=pooling, epsilon=epsilon)
     return _explainer("deep_taylor", f, composite, "score", on_missing, argnums, allow_random)
 
 
 def excitation_backprop(
-    f: Callable[..., Any],
+    f: Score,
     *,
     start: Start = 1.0,
     epsilon: float = 1e-6,
     on_missing: OnMissing = "error",
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
 ) -> Explainer:
-    r"""Excitation back-propagation: marginal winning probabilities, $P_i = \sum_j \frac{x_i w_{ij}^+}{\sum_{i'} x_{i'} w_{i'j}^+} P_j$.
+    r"""Excitation back-propagation: $P_i = \sum_j \frac{x_i w_{ij}^+}{\sum_{i'} x_{i'} w_{i'j}^+} P_j$.
 
-    Arguments as in `lrp`; `start` is the probability of the score, 1; `epsilon` the stabilizer of the denominators.
+    P are marginal winning probabilities. Arguments as in `lrp`; `start` is the probability of the score, and `epsilon`
+    the stabilizer of the denominators.
 
-    Guarantees: for non-negative activations $P \ge 0$, and $\sum_i P_i$ = start where every unit has some excitation. No units: shares of
-    `start`. Cost: about 2 gradients. Info: value, gap (for start="score"), n_gradients.
+    Guarantees: for non-negative activations $P \ge 0$, and $\sum_i P_i$ = start if every unit has some excitation. The
+    map has no units, because it consists of shares of `start`.
+    Cost: about 2 gradients. Info: value, gap (for start="score"), n_gradients (1), n_evaluations (0).
     Differs from: Zennit's composite keeps positive biases in the denominators and back-propagates through activations.
 
     Example:
@@ -308,21 +337,26 @@ def excitation_backprop(
 
 
 def guided_backprop(
-    f: Callable[..., Any],
+    f: Score,
     *,
     on_missing: OnMissing = "error",
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
 ) -> Explainer:
-    r"""Guided back-propagation: at every activation $g \leftarrow \sigma'(x) \cdot \max(g, 0)$; elsewhere the ordinary derivative.
+    r"""Guided back-propagation: $g \leftarrow \sigma'(x) \cdot \max(g, 0)$ at activations, otherwise the derivative.
 
-    Every elementwise nonlinearity is an activation, however it is written; gates (x·σ(y)), softmax and normalization are not.
+    Every elementwise nonlinearity is an activation, however it is written; gates (x·σ(y)), softmax and normalization
+    are not.
 
-    Arguments and errors as in `lrp`. Returns `explain(x, *args)`; units of f per unit of x, though not a gradient of f.
+    Arguments and errors as in `lrp`. Returns `explain(x, *args)`; units of f per unit of x, although it is not a
+    gradient of f.
 
-    Guarantees: non-negative at every activation; invariant to how the activation is spelled. It resembles edge detection: it changes little when
-    the weights of upper layers are drawn anew, so look at that control beside it. Cost: 1 gradient. Info: value, n_gradients.
-    Differs from: Captum looks for `nn.ReLU` modules and returns the plain gradient for a model with ReLU6 or functional ReLUs.
+    Guarantees: non-negative at every activation; invariant to the implementation of the activation.
+    Cost: 1 gradient. Info: value, n_gradients, n_evaluations (0).
+    Misleads: it resembles edge detection and changes little when upper layers get random weights, so compare it with
+    that control (`jx.metrics.parameter_randomization`).
+    Differs from: Captum looks for `nn.ReLU` modules, and returns the plain gradient of a model with ReLU6 or functional
+    ReLUs.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxplain as jx
@@ -338,19 +372,19 @@ def guided_backprop(
 
 
 def deconvnet(
-    f: Callable[..., Any],
+    f: Score,
     *,
     on_missing: OnMissing = "error",
-    argnums: int | Sequence[int] = 0,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
 ) -> Explainer:
-    r"""Deconvolution: at every activation $g \leftarrow \max(g, 0)$, whatever the activation was; elsewhere the ordinary derivative.
+    r"""Deconvolution: $g \leftarrow \max(g, 0)$ at activations, whatever their value, otherwise the derivative.
 
-    Max-pooling sends to the maximum of its window (the "switches"). Arguments and errors as in `lrp`. Returns
-    `explain(x, *args)`; units of f per unit of x, though not a gradient of f.
+    Max-pooling sends everything to the maximum of its window (the "switches"). Arguments and errors as in `lrp`.
+    Returns `explain(x, *args)`; units of f per unit of x, although it is not a gradient of f.
 
-    Guarantees: non-negative at every activation; without max-pooling the map of a score depends on x by nothing at all.
-    Cost: 1 gradient. Info: value, n_gradients.
+    Guarantees: non-negative at every activation; without max-pooling, the map does not depend on x.
+    Cost: 1 gradient. Info: value, n_gradients, n_evaluations (0).
     Differs from: Captum, as in `guided_backprop`.
 
     Example:

@@ -1,6 +1,5 @@
 """Simple Taylor decomposition: the first-order expansion of the score about a root point."""
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,36 +10,38 @@ from jaxplain._checks import positive_int
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer
 from jaxplain._leaves import mapped_like, multiply, subtract, total
-from jaxplain._types import Leaves
+from jaxplain._types import ArgNums, Leaves, LikeInput, Score
 
 
 class Scaled(NamedTuple):
-    """Root point εx: made by `scaled_input(ε)`."""
+    """The root point εx, made by `scaled_input(ε)`."""
 
     epsilon: float | jax.Array
 
 
 class LineSearch(NamedTuple):
-    """Root point on a line from x: made by `line_search(...)`."""
+    """A root point on a line from x, made by `line_search(...)`."""
 
-    toward: Any
+    toward: LikeInput
     n_points: int
     n_bisections: int
 
 
 def scaled_input(epsilon: float | jax.Array = 1e-3) -> Scaled:
-    """The root εx for `taylor`: for positively homogeneous scores f(εx) = εf(x) → 0 while the gradient stays that of x."""
+    """The root εx for `taylor`. For positively homogeneous scores f(εx) = εf(x) → 0, and the gradient is that at x."""
     return Scaled(epsilon)
 
 
-def line_search(toward: Any = 0.0, *, n_points: int = 32, n_bisections: int = 40) -> LineSearch:
-    """The root for `taylor` nearest to x on the line from x to `toward`.
+def line_search(toward: LikeInput = 0.0, *, n_points: int = 32, n_bisections: int = 40) -> LineSearch:
+    """The root for `taylor` that is nearest to x on the line from x to `toward`.
 
-    The score is evaluated at `n_points` equal steps; the first change of sign is narrowed by `n_bisections` halvings.
+    The score is evaluated at `n_points` equal steps. The first change of sign is then narrowed by bisection.
 
     Arguments:
-        toward: the far end, like a `baseline` (a number, a pytree like x, a function of x); the score should be ≤ 0 there
-            when it is > 0 at x, or the other way round. A second crossing between two neighboring points goes unseen.
+        toward: The far end, like a `baseline` (a number, a pytree like x, a function of x). The sign of the score
+            should differ between there and x.
+        n_points: Number of steps (Python integer). Two crossings within one step are missed.
+        n_bisections: Number of halvings of the bracket (Python integer).
     """
     positive_int("line_search", "n_points", n_points)
     positive_int("line_search", "n_bisections", n_bisections)
@@ -48,34 +49,34 @@ def line_search(toward: Any = 0.0, *, n_points: int = 32, n_bisections: int = 40
 
 
 def taylor(
-    f: Callable[..., Any],
+    f: Score,
     *,
-    root: Any = None,
-    argnums: int | Sequence[int] = 0,
+    root: Scaled | LineSearch | LikeInput | None = None,
+    argnums: ArgNums = 0,
     allow_random: bool = False,
 ) -> Explainer:
-    r"""Simple Taylor decomposition: $R_i = \partial_i f(\tilde x)\,(x_i - \tilde x_i)$ about a root $\tilde x$, $f(\tilde x) = 0$.
+    r"""Simple Taylor decomposition: $R_i = \partial_i f(\tilde x)\,(x_i - \tilde x_i)$ about a root, $f(\tilde x) = 0$.
 
     Arguments:
-        f: the score, `f(x, *args) -> real scalar` for one example.
-        root: where to expand:
+        f: The score, `f(x, *args) -> real scalar` for one example.
+        root: The point of expansion:
 
-            * `None` or `jx.scaled_input(ε)`: εx, the classical choice for ReLU networks without biases, where
-              R = (1 − ε) x ⊙ ∇f(x). Not for networks with biases: the gradient near zero input says little about x, and the
-              residual shows it (`input_x_gradient` takes the gradient at x);
-            * `jx.line_search(toward=…)`: the nearest zero of f on the line from x toward a point (default: zero input);
-            * a number, a pytree like x, or a function `x -> root`: a root you know.
-        argnums, allow_random: as in `gradient`.
+            * `None` or `jx.scaled_input(ε)`: εx, the classical choice for ReLU networks without biases, for which
+              R = (1 − ε) x ⊙ ∇f(x). Do not use it for networks with biases, because the gradient near zero says little
+              about x, as the residual shows (`input_x_gradient` takes the gradient at x);
+            * `jx.line_search(toward=…)`: the nearest zero of f on the line from x toward a point (default: zero);
+            * a number, a pytree like x, or a function `x -> root`: a known root.
+        argnums, allow_random: As in `gradient`.
 
     Returns:
         `explain(x, *args)`, with the structure, shapes and dtypes of x; units of f.
 
     Guarantees: f(x) = f(x̃) + Σ R + residual, an identity; `Info` holds all four (`value`, `baseline_value` = f(x̃),
     `residual`, and `root` itself). The residual is zero where f is linear between x̃ and x.
-    A line search that finds no change of sign gives NaN, for there is no root to expand about (`Info.converged` is False).
+    A line search that finds no change of sign returns NaN (`Info.converged` is False), because there is no root.
     The gradient of the attribution through a found root is exact to first order (implicit function theorem).
-    Cost: 1 gradient; a line search adds n_points + 1 + n_bisections evaluations of f and one gradient more.
-    Info: value, baseline_value, gap, residual, root, n_gradients, converged (line search).
+    Cost: 1 gradient; a line search adds n_points + 1 + n_bisections evaluations of f and one gradient.
+    Info: value, baseline_value, gap, residual, root, n_gradients, n_evaluations (with f(x)), converged (line search).
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx
@@ -93,18 +94,19 @@ def taylor(
     if isinstance(plan, str):
         raise SettingError(
             explain_error(
-                "taylor: `root` is a point or a way to find one, not a name.",
+                "taylor: `root` must be a point or a way to find one, not a name.",
                 got=repr(plan),
                 fix=("root=jx.scaled_input()", "root=jx.line_search(toward=0.0)", "root=0.0 or an array like x"),
             )
         )
 
     def compute(call: Call, _key: Any, with_info: bool) -> tuple[Leaves, Info | None]:
-        converged = None
+        converged, n_gradients, n_evaluations = None, 1, 1
         if isinstance(plan, Scaled):
             point = tuple(jnp.asarray(plan.epsilon, x.dtype) * x for x in call.x)
         elif isinstance(plan, LineSearch):
             point, converged = _search(call, plan)
+            n_gradients, n_evaluations = 2, 1 + plan.n_points + 1 + plan.n_bisections
         else:
             point = mapped_like(call.x, call.arguments.like(plan, "root", none=lambda x: x))
         root_value, gradient = call.value_and_gradient(point)
@@ -119,7 +121,8 @@ def taylor(
             gap=-residual,
             residual=residual,
             root=call.arguments.point(point),
-            n_gradients=jnp.int32(2 if isinstance(plan, LineSearch) else 1),
+            n_gradients=jnp.int32(n_gradients),
+            n_evaluations=jnp.int32(n_evaluations),
             converged=converged,
         )
         return attribution, info
@@ -132,7 +135,7 @@ def _search(call: Call, plan: LineSearch) -> tuple[Leaves, jax.Array]:
     way = subtract(call.x, end)
 
     def at(u: jax.Array) -> Leaves:
-        """From x (u = 1) to the far end (u = 0); near the end u is a small number, and keeps its digits."""
+        """The point between the far end (u = 0) and x (u = 1). Near the far end u is small and keeps its precision."""
         return tuple(e + u.astype(w.dtype) * w for e, w in zip(end, way, strict=True))
 
     def along(u: jax.Array) -> jax.Array:
@@ -152,10 +155,10 @@ def _search(call: Call, plan: LineSearch) -> tuple[Leaves, jax.Array]:
         beyond = sign * along(middle) <= 0
         return (jnp.where(beyond, near, middle), jnp.where(beyond, middle, far)), None
 
-    # The end on x's side: at a root where pieces meet (zero, for a network without biases) its gradient is that of x's piece.
+    # The end on x's side: where linear pieces meet at the root (for example at zero), take the gradient of x's piece.
     u = lax.stop_gradient(lax.scan(halve, bracket, length=plan.n_bisections)[0][0])
     u = jnp.where(found, u, jnp.nan)
-    # One Newton step whose slope is held constant: it does not move the root, but gives it the root's derivative.
+    # One Newton step with a constant slope does not move the root, but gives it the right derivative.
     at_root, gradient = call.value_and_gradient(at(u))
     slope = lax.stop_gradient(total(multiply(gradient, way)))
     offset = at_root - lax.stop_gradient(at_root)
