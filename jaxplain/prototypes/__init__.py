@@ -1,9 +1,11 @@
-"""Parts of activation maximization: how the input is written, what is penalized, how it is shaken. Each is a plain function.
+"""Parts of activation maximization, each a plain function.
 
 | | |
 | --- | --- |
-| parametrizations | `pixels`, `box`, `fourier`, `fixed_magnitude` (MACO), `decoder`, or your own `Parametrization(decode, encode)` |
-| penalties, `(x, *args) -> scalar` | `l2` (to a center), `lp`, `total_variation`, `blur`, `expert` (−log p of `jx.experts`), `shell` (of a code), `diversity` |
+| parametrizations | `pixels`, `box`, `fourier`, `fixed_magnitude` (MACO), `decoder`, `Parametrization(decode, encode)`
+|
+| penalties, `(x, *args) -> scalar` | `l2`, `lp`, `total_variation`, `blur`, `expert`, `shell` (of a code), `diversity`
+|
 | transforms, `(key, x) -> x` | `jitter`, `rotate`, `scale`, `crop`, `noise` |
 """
 

@@ -1,4 +1,4 @@
-"""Activation maximization: what input does a score look for?"""
+"""Activation maximization: finds the input to which a score responds most."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from jaxplain._checks import one_key, positive_int, require_callable
@@ -23,23 +24,26 @@ from jaxplain._errors import (
 )
 from jaxplain._ir.program import Program, require_scalar
 from jaxplain._leaves import wide_dtype
-from jaxplain.prototypes import Parametrization, pixels
+from jaxplain._types import PyTree, Score
+from jaxplain.prototypes._parametrizations import Parametrization, pixels
+from jaxplain.prototypes._penalties import Penalty
+from jaxplain.prototypes._transforms import Transform
 
 if TYPE_CHECKING:
     import optax
 
 _METHOD = "activation_maximization"
-_LONG = 1000  # steps from which a bar shows how far they are
-_PIECES = 20
+_LONG = 1000  # number of steps from which a progress bar is shown
+_PIECES = 20  # updates of that bar
 
 
 class History(NamedTuple):
-    """What was optimized at each step: before it, and under its transforms.
+    """The terms of the objective at each step, before its update and under its transforms.
 
     Attributes:
-        score: (n_steps,).
-        penalties: {name: (n_steps,)}, those of x and those of the code.
-        watched: {name: (n_steps,)}, of `watch`: recorded, not optimized.
+        score: Scores, (n_steps,).
+        penalties: Penalties of x and of the code, {name: (n_steps,)}.
+        watched: Values of `watch`, which are not optimized, {name: (n_steps,)}.
     """
 
     score: jax.Array
@@ -53,28 +57,31 @@ class History(NamedTuple):
 
 
 class Prototype(NamedTuple):
-    """An input that was optimized.
+    """An optimized input.
 
     Attributes:
-        x: the input.
-        parameters: of its parametrization: the code, for a decoder.
-        score: of x, without transforms.
-        history: of all steps.
+        x: The input.
+        parameters: Parameters of its parametrization; for a decoder, the code.
+        score: Score of x, without transforms.
+        history: Terms of the objective at all steps.
     """
 
-    x: Any
-    parameters: Any
+    x: PyTree
+    parameters: PyTree
     score: jax.Array
     history: History
 
     def require_finite(self) -> "Prototype":
-        """This prototype, or the error that says which term broke first, and when. For those made under `jit` or `vmap`, which cannot stop."""
+        """Returns this prototype, or raises an error that names the first term that is not finite, and its step.
+
+        Call it on the result of `jit` or `vmap`, under which the optimization cannot raise.
+        """
         if any(_is_traced(leaf) for leaf in jax.tree.leaves(self)):
             raise TransformError(
                 explain_error(
                     "require_finite: the numbers are not known yet.",
-                    why="this runs inside of jit, vmap or grad",
-                    fix="call it on what the compiled function returns",
+                    why="this runs inside jit, vmap or grad",
+                    fix="call it on the result of the compiled function",
                 )
             )
         _require_finite(self.history, (self.score, self.x, self.parameters), 0)
@@ -82,44 +89,54 @@ class Prototype(NamedTuple):
 
 
 def activation_maximization(
-    f: Callable[..., Any],
+    f: Score,
     *,
-    penalties: Mapping[str, Callable[..., Any]] | None = None,
-    code_penalties: Mapping[str, Callable[..., Any]] | None = None,
+    penalties: Mapping[str, Penalty] | None = None,
+    code_penalties: Mapping[str, Penalty] | None = None,
     parametrization: Parametrization | None = None,
-    transforms: Sequence[Callable[..., Any]] = (),
+    transforms: Sequence[Transform] = (),
     optimizer: "optax.GradientTransformation | None" = None,
     n_steps: int = 256,
-    watch: Mapping[str, Callable[..., Any]] | None = None,
+    watch: Mapping[str, Callable[..., ArrayLike]] | None = None,
     progress: bool | None = None,
     allow_random: bool = False,
 ) -> Callable[..., Prototype]:
-    r"""Activation maximization: $\max_u\; f(T(x(u))) - \sum_m P_m(x(u)) - \sum_n Q_n(u)$ over the parameters u of an input.
+    r"""Activation maximization: $\max_u\; f(T(x(u))) - \sum_m P_m(x(u)) - \sum_n Q_n(u)$ over parameters u of an input.
 
     Arguments:
-        f: what to maximize, `f(x, *args) -> real scalar`: a logit, a channel's mean (`split(f, at)[0]`), a neuron, a direction, a difference.
-        penalties: {name: function `(x, *args) -> scalar`}, $P_m$, of x before the transforms: `jx.prototypes.l2`, `total_variation`, `expert`, ….
-        code_penalties: {name: function `(u, *args) -> scalar`}, $Q_n$: `jx.prototypes.shell()` for the code of a decoder with a Gaussian prior.
-        parametrization: how x is written; `jx.prototypes.pixels()` (the default), `box`, `fourier`, `fixed_magnitude`, `decoder`.
-        transforms: functions `(key, x) -> x`, T, drawn anew at each step and applied in order: `jx.prototypes.jitter`, `rotate`, `scale`, `crop`, `noise`.
-        optimizer: any of optax (`optax.lbfgs()`, too); `None` is `optax.adam(0.05)`.
-        n_steps: steps of the optimizer (Python integer).
-        watch: {name: function `(x, *args) -> number`}, recorded at each step: the confidence of another network, say.
-        progress: whether to show a bar, and to stop early where a term breaks; `None`: from 1,000 steps on.
-        allow_random: as in `gradient`.
+        f: The score to maximize, `f(x, *args) -> real scalar`: a logit, a channel's mean (`split(f, at)[0]`), a neuron,
+            a direction, a difference.
+        penalties: Penalties $P_m$ of x before the transforms, {name: function `(x, *args) -> scalar`}:
+            `jx.prototypes.l2`, `total_variation`, `expert`, ….
+        code_penalties: Penalties $Q_n$ of the parameters, {name: function `(u, *args) -> scalar`}: for example
+            `jx.prototypes.shell()` for the code of a decoder with a Gaussian prior.
+        parametrization: The parametrization x(u): `jx.prototypes.pixels()` (the default), `box`, `fourier`,
+            `fixed_magnitude`, `decoder`.
+        transforms: Functions `(key, x) -> x`, T, applied in order with new random draws at each step:
+            `jx.prototypes.jitter`, `rotate`, `scale`, `crop`, `noise`.
+        optimizer: An optimizer of optax (including `optax.lbfgs()`); `None` is `optax.adam(0.05)`.
+        n_steps: Number of steps of the optimizer (Python integer).
+        watch: Functions to record at each step, {name: function `(x, *args) -> number`}, for example the confidence of
+            another network.
+        progress: Whether to show a progress bar and to stop early when a term is not finite. `None`: from 1,000 steps
+            on.
+        allow_random: As in `gradient`.
 
     Returns:
-        `maximize(start, *args, key=None) -> Prototype(x, parameters, score, history)`. `start` is an input like x (for a decoder: a code), a
-        pytree of floats; it is computed with in float32 or better, and f is given its dtype. A key is needed with transforms. All classes, strengths and seeds at
-        once: `jax.vmap(maximize, in_axes=(None, 0))(start, classes)`, with `key=jax.random.split(key, 10)` if there are transforms.
+        `maximize(start, *args, key=None) -> Prototype(x, parameters, score, history)`. `start` is an input like x (for
+        a decoder, a code), a pytree of floats. The computation uses float32 or better; f receives the dtype of `start`.
+        A key is needed with transforms. All classes, strengths and seeds at once:
+        `jax.vmap(maximize, in_axes=(None, 0))(start, classes)`, with `key=jax.random.split(key, 10)` if there are
+        transforms.
 
-    Guarantees: the same for the same key, under `jit` and `vmap` to rounding. A stationary point of the objective at best, not its maximum; no
-        completeness. x and its penalties are in the units that the network takes.
-    Cost: `n_steps` gradients, in one compiled loop; outside of `jit` that loop is compiled by each call, and long runs show a bar.
-    Errors: `NonFiniteError` names the step and the term that broke; under `jit` and `vmap`, where nothing can stop, the history holds the NaN and
-        `.require_finite()` of the result says the same. `StructureError` when the score cannot take what the parametrization makes.
-    Differs from: Lucid and tf-explain need graphs of one framework and a loop in Python, and normalize gradients; nothing is normalized here
-        (`optax.normalize_by_update_norm` does).
+    Guarantees: the same result for the same key, under `jit` and `vmap` to rounding. At best a stationary point of the
+    objective, not its maximum; no completeness. x and its penalties are in the units of the network's input.
+    Cost: `n_steps` gradients in one compiled loop, which each call outside `jit` compiles again.
+    Errors: `NonFiniteError` names the step and the first term that is not finite. Under `jit` and `vmap`, which cannot
+    raise, the history holds the NaN and `.require_finite()` of the result raises. `StructureError` if the score cannot
+    take the output of the parametrization.
+    Differs from: Lucid and tf-explain need graphs of one framework and a loop in Python, and they normalize gradients,
+    which is left to `optax.normalize_by_update_norm` here.
 
     Example:
         >>> import jax.numpy as jnp, jaxplain as jx, optax
@@ -131,9 +148,9 @@ def activation_maximization(
         [ 2. -4.]
 
     References:
-        Erhan, Bengio, Courville, Vincent: Visualizing higher-layer features of a deep network. Technical report, Montréal 2009.
+        Erhan, Bengio, Courville, Vincent: Visualizing higher-layer features of a deep network. Montréal 2009.
         Simonyan, Vedaldi, Zisserman: Deep inside convolutional networks. ICLR workshop 2014.
-        Montavon, Samek, Müller: Methods for interpreting and understanding deep neural networks. Digital Signal Processing 73, 2018.
+        Montavon, Samek, Müller: Methods for interpreting and understanding deep neural networks. DSP 73, 2018.
     """
     import optax  # here, because it takes half as long to import as all of jaxplain
 
@@ -145,7 +162,7 @@ def activation_maximization(
             explain_error(
                 f"{_METHOD}: `parametrization` must be a Parametrization.",
                 got=repr(parametrization),
-                fix="jx.prototypes.box(0, 1), jx.prototypes.fourier((28, 28, 1)), jx.prototypes.Parametrization(decode, encode)",
+                fix="jx.prototypes.box(0, 1), jx.prototypes.Parametrization(decode, encode), …",
             )
         )
     descend = optax.adam(0.05) if optimizer is None else optimizer
@@ -161,13 +178,13 @@ def activation_maximization(
     )
     if twice := of_x.keys() & of_code.keys():
         raise SettingError(
-            explain_error(f"{_METHOD}: a penalty and a code penalty have one name.", got=repr(min(twice)))
+            explain_error(f"{_METHOD}: a penalty and a code penalty have the same name.", got=repr(min(twice)))
         )
 
     def maximize(start: Any, *args: Any, key: jax.Array | None = None) -> Prototype:
         key = one_key(_METHOD, key) if shaken or key is not None else jax.random.key(0)
         start = _floats(start)
-        # As for attributions: computed in float32 or better, and f sees what it was given.
+        # As for attributions, compute in float32 or better, but give f the dtype of the start.
         parameters = written.encode(jax.tree.map(lambda leaf: leaf.astype(wide_dtype(leaf)), start))
 
         def as_given(x: Any) -> Any:
@@ -212,7 +229,7 @@ def activation_maximization(
             parameters, state = carry
             now = jax.random.fold_in(key, number)
             (value, history), slope = gradient(parameters, now)
-            # The last three are for optimizers that search along a line.
+            # Line-search optimizers need the last three arguments.
             updates, state = descend.update(
                 slope, state, parameters, value=value, grad=slope, value_fn=lambda p: loss(p, now)[0]
             )
@@ -247,24 +264,24 @@ def _shakes(transforms: Any) -> tuple[Callable[..., Any], ...]:
 
 
 def _floats(start: Any) -> Any:
-    """The start as arrays, which must be real floats: only those can be climbed with."""
+    """The start as arrays, which must be real floats."""
     leaves = jax.tree_util.tree_leaves_with_path(start)
     wrong = [(path, leaf) for path, leaf in leaves if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
     if wrong or not leaves:
         where, leaf = wrong[0] if wrong else ((), None)
         raise InputError(
             explain_error(
-                f"{_METHOD}: the start must hold real floats alone.",
+                f"{_METHOD}: the start must contain only real floats.",
                 where="start" + jax.tree_util.keystr(where),
                 got=str(jnp.result_type(leaf)) if wrong else "no array at all",
-                why="a prototype moves along derivatives, and other numbers have none",
+                why="the optimizer follows derivatives, which other numbers do not have",
                 fix=(
                     "photos: start.astype(jnp.float32) / 255",
-                    "masks and token ids go into the arguments after it: maximize(start, mask)",
+                    "pass masks and token ids as further arguments: maximize(start, mask)",
                 ),
             )
         )
-    # Not weakly typed, or the first step would change the type and be compiled twice.
+    # Not weakly typed, because the first step would then change the type and be compiled twice.
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), start)
 
 
@@ -317,13 +334,13 @@ def _require_number(term: str, shape: Any, *, watched: bool) -> None:
             explain_error(
                 f"{_METHOD}: {term} must return one {'' if watched else 'real '}number.",
                 got=jax.tree.map(lambda s: f"{s.dtype}{list(s.shape)}", shape),
-                fix="sum over what it returns, or pick one",
+                fix="sum its outputs, or pick one",
             )
         )
 
 
 def _tried(what: str, name: str, function: Callable[[Any], Any], argument: Any) -> Any:
-    """`function(argument)`; an error, of shapes as a rule, names the argument's."""
+    """`function(argument)`, with its shapes added to errors, which are mostly about shapes."""
     try:
         return function(argument)
     except JaxplainError:
@@ -344,7 +361,7 @@ def _is_traced(leaf: Any) -> bool:
 
 
 def _loop(step: Callable, carry: tuple, n_steps: int, progress: bool | None) -> tuple[tuple, History]:
-    """The steps in compiled pieces: what broke is known where it broke, and a long run shows a bar. While tracing there is nothing to look at."""
+    """Runs the steps in compiled pieces, so that a long run shows its progress and stops when a term is not finite."""
     shown = n_steps >= _LONG if progress is None else progress
     size = -(-n_steps // _PIECES) if shown else n_steps
     run = jax.jit(lambda carry, steps: lax.scan(step, carry, steps))
@@ -357,7 +374,7 @@ def _loop(step: Callable, carry: tuple, n_steps: int, progress: bool | None) -> 
         carry, history = run(carry, steps)
         pieces.append(history)
         if _is_traced(history.score):
-            size = n_steps  # all the rest
+            size = n_steps  # all remaining steps
         else:
             _require_finite(history, (carry[0],), first)
             bar = tqdm(total=n_steps, unit="step", disable=not shown) if bar is None else bar
@@ -369,7 +386,10 @@ def _loop(step: Callable, carry: tuple, n_steps: int, progress: bool | None) -> 
 
 
 def _require_finite(history: History, after: Any, first: int) -> None:
-    """Raise for the term that broke first; `first` is the number of the history's first step, `after` what the last step led to."""
+    """Raises for the first term that is not finite.
+
+    `first` is the number of the history's first step, and `after` the parameters after its last step.
+    """
     terms = {"the score": history.score} | {f"the penalty {name!r}": p for name, p in history.penalties.items()}
     broken = [
         (at, name, tuple(run), np.asarray(values)[*run, at])
@@ -380,7 +400,7 @@ def _require_finite(history: History, after: Any, first: int) -> None:
         at, name, run, value = min(broken, key=lambda found: (found[0], found[2]))
         where = f"step {first + at}" + (f" of run {run}" if run else "")
     elif not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(after)):
-        at, name, value = 1, "what it led to", "not finite: a gradient was not, or the score is not defined there"
+        at, name, value = 1, "its result", "not finite: a gradient is not, or the score is undefined there"
         where = f"step {first + history.score.shape[-1] - 1}"
     else:
         return
@@ -391,9 +411,9 @@ def _require_finite(history: History, after: Any, first: int) -> None:
             got=f"{name} is {value}",
             fix=(
                 "smaller steps: optimizer=optax.adam(0.01)",
-                "a penalty or a box that keeps x where the score is defined",
+                "a penalty or box that keeps x where the score is defined",
             )
             if first + at
-            else "another start: it is so at the start",
+            else "another start, because this one is not finite",
         )
     )

@@ -1,7 +1,7 @@
-"""How an input is written as the parameters that are optimized."""
+"""Parametrizations: inputs as functions of the parameters that are optimized."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,20 @@ from jax.scipy.special import logit
 from jax.typing import ArrayLike
 
 from jaxplain._errors import SettingError, StructureError, explain_error
+from jaxplain._types import PyTree
 
 
 class Parametrization(NamedTuple):
-    """How an input is written as the parameters that are optimized.
+    """An input as a function of the parameters that are optimized.
 
     Attributes:
-        decode: parameters -> input.
-        encode: start -> parameters: of an input x, those with decode(encode(x)) = x.
-        of_code: the start is no input, but a code: encode leaves it as it is.
+        decode: Function from parameters to an input.
+        encode: Function from the start to parameters; for an input x, decode(encode(x)) = x.
+        of_code: Whether the start is a code instead of an input; encode then returns it unchanged.
     """
 
-    decode: Callable[[Any], Any]
-    encode: Callable[[Any], Any]
+    decode: Callable[[PyTree], PyTree]
+    encode: Callable[[PyTree], PyTree]
     of_code: bool = False
 
 
@@ -33,10 +34,10 @@ def pixels() -> Parametrization:
 
 
 def box(low: ArrayLike = 0.0, high: ArrayLike = 1.0, of: Parametrization | None = None) -> Parametrization:
-    r"""Inputs between `low` and `high`: $x = l + (h - l)\,\sigma(u)$, u written as `of` (itself, unless told).
+    r"""Inputs between `low` and `high`: $x = l + (h - l)\,\sigma(u)$, where u itself may have a parametrization `of`.
 
-    Starts are moved inside by 1e-4 of the width, since the edges are at infinity (and hardly move from there: start inside). `low` and `high` may be arrays,
-    one for each channel.
+    `low` and `high` may be arrays, one for each channel. Starts are moved inside by 1e-4 of the width, because the
+    edges are at infinite u. Start well inside, because x hardly moves near the edges.
     """
     if not any(isinstance(edge, jax.core.Tracer) for edge in (low, high)) and not np.all(np.asarray(low) < high):
         raise SettingError(explain_error("box: `low` must be less than `high`.", got=f"low={low}, high={high}"))
@@ -54,28 +55,28 @@ def box(low: ArrayLike = 0.0, high: ArrayLike = 1.0, of: Parametrization | None 
         bottom, width = edges(x)
         return logit(jnp.clip((x - bottom) / width, 1e-4, 1 - 1e-4))
 
-    def encode(x: Any) -> Any:
+    def encode(x: PyTree) -> PyTree:
         return inner.encode(x if inner.of_code else jax.tree.map(outside, x))
 
     return Parametrization(lambda u: jax.tree.map(inside, inner.decode(u)), encode, inner.of_code)
 
 
 def fourier(shape: Sequence[int], decay: float = 1.0, covariance: ArrayLike | None = None) -> Parametrization:
-    r"""Images (height, width, channels) by their spectrum, each frequency k scaled by $\max(|k|, 1/\max(H, W))^{-\text{decay}}$.
+    r"""Images (height, width, channels) by their spectrum, each frequency k scaled by $\max(|k|, 1/\max(H, W))^{-d}$.
 
-    A step of the optimizer then changes low frequencies, which photographs are made of, more than high ones: a change of basis and of
-    metric, which makes no image impossible. With `decay=0` the metric is that of pixels. Parameters are (height, width // 2 + 1, channels, 2), real and
-    imaginary parts. `covariance` (channels, channels) of the colors of your images decorrelates them: channels are mixed by its square root.
+    d is the `decay`. A step of the optimizer then changes low frequencies, which dominate in photographs, more than
+    high ones. This changes the basis and the metric, but excludes no image. With `decay=0` the metric is that of
+    pixels. Parameters are the real and imaginary parts, (height, width // 2 + 1, channels, 2). A `covariance`
+    (channels, channels) of the colors of your images decorrelates them, by mixing channels with its square root.
 
     References:
         Olah, Mordvintsev, Schubert: Feature visualization. Distill 2017.
     """
     height, width, channels = image_shape("fourier", shape)
     rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-    cycles = np.maximum(
-        np.hypot(rows, columns), 1 / max(height, width)
-    )  # per pixel; the mean gets those of the lowest other
-    # An inner column stands for its mirror image, too, and would move the image twice as far.
+    # Cycles per pixel; the mean gets those of the lowest other frequency.
+    cycles = np.maximum(np.hypot(rows, columns), 1 / max(height, width))
+    # An inner column also represents its mirror image, and would change the image twice as much.
     paired = np.full(width // 2 + 1, np.sqrt(0.5))
     paired[0] = 1
     paired[-1] = 1 if width % 2 == 0 else paired[-1]
@@ -96,18 +97,20 @@ def fourier(shape: Sequence[int], decay: float = 1.0, covariance: ArrayLike | No
 
 
 def fixed_magnitude(images: ArrayLike) -> Parametrization:
-    r"""MACO: images whose spectrum has the mean magnitude of `images` (n, height, width, channels); the phases alone are optimized.
+    r"""MACO: images with the mean spectral magnitude of `images` (n, height, width, channels).
 
-    Starts keep their phases, and lose their magnitudes: decode(encode(x)) = x only for x of that spectrum. The mean and the up to three other coefficients
-    that are real have a sign in place of a phase: they stay those of the mean image.
+    Only phases are optimized. Starts keep their phases, but lose their magnitudes, so decode(encode(x)) = x only for x
+    with that spectrum. The up to four real coefficients, such as the mean, have a sign instead of a phase and stay
+    those of the mean image.
 
     References:
-        Fel et al.: Unlocking feature visualization for deeper networks with magnitude constrained optimization. NeurIPS 2023.
+        Fel et al.: Unlocking feature visualization for deeper networks with magnitude constrained optimization. NeurIPS
+        2023.
     """
     images = np.asarray(images)
     height, width, _ = shape = image_shape("fixed_magnitude", images.shape[1:])
     if not len(images):
-        raise StructureError(explain_error("fixed_magnitude: there are no images.", got=f"shape {images.shape}"))
+        raise StructureError(explain_error("fixed_magnitude: `images` is empty.", got=f"shape {images.shape}"))
     spectra = np.fft.rfft2(images, axes=(1, 2))
     magnitude = np.abs(spectra).mean(0)
     real = np.ix_(*([0, n // 2] if n % 2 == 0 else [0] for n in (height, width)))
@@ -125,12 +128,12 @@ def fixed_magnitude(images: ArrayLike) -> Parametrization:
     return Parametrization(decode, encode)
 
 
-def decoder(generate: Callable[[Any], Any]) -> Parametrization:
-    """Inputs that a decoder makes of a code, x = G(z): activation maximization in code space. The start is a code, not an input.
+def decoder(generate: Callable[[PyTree], PyTree]) -> Parametrization:
+    """Outputs of a decoder, x = G(z): activation maximization in code space. The start is a code, not an input.
 
     References:
-        Nguyen, Dosovitskiy, Yosinski, Brox, Clune: Synthesizing the preferred inputs for neurons in neural networks via deep
-        generator networks. NeurIPS 2016.
+        Nguyen, Dosovitskiy, Yosinski, Brox, Clune: Synthesizing the preferred inputs for neurons in neural networks via
+        deep generator networks. NeurIPS 2016.
     """
     return Parametrization(generate, lambda z: z, of_code=True)
 
@@ -160,7 +163,7 @@ def _root(covariance: ArrayLike | None, channels: int) -> np.ndarray:
     if matrix.shape != (channels, channels):
         raise StructureError(
             explain_error(
-                "fourier: `covariance` must be that of the channels.",
+                "fourier: `covariance` must have a row and a column for each channel.",
                 got=f"shape {matrix.shape}",
                 need=f"{(channels, channels)}",
                 fix="np.cov(images.reshape(-1, channels).T)",
@@ -177,6 +180,6 @@ def _root(covariance: ArrayLike | None, channels: int) -> np.ndarray:
 def _of_shape(name: str, x: jax.Array, shape: Sequence[int]) -> jax.Array:
     if jnp.shape(x) != tuple(shape):
         raise StructureError(
-            explain_error(f"{name}: the start has another shape.", got=f"{jnp.shape(x)}", need=f"{tuple(shape)}")
+            explain_error(f"{name}: the start has a different shape.", got=f"{jnp.shape(x)}", need=f"{tuple(shape)}")
         )
     return x

@@ -1,4 +1,4 @@
-"""What a prototype should not be: functions `(x, *args) -> scalar` that are subtracted from the score."""
+"""Penalties of a prototype: functions `(x, *args) -> scalar` that are subtracted from the score."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,20 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 
 from jaxplain._errors import SettingError, StructureError, explain_error
+from jaxplain._types import PyTree
 from jaxplain.prototypes._parametrizations import image_shape
 
 Penalty = Callable[..., jax.Array]
 
 
-def l2(strength: Any, center: Any = 0.0) -> Penalty:
-    r"""$\frac{\lambda}{2} \lVert x - c \rVert_2^2$: minus the log density of a Gaussian of variance 1/λ, up to a constant.
+def l2(strength: ArrayLike, center: PyTree | Callable[..., PyTree] = 0.0) -> Penalty:
+    r"""$\frac{\lambda}{2} \lVert x - c \rVert_2^2$: the −log density of a Gaussian of variance 1/λ, up to a constant.
 
     `center` is a number, an input, or a function of the arguments after x (`lambda y: means[y]`).
     """
 
-    def penalty(x: Any, *args: Any) -> jax.Array:
+    def penalty(x: PyTree, *args: Any) -> jax.Array:
         c = center(*args) if callable(center) else center
         if isinstance(c, float | int) or (isinstance(c, jax.Array | np.ndarray | np.generic) and c.ndim == 0):
             c = jax.tree.map(lambda leaf: jnp.full_like(leaf, c), x)
@@ -29,7 +31,7 @@ def l2(strength: Any, center: Any = 0.0) -> Penalty:
         if shapes[0] != shapes[1]:
             raise StructureError(
                 explain_error(
-                    "l2: the center has another shape than x.",
+                    "l2: the center differs from x in shape.",
                     got=f"{shapes[0]}",
                     need=f"{shapes[1]}",
                     fix="one center for each class: center=lambda label: means[label]",
@@ -40,8 +42,8 @@ def l2(strength: Any, center: Any = 0.0) -> Penalty:
     return penalty
 
 
-def lp(strength: Any, p: float = 6.0) -> Penalty:
-    r"""$\lambda \sum_i |x_i|^p$: with a large p, few extreme values.
+def lp(strength: ArrayLike, p: float = 6.0) -> Penalty:
+    r"""$\lambda \sum_i |x_i|^p$, which with a large p prevents extreme values.
 
     References:
         Mahendran, Vedaldi: Visualizing deep convolutional neural networks using natural pre-images. IJCV 120, 2016.
@@ -50,11 +52,11 @@ def lp(strength: Any, p: float = 6.0) -> Penalty:
         raise SettingError(
             explain_error("lp: `p` must be at least 1.", got=repr(p), why="|x|^p has no derivative at 0 below")
         )
-    # |x| as sign(x) x: its derivative at 0 is 0, so that what is blank stays so.
+    # |x| as sign(x) x, whose derivative at 0 is 0, so that blank pixels stay blank.
     return lambda x, *_: strength * _total(lambda leaf: (jnp.sign(leaf) * leaf) ** p, x)
 
 
-def total_variation(strength: Any) -> Penalty:
+def total_variation(strength: ArrayLike) -> Penalty:
     r"""$\lambda \sum_p (x_{p + (1,0)} - x_p)^2 + (x_{p + (0,1)} - x_p)^2$ of an image (height, width, channels)."""
 
     def penalty(x: jax.Array, *_: Any) -> jax.Array:
@@ -64,11 +66,12 @@ def total_variation(strength: Any) -> Penalty:
     return penalty
 
 
-def blur(strength: Any, sigma: float = 1.0) -> Penalty:
-    r"""$\frac{\lambda}{2} \lVert x - g_\sigma * x \rVert_2^2$: what a Gaussian blur of σ pixels takes from an image (height, width, channels).
+def blur(strength: ArrayLike, sigma: float = 1.0) -> Penalty:
+    r"""$\frac{\lambda}{2} \lVert x - g_\sigma * x \rVert_2^2$, the details that a Gaussian blur of σ pixels removes.
 
-    Beyond the edges the image is as at the edge, so that constant images cost nothing. As a penalty this is the blur of Yosinski et al.
-    (Understanding neural networks through deep visualization, 2015), who applied it between steps.
+    For images (height, width, channels). The edges are extended outward, so that constant images have no penalty. This
+    is the blur of Yosinski et al. (Understanding neural networks through deep visualization, 2015), who applied it
+    between steps, as a penalty.
     """
     if not sigma > 0:
         raise SettingError(explain_error("blur: `sigma` must be positive, in pixels.", got=repr(sigma)))
@@ -88,23 +91,25 @@ def blur(strength: Any, sigma: float = 1.0) -> Penalty:
     return penalty
 
 
-def expert(strength: Any, log_prob: Callable[[Any], jax.Array]) -> Penalty:
-    r"""$-\lambda \log p(x)$: the expert p says how usual an input is.
+def expert(strength: ArrayLike, log_prob: Callable[[PyTree], jax.Array]) -> Penalty:
+    r"""$-\lambda \log p(x)$ of an expert p, which rates how typical an input is.
 
-    With λ = 1 and a log-probability of the class as score, the maximum is that of p(x | class), since $p(x \mid c) \propto p(c \mid x)\,p(x)$.
-    `log_prob` may lack a constant: `lambda x: -rbm.free_energy(x)`.
+    With λ = 1 and a log-probability of the class as score, the objective is that of p(x | class), because
+    $p(x \mid c) \propto p(c \mid x)\,p(x)$. `log_prob` may omit a constant: `lambda x: -rbm.free_energy(x)`.
     """
     return lambda x, *_: -strength * log_prob(x)
 
 
-def shell(strength: Any = 1.0) -> Penalty:
-    r"""$-\lambda \log p(r)$ of the radius $r = \lVert z \rVert_2$ of a code $z \sim \mathcal N(0, I_d)$: $\lambda\,(r^2/2 - (d - 1) \log r)$, up to a constant.
+def shell(strength: ArrayLike = 1.0) -> Penalty:
+    r"""$-\lambda \log p(r)$ of the radius $r = \lVert z \rVert_2$ of a code $z \sim \mathcal N(0, I_d)$.
 
-    Codes of such a prior lie near a sphere of radius $\sqrt{d - 1}$, though its density is highest at 0. The code of highest density (`l2(1.0)`)
-    is therefore unlike all codes that are drawn, and its image a blend; this penalty is for a code among those. It is infinite at 0: start from a draw.
+    Up to a constant, this is $\lambda\,(r^2/2 - (d - 1) \log r)$. Codes drawn from the prior lie near a sphere of
+    radius $\sqrt{d - 1}$, although the density is highest at 0. The code of highest density (`l2(1.0)`) is therefore
+    unlike drawn codes, and its image is a blend; this penalty favors a typical code. It is infinite at 0, so start from
+    a draw.
     """
 
-    def penalty(z: Any, *_: Any) -> jax.Array:
+    def penalty(z: PyTree, *_: Any) -> jax.Array:
         squared = _total(jnp.square, z)
         size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(z))
         return strength * (squared - (size - 1) * jnp.log(squared)) / 2
@@ -112,17 +117,17 @@ def shell(strength: Any = 1.0) -> Penalty:
     return penalty
 
 
-def diversity(strength: Any, features: Callable[[Any], Any] = lambda x: x) -> Penalty:
-    r"""λ × the mean cosine of the `features` of two prototypes, for several that are optimized together (a leading axis of x).
+def diversity(strength: ArrayLike, features: Callable[[PyTree], PyTree] = lambda x: x) -> Penalty:
+    r"""λ × the mean cosine between the `features` of prototypes that are optimized together along a leading axis of x.
 
-    The score is then their sum, `lambda xs, y: jnp.sum(jax.vmap(score, (0, None))(xs, y))`, and parts for one image are mapped: `jax.vmap` of another
-    penalty, `Parametrization(jax.vmap(p.decode), jax.vmap(p.encode))`.
+    The score is then their sum, `lambda xs, y: jnp.sum(jax.vmap(score, (0, None))(xs, y))`. Parts for one image need
+    `jax.vmap`: of another penalty, or `Parametrization(jax.vmap(p.decode), jax.vmap(p.encode))`.
 
     References:
         Olah, Mordvintsev, Schubert: Feature visualization. Distill 2017.
     """
 
-    def penalty(xs: Any, *_: Any) -> jax.Array:
+    def penalty(xs: PyTree, *_: Any) -> jax.Array:
         rows = jax.vmap(lambda x: ravel_pytree(features(x))[0])(xs)
         rows = rows / jnp.sqrt(jnp.sum(jnp.square(rows), -1, keepdims=True) + 1e-12)  # a blank row has no direction
         n = len(rows)
@@ -136,5 +141,5 @@ def diversity(strength: Any, features: Callable[[Any], Any] = lambda x: x) -> Pe
     return penalty
 
 
-def _total(function: Callable[[jax.Array], jax.Array], x: Any) -> jax.Array:
+def _total(function: Callable[[jax.Array], jax.Array], x: PyTree) -> jax.Array:
     return sum(jnp.sum(function(leaf)) for leaf in jax.tree.leaves(x))  # type: ignore[return-value]

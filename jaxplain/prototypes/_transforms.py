@@ -1,25 +1,27 @@
-"""Functions `(key, x) -> x`: a prototype that survives them is one for more than a single arrangement of pixels.
+"""Random transforms `(key, x) -> x`, under which a prototype keeps its score, so that no exact pixel pattern matters.
 
-All keep the shape of x, and all but `noise` take images (height, width, channels); what comes in from outside is as at the edge.
+All keep the shape of x. All but `noise` take images (height, width, channels) and extend their edges outward.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy import ndimage
+from jax.typing import ArrayLike
 
+from jaxplain._checks import not_negative
 from jaxplain._errors import SettingError, explain_error
+from jaxplain._types import PyTree
 from jaxplain.prototypes._parametrizations import image_shape
 
-Transform = Callable[[jax.Array, Any], Any]
+Transform = Callable[[jax.Array, PyTree], PyTree]
 
 
 def jitter(pixels: int) -> Transform:
-    """Images moved by up to so many pixels each way."""
+    """Moves an image by up to `pixels` in each direction."""
     if not isinstance(pixels, int) or pixels < 1:
         raise SettingError(explain_error("jitter: `pixels` must be a positive integer.", got=repr(pixels)))
 
@@ -33,8 +35,8 @@ def jitter(pixels: int) -> Transform:
 
 
 def rotate(degrees: float) -> Transform:
-    """Images turned about their middle by up to so many degrees each way (bilinear)."""
-    _not_negative("rotate", "degrees", degrees)
+    """Rotates an image about its center by up to `degrees` in each direction (bilinear)."""
+    not_negative("rotate", "degrees", degrees)
 
     def transform(key: jax.Array, x: jax.Array) -> jax.Array:
         angle = jnp.deg2rad(jax.random.uniform(key, minval=-degrees, maxval=degrees))
@@ -45,7 +47,7 @@ def rotate(degrees: float) -> Transform:
 
 
 def scale(low: float, high: float) -> Transform:
-    """Images enlarged about their middle by a factor between the two (bilinear)."""
+    """Enlarges an image about its center by a factor between `low` and `high` (bilinear)."""
     if not 0 < low <= high:
         raise SettingError(explain_error("scale: needs 0 < low ≤ high.", got=f"low={low}, high={high}"))
 
@@ -56,7 +58,7 @@ def scale(low: float, high: float) -> Transform:
 
 
 def crop(share: float) -> Transform:
-    """A window of that share of the height and of the width, placed at random and enlarged to the size of the image (bilinear)."""
+    """Enlarges a random window with a `share` of the height and width to the size of the image (bilinear)."""
     if not 0 < share <= 1:
         raise SettingError(explain_error("crop: `share` must be in (0, 1].", got=repr(share)))
 
@@ -69,10 +71,10 @@ def crop(share: float) -> Transform:
 
 
 def noise(sigma: float) -> Transform:
-    """Gaussian noise of standard deviation σ, in units of x."""
-    _not_negative("noise", "sigma", sigma)
+    """Adds Gaussian noise of standard deviation σ, in units of x."""
+    not_negative("noise", "sigma", sigma)
 
-    def transform(key: jax.Array, x: Any) -> Any:
+    def transform(key: jax.Array, x: PyTree) -> PyTree:
         leaves, structure = jax.tree.flatten(x)
         keys = jax.random.split(key, len(leaves))
         noisy = [
@@ -83,13 +85,8 @@ def noise(sigma: float) -> Transform:
     return transform
 
 
-def _not_negative(name: str, setting: str, value: Any) -> None:
-    if not isinstance(value, jax.core.Tracer) and not value >= 0:
-        raise SettingError(explain_error(f"{name}: `{setting}` must not be negative.", got=repr(value)))
-
-
-def _resampled(name: str, x: jax.Array, matrix: jax.Array, offset: Any = 0.0) -> jax.Array:
-    """The image whose place p shows what was at `matrix` (p − middle) + middle + `offset`."""
+def _resampled(name: str, x: jax.Array, matrix: jax.Array, offset: ArrayLike = 0.0) -> jax.Array:
+    """The image whose pixel p is the pixel of x at `matrix` (p − middle) + middle + `offset`."""
     height, width, _ = image_shape(name, jnp.shape(x))
     middle = jnp.array([(height - 1) / 2, (width - 1) / 2])
     places = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
