@@ -7,6 +7,7 @@ import pytest
 from helpers import relative, relu_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from registry import METHODS
 
 import jaxplain as jx
 
@@ -17,6 +18,20 @@ def quadratic(x):
 
 X = jnp.array([1.0, -2.0, 0.5])
 G = np.array([3 - 2, 12 + 1, 0.75])
+
+
+def test_every_method_counts_its_gradients_and_evaluations(key):
+    kernel, weights = jax.random.normal(key, (2, 4)), jax.random.normal(key, (4, 3))
+
+    def score(x, y):
+        return (jnp.mean(jax.nn.relu(x @ kernel), 0) @ weights)[y]
+
+    x = jax.random.normal(key, (5, 2))
+    for name, method in METHODS.items():
+        explain = jx.with_info(method.make(score, x))
+        if isinstance(explain.explain, jx.Explainer):
+            info = jax.eval_shape(lambda x, key, explain=explain: explain(x, 1, key=key)[1], x, key)
+            assert info.n_gradients.dtype == info.n_evaluations.dtype == jnp.int32, name
 
 
 def test_formulas():

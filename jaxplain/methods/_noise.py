@@ -242,7 +242,9 @@ def _noisy(
         attribution = arguments.attribution(leaves if prefix is None else prefix.pullback(x, leaves))
         if not with_info:
             return attribution, None
-        n_gradients, n_evaluations, failed = jax.tree.map(jnp.add, counts, counts_of_shift)
+        # `jnp.sum` made int64 of int32.
+        both = jax.tree.map(lambda a, b: a.astype(jnp.int32) + b, counts, counts_of_shift)
+        n_gradients, n_evaluations, failed = both
         return attribution, Info(
             standard_error=arguments.attribution(statistic.error(moments)),
             n_gradients=n_gradients,

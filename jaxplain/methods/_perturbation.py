@@ -319,7 +319,7 @@ def shapley_sampling(
 
 def _turns(key: jax.Array, k: jax.Array, n: int) -> jax.Array:
     """Random order number k, as the turn of each of n groups."""
-    return jax.random.permutation(jax.random.fold_in(key, k), n)
+    return jax.random.permutation(jax.random.fold_in(key, k), n).astype(jnp.int32)
 
 
 def _info(value: jax.Array, n_evaluations: int) -> Info:
