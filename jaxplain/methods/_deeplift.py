@@ -115,8 +115,8 @@ def deeplift(
 
     References:
         Shrikumar, Greenside, Kundaje, Learning important features through propagating activation differences, ICML
-        2017. Lundberg, Lee, A unified approach to interpreting model predictions, NeurIPS 2017 (several references:
-        DeepSHAP).
+        2017.
+        Lundberg, Lee, A unified approach to interpreting model predictions, NeurIPS 2017 (DeepSHAP).
     """
     method = "deeplift"
     for name, value, known in (("rule", rule, tuple(_SPLITS)), ("fallback", fallback, (None, "rescale"))):

@@ -27,9 +27,8 @@ class _Paths:
     """The straight lines from one or several baselines to x; leaves of `baselines` have a leading axis.
 
     Each node contributes a *summand*, and `attribution` turns their weighted sum into an attribution. With several
-    baselines, a summand is Δ⊙∇f. With one baseline, it is the gradient with respect to the output h of the score's
-    affine
-    prefix: h moves along a straight line, too, so the prefix and its pullback run only once.
+    baselines, a summand is Δ⊙∇f. With one baseline, it is the gradient with respect to the output h of the affine
+    prefix of the score. As h also moves along a straight line, the prefix and its pullback run only once.
     """
 
     def __init__(self, call: Call, baselines: Leaves, n: int, *, hoist: bool = True):

@@ -253,7 +253,8 @@ def shapley_sampling(
     References:
         Štrumbelj, Kononenko, An efficient explanation of individual classifications using game theory, JMLR 11, 2010.
         Castro, Gómez, Tejada, Polynomial calculation of the Shapley value based on sampling, Computers & Operations
-        Research 36, 2009. Mitchell et al., Sampling permutations for Shapley value estimation, JMLR 23, 2022
+        Research 36, 2009.
+        Mitchell et al., Sampling permutations for Shapley value estimation, JMLR 23, 2022
         (antithetic orders).
     """
     method = "shapley_sampling"

@@ -72,9 +72,9 @@ def taylor(
         `explain(x, *args)`, with the structure, shapes and dtypes of x; units of f.
 
     Guarantees: f(x) = f(x̃) + Σ R + residual, an identity; `Info` holds all four (`value`, `baseline_value` = f(x̃),
-    `residual`, and `root` itself). The residual is zero where f is linear between x̃ and x.
-    A line search that finds no change of sign returns NaN (`Info.converged` is False), because there is no root.
-    The gradient of the attribution through a found root is exact to first order (implicit function theorem).
+    `residual`, and `root` itself). The residual is zero where f is linear between x̃ and x. A line search that finds no
+    change of sign returns NaN (`Info.converged` is False), because there is no root. The gradient of the attribution
+    through a found root is exact to first order (implicit function theorem).
     Cost: 1 gradient; a line search adds n_points + 1 + n_bisections evaluations of f and one gradient.
     Info: value, baseline_value, gap, residual, root, n_gradients, n_evaluations (with f(x)), converged (line search).
 
