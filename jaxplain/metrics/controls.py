@@ -38,7 +38,7 @@ def random_map(
     def compute(call: Call, key: Any, _with_info: bool) -> tuple[Leaves, Info | None]:
         keys = jax.random.split(key, len(call.x))
         leaves = tuple(jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, call.x, strict=True))
-        return leaves, Info(n_gradients=jnp.int32(0))
+        return leaves, Info(n_gradients=jnp.int32(0), n_evaluations=jnp.int32(0))
 
     return make_explainer(
         "metrics.controls.random_map",
@@ -99,7 +99,8 @@ def greedy(
 
         order = lax.scan(step, _compat.varying_like(jnp.zeros(n, bool), call.x[0]), jnp.arange(n))[1]
         turn = jnp.zeros(n, jnp.result_type(*call.x)).at[order].set(n - jnp.arange(n))
-        return labeled.spread(turn, alone=0), Info(value=call.value(call.x), n_gradients=jnp.int32(n * n))
+        info = Info(value=call.value(call.x), n_gradients=jnp.int32(0), n_evaluations=jnp.int32(n * n + 1))
+        return labeled.spread(turn, alone=0), info
 
     return make_explainer(
         method,

@@ -23,7 +23,7 @@ from jaxplain._errors import (
     explain_error,
 )
 from jaxplain._ir.program import Program, require_scalar
-from jaxplain._leaves import wide_dtype
+from jaxplain._leaves import upcast, wide_dtype
 from jaxplain._types import PyTree, Score
 from jaxplain.prototypes._parametrizations import Parametrization, pixels
 from jaxplain.prototypes._penalties import Penalty
@@ -53,7 +53,10 @@ class History(NamedTuple):
     @property
     def objective(self) -> jax.Array:
         """The score minus the penalties, (n_steps,)."""
-        return sum((-penalty for penalty in self.penalties.values()), self.score)
+        terms = upcast((self.score, *self.penalties.values()))
+        dtype = max((term.dtype for term in terms), key=lambda dtype: dtype.itemsize)
+        score, *penalties = (term.astype(dtype) for term in terms)
+        return sum((-penalty for penalty in penalties), score)
 
 
 class Prototype(NamedTuple):
@@ -229,11 +232,12 @@ def activation_maximization(
             parameters, state = carry
             now = jax.random.fold_in(key, number)
             (value, history), slope = gradient(parameters, now)
-            # Line-search optimizers need the last three arguments.
-            updates, state = descend.update(
-                slope, state, parameters, value=value, grad=slope, value_fn=lambda p: loss(p, now)[0]
-            )
-            return (optax.apply_updates(parameters, updates), state), history
+            # optax itself relies on promotion. Line-search optimizers need the last three arguments.
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                updates, state = descend.update(
+                    slope, state, parameters, value=value, grad=slope, value_fn=lambda p: loss(p, now)[0]
+                )
+                return (optax.apply_updates(parameters, updates), state), history
 
         (parameters, _), history = _loop(step, (parameters, descend.init(parameters)), n_steps, progress)
         found = Prototype(as_given(written.decode(parameters)), parameters, score(parameters), history)

@@ -44,8 +44,8 @@ def box(low: ArrayLike = 0.0, high: ArrayLike = 1.0, of: Parametrization | None 
     inner = pixels() if of is None else of
 
     def edges(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-        bottom = jnp.asarray(low, leaf.dtype)
-        return bottom, jnp.asarray(high, leaf.dtype) - bottom
+        bottom, top = (jnp.broadcast_to(jnp.asarray(edge, leaf.dtype), leaf.shape) for edge in (low, high))
+        return bottom, top - bottom
 
     def inside(u: jax.Array) -> jax.Array:
         bottom, width = edges(u)
@@ -85,13 +85,15 @@ def fourier(shape: Sequence[int], decay: float = 1.0, covariance: ArrayLike | No
     unmix = np.linalg.inv(mix)
 
     def decode(u: jax.Array) -> jax.Array:
-        spectrum = lax.complex(u[..., 0], u[..., 1]) * scale.astype(u.dtype)
-        return jnp.fft.irfft2(spectrum, s=(height, width), axes=(0, 1)) @ mix.astype(u.dtype)
+        scaled = u * scale[..., None].astype(u.dtype)
+        return jnp.fft.irfft2(lax.complex(scaled[..., 0], scaled[..., 1]), s=(height, width), axes=(0, 1)) @ mix.astype(
+            u.dtype
+        )
 
     def encode(x: jax.Array) -> jax.Array:
         x = _of_shape("fourier", x, shape)
-        spectrum = jnp.fft.rfft2(x @ unmix.astype(x.dtype), axes=(0, 1)) / scale.astype(x.dtype)
-        return jnp.stack([spectrum.real, spectrum.imag], -1)
+        spectrum = jnp.fft.rfft2(x @ unmix.astype(x.dtype), axes=(0, 1))
+        return jnp.stack([spectrum.real, spectrum.imag], -1) / scale[..., None].astype(x.dtype)
 
     return Parametrization(decode, encode)
 
@@ -119,7 +121,8 @@ def fixed_magnitude(images: ArrayLike) -> Parametrization:
     magnitude[real] = 0
 
     def decode(phase: jax.Array) -> jax.Array:
-        spectrum = magnitude.astype(phase.dtype) * jnp.exp(1j * phase) + signed.astype(phase.dtype)
+        size, fixed = magnitude.astype(phase.dtype), signed.astype(phase.dtype)
+        spectrum = lax.complex(size * jnp.cos(phase) + fixed, size * jnp.sin(phase))
         return jnp.fft.irfft2(spectrum, s=(height, width), axes=(0, 1))
 
     def encode(x: jax.Array) -> jax.Array:

@@ -1,23 +1,23 @@
 """Penalties of a prototype: functions `(x, *args) -> scalar` that are subtracted from the score."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jax.typing import ArrayLike
 
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._types import PyTree
 from jaxplain.prototypes._parametrizations import image_shape
 
 Penalty = Callable[..., jax.Array]
+Strength: TypeAlias = float | jax.Array  # λ
 
 
-def l2(strength: ArrayLike, center: PyTree | Callable[..., PyTree] = 0.0) -> Penalty:
+def l2(strength: Strength, center: PyTree | Callable[..., PyTree] = 0.0) -> Penalty:
     r"""$\frac{\lambda}{2} \lVert x - c \rVert_2^2$: the −log density of a Gaussian of variance 1/λ, up to a constant.
 
     `center` is a number, an input, or a function of the arguments after x (`lambda y: means[y]`).
@@ -42,7 +42,7 @@ def l2(strength: ArrayLike, center: PyTree | Callable[..., PyTree] = 0.0) -> Pen
     return penalty
 
 
-def lp(strength: ArrayLike, p: float = 6.0) -> Penalty:
+def lp(strength: Strength, p: float = 6.0) -> Penalty:
     r"""$\lambda \sum_i |x_i|^p$, which with a large p prevents extreme values.
 
     References:
@@ -56,17 +56,18 @@ def lp(strength: ArrayLike, p: float = 6.0) -> Penalty:
     return lambda x, *_: strength * _total(lambda leaf: (jnp.sign(leaf) * leaf) ** p, x)
 
 
-def total_variation(strength: ArrayLike) -> Penalty:
+def total_variation(strength: Strength) -> Penalty:
     r"""$\lambda \sum_p (x_{p + (1,0)} - x_p)^2 + (x_{p + (0,1)} - x_p)^2$ of an image (height, width, channels)."""
 
     def penalty(x: jax.Array, *_: Any) -> jax.Array:
         image_shape("total_variation", jnp.shape(x))
-        return strength * sum(jnp.sum(jnp.square(jnp.diff(x, axis=axis))) for axis in (0, 1))
+        vertical, horizontal = (jnp.sum(jnp.square(jnp.diff(x, axis=axis))) for axis in (0, 1))
+        return strength * (vertical + horizontal)
 
     return penalty
 
 
-def blur(strength: ArrayLike, sigma: float = 1.0) -> Penalty:
+def blur(strength: Strength, sigma: float = 1.0) -> Penalty:
     r"""$\frac{\lambda}{2} \lVert x - g_\sigma * x \rVert_2^2$, the details that a Gaussian blur of σ pixels removes.
 
     For images (height, width, channels). The edges are extended outward, so that constant images have no penalty. This
@@ -91,7 +92,7 @@ def blur(strength: ArrayLike, sigma: float = 1.0) -> Penalty:
     return penalty
 
 
-def expert(strength: ArrayLike, log_prob: Callable[[PyTree], jax.Array]) -> Penalty:
+def expert(strength: Strength, log_prob: Callable[[PyTree], jax.Array]) -> Penalty:
     r"""$-\lambda \log p(x)$ of an expert p, which rates how typical an input is.
 
     With λ = 1 and a log-probability of the class as score, the objective is that of p(x | class), because
@@ -100,7 +101,7 @@ def expert(strength: ArrayLike, log_prob: Callable[[PyTree], jax.Array]) -> Pena
     return lambda x, *_: -strength * log_prob(x)
 
 
-def shell(strength: ArrayLike = 1.0) -> Penalty:
+def shell(strength: Strength = 1.0) -> Penalty:
     r"""$-\lambda \log p(r)$ of the radius $r = \lVert z \rVert_2$ of a code $z \sim \mathcal N(0, I_d)$.
 
     Up to a constant, this is $\lambda\,(r^2/2 - (d - 1) \log r)$. Codes drawn from the prior lie near a sphere of
@@ -117,7 +118,7 @@ def shell(strength: ArrayLike = 1.0) -> Penalty:
     return penalty
 
 
-def diversity(strength: ArrayLike, features: Callable[[PyTree], PyTree] = lambda x: x) -> Penalty:
+def diversity(strength: Strength, features: Callable[[PyTree], PyTree] = lambda x: x) -> Penalty:
     r"""λ × the mean cosine between the `features` of prototypes that are optimized together along a leading axis of x.
 
     The score is then their sum, `lambda xs, y: jnp.sum(jax.vmap(score, (0, None))(xs, y))`. Parts for one image need

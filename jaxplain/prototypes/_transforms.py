@@ -64,7 +64,7 @@ def crop(share: float) -> Transform:
 
     def transform(key: jax.Array, x: jax.Array) -> jax.Array:
         height, width, _ = image_shape("crop", jnp.shape(x))
-        room = (1 - share) * jnp.array([height, width]) / 2
+        room = (1 - share) * jnp.array([height, width], float) / 2
         return _resampled("crop", x, jnp.eye(2) * share, jax.random.uniform(key, (2,), minval=-room, maxval=room))
 
     return transform
@@ -88,8 +88,8 @@ def noise(sigma: float) -> Transform:
 def _resampled(name: str, x: jax.Array, matrix: jax.Array, offset: ArrayLike = 0.0) -> jax.Array:
     """The image whose pixel p is the pixel of x at `matrix` (p − middle) + middle + `offset`."""
     height, width, _ = image_shape(name, jnp.shape(x))
-    middle = jnp.array([(height - 1) / 2, (width - 1) / 2])
-    places = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
-    source = (places - middle) @ matrix.T + middle + offset
+    middle = jnp.array([[[(height - 1) / 2, (width - 1) / 2]]])
+    places = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1).astype(middle.dtype)
+    source = (places - middle) @ matrix.T + middle + jnp.broadcast_to(offset, middle.shape)
     sample = partial(ndimage.map_coordinates, coordinates=[source[..., 0], source[..., 1]], order=1, mode="nearest")
-    return jax.vmap(sample, in_axes=-1, out_axes=-1)(x).astype(x.dtype)
+    return jax.vmap(sample, in_axes=-1, out_axes=-1)(x.astype(source.dtype)).astype(x.dtype)
