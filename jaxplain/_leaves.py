@@ -27,6 +27,13 @@ def cast_like(leaves: Sequence[jax.Array], like: Sequence[jax.Array]) -> Leaves:
     return tuple(leaf.astype(other.dtype) for leaf, other in zip(leaves, like, strict=True))
 
 
+def same_dtype(*arrays: jax.Array) -> Leaves:
+    """The arrays in the dtype that JAX would promote them to, also under `jax_numpy_dtype_promotion="strict"`."""
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*arrays)
+    return tuple(jnp.asarray(a).astype(dtype) for a in arrays)
+
+
 def multiply(a: Leaves, b: Leaves) -> Leaves:
     return tuple(x * y for x, y in zip(a, b, strict=True))
 

@@ -218,3 +218,12 @@ def test_tol_runs_on_an_explicit_mesh():
             got = run(jax.device_put(xs, jax.P("data")))
         assert relative(got, want) < 1e-12
     assert len(set(alone(xs)[1].n_steps.tolist())) > 1, "every example took the same number of steps"
+
+
+@pytest.mark.parametrize("method", [jx.gradient, jx.integrated_gradients, jx.deeplift, jx.deep_taylor, jx.ablation])
+def test_bfloat16_is_explained_under_strict_promotion(method):
+    weights = jnp.ones((3, 4), jnp.bfloat16)
+    score = lambda x: jnp.sum(jax.nn.relu(x @ weights))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        attribution = method(score)(jnp.ones(3, jnp.bfloat16))
+    assert attribution.dtype == jnp.bfloat16 and (attribution == 4).all()

@@ -19,6 +19,7 @@ from jaxplain._analysis.softmax import Group
 from jaxplain._engine.node_view import Layer
 from jaxplain._engine.paired import LinearMap, PairedRule, Parts, difference, wide
 from jaxplain._ir.graph import is_elementwise_product
+from jaxplain._leaves import same_dtype
 
 Linear = Callable[..., list[jax.Array]]  # of one array for each input
 Rescale = Callable[[Layer, Layer], Linear]
@@ -128,12 +129,14 @@ def _middle(x: jax.Array, x0: jax.Array) -> jax.Array:
 def _is_moved(change: jax.Array, *sizes: jax.Array) -> jax.Array:
     """Whether a change is more than rounding can make, where numbers of these sizes are added."""
     largest = reduce(jnp.maximum, map(jnp.abs, sizes))
-    return jnp.abs(change) > 10 * jnp.finfo(largest.dtype).eps * largest
+    size, limit = same_dtype(jnp.abs(change), 10 * jnp.finfo(largest.dtype).eps * largest)
+    return size > limit
 
 
 def _quotient(rise: jax.Array, run: jax.Array, slope: jax.Array, *sizes: jax.Array) -> jax.Array:
     """rise / run, or the slope where the run is too small."""
     moved = _is_moved(run, *sizes)
+    rise, run, slope = same_dtype(rise, run, slope)
     return jnp.where(moved, rise / jnp.where(moved, run, 1), slope)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxplain import _compat
 from jaxplain._engine.node_view import Layer, Weights
-from jaxplain._leaves import wide_dtype
+from jaxplain._leaves import same_dtype, wide_dtype
 
 Relevance = jax.Array
 
@@ -45,6 +45,7 @@ def stabilize(z: jax.Array, epsilon: float) -> jax.Array:
 
 def times(v: jax.Array, share: jax.Array) -> jax.Array:
     """v · share, where no share means no relevance even of an infinite value (a masked logit)."""
+    v, share = same_dtype(v, share)
     # The value is replaced, not the product: else the derivative with respect to the share would be 0 · ∞.
     return jnp.where(jnp.isinf(v) & (share == 0), 0, v) * share
 
