@@ -22,7 +22,10 @@ ADD_ANY = _P.add_jaxvals_p
 CHECKPOINT = _P.remat_p
 CUSTOM_JVP, CUSTOM_VJP = _P.custom_jvp_call_p, _P.custom_vjp_call_p
 JIT = _P.jit_p
-OLD_CALLS = tuple(getattr(_P, name) for name in ("call_p", "closed_call_p") if hasattr(_P, name))  # until JAX 0.11
+# Until JAX 0.11; then both names stand for another primitive.
+OLD_CALLS = tuple(
+    _P.__dict__[f"{name}_p"] for name in ("call", "closed_call") if vars(_P).get(f"{name}_p", JIT).name == name
+)
 NAME = _P.name_p
 SELECT_AND_SCATTER = _P.select_and_scatter_add_p
 # jaxlib 0.10 gives plain convolutions on a CPU to a library that runs most of them on one thread; 0.12 runs them on all.
