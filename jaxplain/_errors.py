@@ -1,7 +1,7 @@
-"""Every error that the library raises on purpose, and the one way its text is built.
+"""All errors that the library raises on purpose, and the format of their texts.
 
-A message answers, in this order: what is wrong, where, what was got, what was needed, why, and the
-change to paste. The first line is enough on its own.
+A message says, in this order: what is wrong, where, what was given, what is needed, why, and a fix to paste. The
+first line is understandable on its own.
 """
 
 
@@ -10,7 +10,7 @@ class JaxplainError(Exception):
 
 
 class ScoreError(JaxplainError, TypeError):
-    """The explained function is not one real number per example."""
+    """The explained function does not return one real number per example."""
 
 
 class InputError(JaxplainError, TypeError):
@@ -22,7 +22,7 @@ class StructureError(JaxplainError, ValueError):
 
 
 class SettingError(JaxplainError, ValueError):
-    """A setting of a method is out of its range."""
+    """A setting is invalid."""
 
 
 class LabelError(JaxplainError, ValueError):
@@ -42,11 +42,11 @@ class TransformError(JaxplainError, TypeError):
 
 
 class UnknownNodeError(JaxplainError, NotImplementedError):
-    """The score holds operations that a propagation rule cannot be chosen for."""
+    """The score contains operations for which no propagation rule can be chosen."""
 
 
 class LayerError(JaxplainError, LookupError):
-    """No layer, or more than one, answers to what was asked for; or it cannot be used so."""
+    """No layer or several layers match the request, or the layer cannot be used this way."""
 
 
 class UnexplainedChangeError(JaxplainError, ValueError):
