@@ -183,7 +183,7 @@ def groups_of(arguments: Arguments, groups: GroupLabels, n_groups: int | None) -
                 )
             )
         # Labels out of range, which tracing cannot detect, all become n_groups.
-        wide = [None if a is None else a.astype(jnp.promote_types(a.dtype, jnp.int32)) for a in given]
+        wide = [None if a is None else a.astype(int) for a in given]
         inside = [None if a is None else jnp.where((a >= 0) & (a < n_groups), a, n_groups) for a in wide]
         return Groups(shapes, tuple(inside), n_groups)
     flat = np.concatenate([np.ravel(labels) for labels in known])

@@ -31,7 +31,7 @@ def weights(prefix: str = "weights", family: str = "network") -> dict[str, dict[
 def _conv(w: Any, x: jax.Array, padding: int) -> jax.Array:
     kernel, layout = w["weight"].transpose(2, 3, 1, 0), ("NHWC", "HWIO", "NHWC")
     y = lax.conv_general_dilated(x[None], kernel, (1, 1), [(padding, padding)] * 2, dimension_numbers=layout)[0]
-    return y + w["bias"]
+    return y + w["bias"][None, None]
 
 
 def layers(w: Any, x: jax.Array) -> dict[str, jax.Array]:

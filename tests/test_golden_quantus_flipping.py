@@ -142,7 +142,7 @@ def test_quantus_selectivity_is_patch_flipping(patch, baseline):
 def test_irof(baseline):
     """Quantus: S - the area over steps 1 to S, of length 1. Ours has step 0 as well, and divides by the number of segments."""
     segments = stored("faithfulness")["irof_segments"]
-    n, most = segments.max((1, 2)) + 1, 12
+    n, most = segments.max((1, 2)).astype(int) + 1, 12
 
     def both(heat, x, label, labels):
         fill = running_mean(turns(heat, labels, most, mean=True), most) if baseline == "mean" else BASELINES[baseline]
@@ -166,7 +166,7 @@ def test_road():
 
     def is_right_or_score(x, label, which):
         is_right = jnp.argmax(jax.vmap(score, (None, 0))(x, jnp.arange(4))) == label
-        return jnp.where(which, score(x, label), 1.0 * is_right)
+        return jnp.where(which, score(x, label), is_right.astype(float))
 
     measure = metrics.road(is_right_or_score, shares=shares, baseline=metrics.removal.impute(noise=0.0), key=KEY)
     both = measured(lambda *args: jax.vmap(lambda which: measure.curve(*args, which).score)(jnp.arange(2)))

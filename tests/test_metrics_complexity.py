@@ -152,7 +152,7 @@ def test_effective_complexity_closed_forms():
     # The fifth feature has no weight, and comes last among five that are kept.
     assert np.isclose(linear(X * W, X), 5 / 6)
     assert np.isclose(linear(-3 * X * W, X), 5 / 6)  # the order of |R| alone
-    assert linear((X * W == 0.0) * -1.0, X) == 1  # what is not needed goes first
+    assert linear(jnp.where(X * W == 0, -1.0, 0.0), X) == 1  # what is not needed goes first
     assert np.isclose(of(lambda x: x[2] * 2)(W, X), 1 / 6)
     assert of(lambda x: 0 * x[0])(W, X) == 0
     # Errors 1, 4, 0: not the k from which on all are small, the first.
@@ -166,7 +166,7 @@ def test_effective_complexity_closed_forms():
 
 def test_effective_complexity_groups_and_pytrees():
     def score(inputs, scale):
-        return scale * (inputs["image"].sum() + inputs["rest"][0][0] * inputs["rest"][1][0])
+        return scale * (inputs["image"].sum() + inputs["rest"][0][0] * inputs["rest"][1][0].astype(float))
 
     x = _tree(jnp.arange(1.0, 13.0))
     x["rest"] = (x["rest"][0], jnp.ones(3, int))
@@ -188,7 +188,7 @@ def test_effective_complexity_transforms_and_what_is_not_finite(key):
     measure = effective_complexity(_score, tolerance=0.3, baseline=0.0)
     run = jax.jit(measure)
     xs = jax.random.normal(key, (4, 6))
-    relevance = xs * W
+    relevance = xs * W[None]
     each = np.array([run(r, x) for r, x in zip(relevance, xs, strict=True)])
     assert each.std() > 0 and measure(relevance[0], xs[0]) == each[0]
     np.testing.assert_array_equal(jax.jit(jax.vmap(measure))(relevance, xs), each)

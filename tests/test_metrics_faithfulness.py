@@ -233,7 +233,7 @@ def test_compare_measures_each_pair_with_shared_draws():
         "correlation": lambda score: M.faithfulness_correlation(score, subset_size=2, n_samples=5),
         "finished": M.pixel_flipping(score),
         "largest": lambda attribution: jnp.max(jnp.abs(attribution)),
-        "masked": lambda attribution, mask: jnp.sum(attribution * mask),
+        "masked": lambda attribution, mask: jnp.sum(attribution, where=mask),
         "shift": lambda explain: lambda x, y: jnp.abs(explain(x, y, key=KEY) - explain(x + 0.1, y, key=KEY)).sum(),
         "of a method": lambda method: lambda x, y: method(score)(x, y, key=KEY).sum(),
     }
@@ -245,7 +245,7 @@ def test_compare_measures_each_pair_with_shared_draws():
     assert relative(values("estimate"), jax.vmap(M.faithfulness_estimate(score))(maps, xs, ys)) < 1e-10
     assert relative(values("finished"), jax.vmap(M.pixel_flipping(score))(maps, xs, ys)) < 1e-10
     assert relative(values("largest"), np.abs(maps).max(axis=1)) < 1e-12
-    assert relative(values("masked"), (maps * masks).sum(axis=1)) < 1e-10
+    assert relative(values("masked"), jnp.sum(maps, axis=1, where=masks)) < 1e-10
     assert relative(values("of a method"), maps.sum(axis=1)) < 1e-10
     moved = jax.vmap(jx.input_x_gradient(score))(xs + 0.1, ys)
     assert relative(values("shift"), np.abs(maps - moved).sum(axis=1)) < 1e-10
@@ -284,7 +284,7 @@ def test_compare_with_maps_of_several_shapes_missing_values_and_shared_arguments
     }
     metrics = {"sum": lambda attribution: jnp.sum(attribution), "estimate of x": lambda attribution, x, w: w @ x}
     table = M.compare(score, methods, metrics, in_axes=(0, None), progress=False)(xs, weights)
-    want = (2 * weights * xs).sum(1)
+    want = (2 * weights[None] * xs).sum(1)
     for name in ("gradient", "one number"):
         np.testing.assert_allclose(table.values["sum"][name], want)
         np.testing.assert_allclose(table.values["estimate of x"][name], xs @ weights)
@@ -329,7 +329,7 @@ def test_compare_with_weights_that_hold_functions_and_metrics_with_keys_of_their
 def test_compare_with_the_input_shared_and_the_arguments_mapped():
     x, ws, masks = jnp.arange(1.0, 7.0), jnp.ones((5, 6)), jnp.ones((5, 6), bool)
     score = lambda x, w: jnp.sum(w * x**2)
-    inside = lambda attribution, mask: jnp.sum(attribution * mask)
+    inside = lambda attribution, mask: jnp.sum(attribution, where=mask)
     run = M.compare(score, {"g": jx.gradient}, {"inside": inside}, in_axes=(None, 0), progress=False)
     np.testing.assert_allclose(run(x, ws, masks=masks).values["inside"]["g"], 42.0)
 

@@ -138,7 +138,7 @@ def test_permuted_weights_and_keys(key):
     weights = {"w": _array(0, 3, 4), "b": _array(1, 5), "n": jnp.arange(3), "rate": 0.5, "act": jax.nn.gelu}
     as_map = lambda p: lambda x: {name: p[name] for name in ("w", "b", "n")}
     check = lambda test: rd.parameter_randomization(
-        as_map, order="all", absolute=False, similarity=lambda a, b: jnp.float64(1) * jnp.all(test(a, b))
+        as_map, order="all", absolute=False, similarity=lambda a, b: jnp.where(jnp.all(test(a, b)), 1.0, 0.0)
     )
     first = dict(zip("bw", jax.random.split(jax.random.fold_in(key, 0), 2), strict=True))
     for test in (
@@ -187,9 +187,9 @@ def test_flax_models(key):
     class Linen(linen.Module):
         @linen.compact
         def __call__(self, x):
-            x = linen.Dense(5, name="z_first")(x)
-            x = linen.BatchNorm(use_running_average=True, name="norm")(nnx.relu(x))
-            return linen.Dense(3, name="a_last")(x)
+            x = linen.Dense(5, param_dtype=float, name="z_first")(x)
+            x = linen.BatchNorm(use_running_average=True, param_dtype=float, name="norm")(nnx.relu(x))
+            return linen.Dense(3, param_dtype=float, name="a_last")(x)
 
     model = Linen()
     variables = model.init(key, X[None])
@@ -204,7 +204,8 @@ def test_flax_models(key):
 
     class Nnx(nnx.Module):
         def __init__(self, rngs):
-            self.z_first, self.a_last = nnx.Linear(6, 5, rngs=rngs), nnx.Linear(5, 3, rngs=rngs)
+            self.z_first = nnx.Linear(6, 5, param_dtype=float, rngs=rngs)
+            self.a_last = nnx.Linear(5, 3, param_dtype=float, rngs=rngs)
             self.noise = nnx.Dropout(0.5, rngs=rngs, deterministic=True)
 
         def __call__(self, x):

@@ -80,7 +80,7 @@ def _box(key, n, radius, x=X):
 @pytest.mark.parametrize("name", METRICS)
 def test_definitions(name):
     make, settings, _ = METRICS[name]
-    points = X + 0.3 * jax.random.normal(jax.random.key(5), (3, 4))
+    points = X[None] + 0.3 * jax.random.normal(jax.random.key(5), (3, 4))
     got = make(EXPLAIN, neighbors=jx.metrics.neighbors.given(points), **settings)(X)
     assert relative(got, _by_hand(name, EXPLAIN, points)) < 1e-10
 
@@ -127,7 +127,7 @@ def test_balls_are_filled_uniformly(norm, share, key):
     )
     one = catch(Arguments("test", (X,), 0))
     points = np.asarray(jax.vmap(lambda k: one(0, k)[0])(jax.random.split(key, 4000)))
-    offsets = ((points - X) / np.where(radius > 0, radius, 1)).round(12)
+    offsets = ((points - np.asarray(X)) / np.where(radius > 0, radius, 1)).round(12)
     assert (offsets[:, 1] == 0).all()
     size = np.abs(offsets).max(1) if norm == "inf" else NORM(offsets, axis=1)
     assert size.max() <= 1 and size.max() > 0.99
@@ -166,7 +166,7 @@ def test_the_maximum_of_two_numbers_as_a_network(key):
 
 def test_linear_scores(key):
     for make, settings, _ in METRICS.values():
-        assert make(jax.grad(LINEAR), neighbors=jx.metrics.neighbors.given(X + jnp.eye(4)), **settings)(X) == 0
+        assert make(jax.grad(LINEAR), neighbors=jx.metrics.neighbors.given(X[None] + jnp.eye(4)), **settings)(X) == 0
     # Input × gradient: closed suprema over the ball, which no sample exceeds and ascent reaches.
     radius = 0.5
     for norm, metric, settings, want in (
@@ -183,7 +183,7 @@ def test_linear_scores(key):
         assert sampled <= climbed <= want * (1 + 1e-12)
         assert sampled < 0.97 * want and climbed > 0.99 * want
     np.testing.assert_allclose(
-        relative_input_stability(TIMES, neighbors=jx.metrics.neighbors.given(X + jnp.eye(4)))(X), 1, rtol=1e-12
+        relative_input_stability(TIMES, neighbors=jx.metrics.neighbors.given(X[None] + jnp.eye(4)))(X), 1, rtol=1e-12
     )
 
 
@@ -281,7 +281,7 @@ def test_a_stochastic_explainer_draws_the_same_at_x_and_its_neighbors(key):
         return x**3 + jax.random.normal(key, x.shape)
 
     noisy.needs_key = True
-    points = X + 0.3 * jnp.eye(4)
+    points = X[None] + 0.3 * jnp.eye(4)
     measure = jx.metrics.max_sensitivity(noisy, neighbors=jx.metrics.neighbors.given(points), chunk_size=3)
     own = jax.random.fold_in(key, np.uint32(2**32 - 1))
     want = _by_hand("max_sensitivity", lambda x: noisy(x, key=own), points)

@@ -148,7 +148,7 @@ def non_sensitivity(
         n = sets.labeled.n
 
         def value(i: jax.Array) -> jax.Array:
-            return call.value(sets.without(jnp.arange(n) == i // repeats, key, i % repeats))
+            return call.value(sets.without(jnp.arange(n, dtype=jnp.int32) == i // repeats, key, i % repeats))
 
         # The last one is f(x): it removes group n, which does not exist. As the same program it rounds alike.
         scores = evaluate(value, n * repeats + 1, chunk)

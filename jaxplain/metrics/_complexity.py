@@ -172,7 +172,7 @@ def effective_complexity(
         )
         errors = jnp.mean((value - scores.reshape(n, repeats)) ** 2, axis=1)
         errors = jnp.append(errors, 0)  # with everything kept
-        n_present = jnp.sum(sets.is_present)
+        n_present = jnp.sum(sets.is_present, dtype=errors.dtype)
         share = jnp.minimum(jnp.arange(n + 1, dtype=errors.dtype), n_present) / n_present
         return Kept(share, sets.labeled.where_valid(errors))
 
@@ -241,12 +241,12 @@ def sufficiency(*, threshold: float = 0.6) -> Callable[[PyTree, ArrayLike], jax.
             )
         maps = jnp.concatenate([leaf.reshape(len(labels), -1) for leaf in leaves], axis=1)
         # By the largest value first, because the squares of tiny numbers would underflow.
-        for size in (lambda m: jnp.max(jnp.abs(m), axis=0), lambda m: jnp.std(m, axis=0)):
+        for size in (lambda m: jnp.max(jnp.abs(m), axis=0, keepdims=True), lambda m: jnp.std(m, axis=0, keepdims=True)):
             maps = maps / jnp.where(size(maps) == 0, 1, size(maps))
-        distances = lax.map(lambda row: jnp.linalg.norm(maps - row, axis=1), maps)
+        distances = lax.map(lambda row: jnp.linalg.norm(maps - row[None], axis=1), maps)
         is_near = (distances <= threshold * jnp.max(distances, initial=0)) & ~jnp.eye(len(labels), dtype=bool)
         n_near = jnp.sum(is_near, axis=1)
-        n_same = jnp.sum(is_near & (labels == labels[:, None]), axis=1)
+        n_same = jnp.sum(is_near & (labels[None] == labels[:, None]), axis=1)
         return jnp.where(n_near > 0, n_same / jnp.maximum(n_near, 1), jnp.nan).astype(maps.dtype)
 
     return measure

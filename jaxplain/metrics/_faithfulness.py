@@ -137,12 +137,12 @@ def sensitivity_n(
         n = sets.labeled.n
         if n < 2:
             _require_fewer(name, "shares", 1, n)
-        sizes = np.unique(np.clip(np.round(given * n), 1, n - 1)).astype(np.int32)
-        n_present = jnp.sum(sets.is_present)  # n, unless labels are traced
-        scaled = jnp.clip(jnp.round(sizes * (n_present / n)), 1, n_present - 1).astype(jnp.int32)
+        sizes = np.unique(np.clip(np.round(given * n), 1, n - 1))
+        n_present = jnp.sum(sets.is_present, dtype=float)  # n, unless labels are traced
+        scaled = jnp.clip(jnp.round(jnp.asarray(sizes, float) * (n_present / n)), 1, n_present - 1)
 
         def pair(i: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return sets.random(key, i, scaled[i // n_samples])
+            return sets.random(key, i, scaled[i // n_samples].astype(jnp.int32))
 
         sums, drops = evaluate(pair, len(sizes) * n_samples, chunk)
         each = jax.vmap(correlation)(sums.reshape(len(sizes), -1), drops.reshape(len(sizes), -1))
@@ -401,7 +401,7 @@ class Sets:
 
     def single(self, key: Any, k: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.Array]:
         """R and Δ of one group."""
-        point = self.without(jnp.arange(self.labeled.n) == group, key, k)
+        point = self.without(jnp.arange(self.labeled.n, dtype=jnp.int32) == group, key, k)
         return self.relevance[group], self._value - self._call.value(point)
 
     def random(self, key: Any, k: jax.Array, size: jax.Array | int) -> tuple[jax.Array, jax.Array]:
@@ -419,7 +419,7 @@ class Sets:
         n = self.labeled.n
         turn = jax.random.permutation(jax.random.fold_in(key, k), n)
         last = jnp.where(self.is_present, turn, n + turn)  # labels without features come last
-        return jnp.argsort(jnp.argsort(last)) < size
+        return jnp.argsort(jnp.argsort(last)).astype(jnp.int32) < size
 
 
 def _require_fewer(name: str, setting: str, size: int, n: int) -> None:

@@ -248,7 +248,7 @@ def selectivity(
             place = jnp.unravel_index(jnp.argmax(jnp.where(touches, -jnp.inf, sums)), sums.shape)
             chosen = jnp.ones(x.shape, bool)
             for axis, (start, length) in enumerate(zip(place, full, strict=True)):
-                index = lax.broadcasted_iota(jnp.int32, x.shape, axis) - start
+                index = lax.broadcasted_iota(jnp.int32, x.shape, axis) - start.astype(jnp.int32)
                 chosen &= (index >= 0) & (index < length)
             removed = removed | (chosen & ~jnp.all(touches))
             point = fill((removed,), _fold_in(removal_key, k))
@@ -419,15 +419,16 @@ def _path(
         labeled = groups_of(call.arguments, groups, n_groups)
         n = labeled.n
         points = np.linspace(0, until, (n_steps or max(round(until * n), 1)) + 1) if shares is None else shares
-        n_present = jnp.sum(labeled.is_present)  # n, unless labels are traced
+        n_present = jnp.sum(labeled.is_present, dtype=float)  # n, unless labels are traced
         if n_steps is None and shares is None:
-            counts = jnp.minimum(np.round(points * n), jnp.round(until * n_present))
+            counts = jnp.minimum(jnp.asarray(np.round(points * n), float), jnp.round(until * n_present))
         else:
-            counts = jnp.round(points * n_present)
-        counts = jnp.where(points > 0, jnp.maximum(counts, 1), 0).astype(jnp.int32)  # a removal removes something
+            counts = jnp.round(jnp.asarray(points, float) * n_present)
+        counts = jnp.where(points > 0, jnp.maximum(counts, 1), 0)  # a removal removes something
         fill = filler(call.arguments, baseline)
         removal_key, explain_key = _two_keys(key)
         share = (counts / n_present).astype(jnp.result_type(*call.x))
+        counts = counts.astype(jnp.int32)
 
         def turns(relevance: Leaves) -> jax.Array:
             """For each group the number of groups before it."""
@@ -451,7 +452,8 @@ def _path(
         def step(state: tuple, k: jax.Array) -> tuple[tuple, jax.Array]:
             is_removed, relevance = state
             is_finite = all_finite(relevance)
-            turn = jnp.argsort(jnp.argsort(turns(relevance) + n * is_removed))  # removed groups go last
+            ranks = turns(relevance) + jnp.where(is_removed, n, 0)  # removed groups go last
+            turn = jnp.argsort(jnp.argsort(ranks)).astype(jnp.int32)
             is_removed = is_removed | (turn < jnp.diff(counts)[k])
             point = fill(labeled.members(is_removed), _fold_in(removal_key, k + 1))
             relevance = _explain(recompute, call, point, _fold_in(explain_key, k))

@@ -87,7 +87,7 @@ def energy_inside() -> Measure:
     def measure(attribution: ArrayLike, mask: ArrayLike) -> jax.Array:
         heat, inside = _positive("metrics.energy_inside", attribution, mask)
         total = jnp.sum(heat)
-        return _where_placed(heat, inside, jnp.sum(heat * inside) / jnp.where(total > 0, total, 1))
+        return _where_placed(heat, inside, jnp.sum(heat, where=inside) / jnp.where(total > 0, total, 1))
 
     return measure
 
@@ -124,8 +124,8 @@ def intersection_over_union(*, threshold: float | None = None) -> Measure:
             chosen = _strongest(heat, jnp.sum(inside))
         else:
             chosen = (heat >= threshold * jnp.max(heat)).astype(heat.dtype)
-        both = jnp.sum(chosen * inside)
-        union = jnp.sum(chosen) + jnp.sum(inside) - both
+        both = jnp.sum(chosen, where=inside)
+        union = jnp.sum(chosen) + jnp.sum(inside, dtype=heat.dtype) - both
         return _where_placed(heat, inside, both / jnp.where(union > 0, union, 1))
 
     return measure
@@ -164,7 +164,7 @@ def top_k_intersection(*, k: int) -> Measure:
                     got=f"k={k}, map of {heat.size} pixels",
                 )
             )
-        return _where_placed(heat, inside, jnp.sum(_strongest(heat, k) * inside) / k)
+        return _where_placed(heat, inside, jnp.sum(_strongest(heat, k), where=inside) / k)
 
     return measure
 
@@ -189,7 +189,9 @@ def relevance_rank_accuracy() -> Measure:
     def measure(attribution: ArrayLike, mask: ArrayLike) -> jax.Array:
         heat, inside = _positive("metrics.relevance_rank_accuracy", attribution, mask)
         n = jnp.sum(inside)
-        return _where_placed(heat, inside, jnp.sum(_strongest(heat, n) * inside) / jnp.maximum(n, 1))
+        return _where_placed(
+            heat, inside, jnp.sum(_strongest(heat, n), where=inside) / jnp.maximum(n, 1).astype(heat.dtype)
+        )
 
     return measure
 
@@ -223,9 +225,9 @@ def attribution_auc() -> Measure:
         )
         outside = jnp.sort(jnp.where(inside, jnp.inf, heat), axis=None)  # pixels inside come last
         below, up_to = (jnp.searchsorted(outside, heat, side=side) for side in ("left", "right"))
-        n = jnp.sum(~inside)
+        n = jnp.sum(~inside, dtype=heat.dtype)
         outranked = (below + up_to).astype(heat.dtype) / (2 * jnp.maximum(n, 1))
-        value = jnp.sum(outranked, where=inside) / jnp.maximum(jnp.sum(inside), 1)
+        value = jnp.sum(outranked, where=inside) / jnp.maximum(jnp.sum(inside, dtype=heat.dtype), 1)
         return _where_placed(heat, inside, jnp.where(n > 0, value, jnp.nan))
 
     return measure
@@ -236,7 +238,7 @@ def _strongest(heat: jax.Array, n: jax.Array | int) -> jax.Array:
     last = jnp.sort(heat, axis=None, descending=True)[jnp.maximum(n - 1, 0)]
     above, ties = heat > last, heat == last
     share = (n - jnp.sum(above)) / jnp.sum(ties)
-    return jnp.where(heat > 0, above + share * ties, 0).astype(heat.dtype)
+    return jnp.where(heat > 0, jnp.where(above, 1, jnp.where(ties, share, 0)), 0).astype(heat.dtype)
 
 
 def _positive(method: str, attribution: ArrayLike, mask: ArrayLike) -> tuple[jax.Array, jax.Array]:

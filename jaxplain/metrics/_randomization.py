@@ -328,7 +328,8 @@ def random_logit(
         here = program(label, arguments.leaves, keyword)
 
         def other(j: jax.Array) -> jax.Array:
-            another = (j + (j >= label)).astype(label.dtype)
+            j = j.astype(label.dtype)
+            another = j + (j >= label).astype(label.dtype)
             return compare(here, program(another, arguments.leaves, keyword))
 
         if average:

@@ -380,7 +380,7 @@ def _measure(
 
         values, counted = evaluate(one, neighbors.n, chunk)
         if mean:
-            value = jnp.sum(jnp.where(counted, values, 0)) / jnp.sum(counted)
+            value = jnp.sum(jnp.where(counted, values, 0)) / jnp.sum(counted, dtype=values.dtype)
         else:
             value = jnp.max(jnp.where(counted, values, -jnp.inf))
         return jnp.where(counted.any(), value, jnp.nan)

@@ -91,14 +91,15 @@ def greedy(
             draw = None if key is None else jax.random.fold_in(key, k)  # the same for all groups
 
             def without(group: jax.Array) -> jax.Array:
-                return call.value(fill(labeled.members(is_removed | (jnp.arange(n) == group)), draw))
+                return call.value(fill(labeled.members(is_removed | (jnp.arange(n, dtype=jnp.int32) == group)), draw))
 
             # The smallest score of the remaining groups; NaN comes last.
             chosen = jnp.lexsort((evaluate(without, n, chunk), is_removed))[0]
             return is_removed.at[chosen].set(True), chosen
 
         order = lax.scan(step, _compat.varying_like(jnp.zeros(n, bool), call.x[0]), jnp.arange(n))[1]
-        turn = jnp.zeros(n, jnp.result_type(*call.x)).at[order].set(n - jnp.arange(n))
+        dtype = jnp.result_type(*call.x)
+        turn = jnp.zeros(n, dtype).at[order].set(n - jnp.arange(n, dtype=dtype))
         info = Info(value=call.value(call.x), n_gradients=jnp.int32(0), n_evaluations=jnp.int32(n * n + 1))
         return labeled.spread(turn, alone=0), info
 

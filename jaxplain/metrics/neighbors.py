@@ -303,7 +303,7 @@ class _Ball:
             normal = _each(jax.random.normal, keys[:-1], x)
             normal = tuple(jnp.where(r > 0, g, 0) for r, g in zip(radius, normal, strict=True))
             length = norm_of(normal, 2)
-            dimensions = sum(jnp.sum(r > 0) for r in radius)
+            dimensions = sum(jnp.sum(r > 0, dtype=length.dtype) for r in radius)
             share = jax.random.uniform(keys[-1], (), length.dtype) ** (1 / jnp.maximum(dimensions, 1))
             return tuple((g * (share / jnp.where(length > 0, length, 1))).astype(g.dtype) for g in normal)
 
@@ -361,7 +361,7 @@ def _translate(leaf: jax.Array, fill: jax.Array, shift: jax.Array, axes: tuple[i
     inside = jnp.ones((), bool)
     for s, axis in zip(shift, axes, strict=True):
         size = leaf.shape[axis]
-        source = jnp.arange(size) - s
+        source = jnp.arange(size, dtype=jnp.int32) - s
         leaf = jnp.take(leaf, jnp.clip(source, 0, max(size - 1, 0)), axis=axis)
         line = [1] * leaf.ndim
         line[axis] = size
