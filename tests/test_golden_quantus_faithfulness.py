@@ -1,6 +1,7 @@
-"""Agreement of the metrics that remove sets of features with Quantus, on stored arrays: what it drew takes the place of our draws.
+"""Agreement of the metrics that remove sets of features with Quantus, on stored arrays, with its own draws.
 
-Left out is Quantus' `sensitivity_n`, which draws no sets: ours is compared with its faithfulness correlation, which is the paper's for one n.
+Quantus' `sensitivity_n` draws no sets and is left out. Ours is compared with its faithfulness correlation, which is the
+paper's for one n.
 """
 
 import jax
@@ -36,7 +37,7 @@ def subsets(size):
     return (indices[..., None].astype(int) == np.arange(144)).any(2)
 
 
-# --- Groups, one by one ------------------------------------------------------------------------------------------------
+# --- Groups, one by one -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("step", "baseline", "similarity"), SETTINGS)
@@ -81,7 +82,7 @@ def test_monotonicity_correlation_with_stored_draws(monkeypatch):
     agree(measured(measure, values)[1], stored("faithfulness")["monotonicity_correlation_uniform"])
 
 
-# --- Random sets -------------------------------------------------------------------------------------------------------
+# --- Random sets ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -106,7 +107,7 @@ def test_sensitivity_n_is_the_faithfulness_correlation_of_each_size(monkeypatch)
     agree(got.correlation, np.stack([for_both_maps(f"faithfulness_correlation/{{}}/subset={n}") for n in SIZES], -1))
 
 
-# --- Infidelity --------------------------------------------------------------------------------------------------------
+# --- Infidelity -------------------------------------------------------------------------------------------------------
 
 
 def test_infidelity_with_stored_noise(monkeypatch):
@@ -140,7 +141,7 @@ def test_the_factor_of_infidelity_is_the_least_squares_one(monkeypatch):
 
 
 def test_infidelity_of_patches(monkeypatch):
-    """Quantus' patches are removed one on top of the other, and every one counts once: those are the sets put in here."""
+    """Quantus removes its patches one on top of the other, and each counts once: those are the sets used here."""
 
     def over(patch):
         n = (12 // patch) ** 2

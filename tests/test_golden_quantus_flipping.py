@@ -1,7 +1,7 @@
 """Agreement of the metrics that remove features step by step with Quantus, on stored arrays.
 
-Where Quantus departs from the papers, the relation between its number and ours is tested. Not comparable: irof with the mean of the whole batch, of which
-one example knows nothing.
+Where Quantus departs from the papers, the relation between its number and ours is tested. Not comparable is irof with
+the mean of the whole batch, because one example does not know the batch.
 """
 
 import functools
@@ -40,7 +40,7 @@ def turns(heat, labels, n, *, mean=False):
     return jnp.argsort(jnp.argsort(-sums))[labels]
 
 
-# --- Pixels ------------------------------------------------------------------------------------------------------------
+# --- Pixels -----------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -83,7 +83,7 @@ def test_monotonicity_is_pixel_flipping_backwards():
     agree(measured(metrics.monotonicity(score, baseline=0.25, chunk_size=25)), falls.mean(-1))
 
 
-# --- Patches -----------------------------------------------------------------------------------------------------------
+# --- Patches ----------------------------------------------------------------------------------------------------------
 
 
 def regions(patch):
@@ -140,7 +140,7 @@ def test_quantus_selectivity_is_patch_flipping(patch, baseline):
 
 @pytest.mark.parametrize("baseline", ["0.25", "mean"])
 def test_irof(baseline):
-    """Quantus: S - the area over steps 1 to S, of length 1. Ours has step 0 as well, and divides by the number of segments."""
+    """Quantus: S - the area over steps 1 to S, of length 1. Ours has step 0, too, and divides by their number."""
     segments = stored("faithfulness")["irof_segments"]
     n, most = segments.max((1, 2)).astype(int) + 1, 12
 
@@ -157,7 +157,7 @@ def test_irof(baseline):
     agree(n * ours + first_step, f"irof/{{}}/baseline={baseline}")
 
 
-# --- ROAD --------------------------------------------------------------------------------------------------------------
+# --- ROAD -------------------------------------------------------------------------------------------------------------
 
 
 def test_road():
@@ -178,7 +178,7 @@ def test_road():
 
 @pytest.mark.parametrize(("image", "tolerance"), [("grey", None), ("grey", 1e-14), ("colour", 1e-14)])
 def test_imputation(image, tolerance, monkeypatch):
-    """Quantus solves the system directly, we by conjugate gradients to a residual of 1e-8; with a smaller one the two agree."""
+    """Quantus solves directly, we by conjugate gradients to a residual of 1e-8; with a smaller one the two agree."""
     if tolerance is not None:
         solve = functools.partial(jax.scipy.sparse.linalg.cg, maxiter=1000)
         monkeypatch.setattr(jax.scipy.sparse.linalg, "cg", lambda *a, tol, maxiter: solve(*a, tol=tolerance))

@@ -1,6 +1,7 @@
 """Agreement of localisation, complexity, sufficiency and non-sensitivity with Quantus, on stored arrays.
 
-Left out are Quantus' `effective_complexity`, which counts |R| > ε and asks no model, and its `focus`; its completeness and input invariance are yes or no.
+Left out are Quantus' `effective_complexity`, which counts |R| > ε without a model, and its `focus`. Its completeness
+and input invariance are yes or no.
 """
 
 import json

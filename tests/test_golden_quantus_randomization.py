@@ -1,4 +1,4 @@
-"""Agreement of randomisation with Quantus, on stored arrays: the weights and the classes that it drew are stored, and given to ours."""
+"""Agreement of randomization with Quantus, on stored arrays, with the weights and classes that it drew."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from jaxplain.metrics import _randomization as randomization
 
 KEY = jax.random.key(0)
 
-# --- Other weights -----------------------------------------------------------------------------------------------------
+# --- Other weights ----------------------------------------------------------------------------------------------------
 
 ORDERS = {  # Quantus' and ours, whose independent steps begin with the last layer
     "top_down": ("cascading", ("dense", "conv2", "conv1"), slice(1, None)),
@@ -57,11 +57,11 @@ def test_a_similarity_of_ones_own_and_all_layers_at_once():
         agree(got, for_both_kinds("randomisation", f"efficient_mprt/{{}}/{order}"))
 
 
-# --- Another class -----------------------------------------------------------------------------------------------------
+# --- Another class ----------------------------------------------------------------------------------------------------
 
 
 def ssim_of_rows(a, b):
-    """Quantus': of the flattened maps, in windows of 7 numbers (ours is that of images, of maps brought to one scale)."""
+    """Quantus' SSIM: of the flattened maps, in windows of 7 numbers (ours is of images, on one scale)."""
     spread = jnp.maximum(jnp.max(a), jnp.max(b)) - jnp.minimum(jnp.min(a), jnp.min(b))
     a, b = (jnp.ravel(v)[jnp.arange(v.size - 6)[:, None] + jnp.arange(7)] for v in (a, b))
     m, n, c, d = jnp.mean(a, 1), jnp.mean(b, 1), (0.01 * spread) ** 2, (0.03 * spread) ** 2

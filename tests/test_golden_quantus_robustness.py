@@ -1,4 +1,4 @@
-"""Agreement of robustness with Quantus, on stored arrays: the inputs that it drew are stored, and given to ours as neighbors."""
+"""Agreement of robustness with Quantus, on stored arrays, with the inputs that it drew as our neighbors."""
 
 from functools import partial
 
@@ -81,7 +81,7 @@ def ratios(name, kind):
 
 @pytest.mark.parametrize("name", ROBUSTNESS)
 def test_robustness(name):
-    """Neighbors of another class are left out, if one asks for it, as in the papers; with Quantus a single one of them makes the result NaN."""
+    """With `predict`, neighbors of another class are left out, as in the papers; Quantus' result is then NaN."""
     predict = lambda x, label, is_product, strict: jnp.where(strict, jnp.argmax(logits(x)), 0)
     measure = at_neighbors(ROBUSTNESS[name], predict=predict)
     both = lambda *args: jax.vmap(lambda strict: measure(*args[:-1], strict, args[-1]))(jnp.array([False, True]))

@@ -381,16 +381,25 @@ def test_compare_refuses_what_it_cannot_tell():
         (lambda: M.compare(NET, {"r": M.controls.random_map}, estimate)(X[None]), "method 'r': random draws"),
         (lambda: M.compare(NET, {"r": M.controls.random_map}, estimate)(X[None], key=3), "random key"),
         (lambda: M.compare(NET, gradient, estimate)(X[None], key=3), "`key` must be one random key"),
-        (lambda: M.compare(NET, gradient, {"d": lambda attribution: {"a": attribution[0]}})(X[None]), "'d' must return one number"),
+        (
+            lambda: M.compare(NET, gradient, {"d": lambda attribution: {"a": attribution[0]}})(X[None]),
+            "'d' must return one number",
+        ),
         (lambda: M.compare(NET, {"g": jx.gradient(NET)}, estimate), "'g' must be a function score → explainer"),
         (lambda: M.compare(NET, gradient, [M.sparseness()]), "must be a dict"),
         (lambda: M.compare(NET, gradient, {"s": "sparseness"}), "the metric 's' must be a function"),
         (lambda: M.compare(NET, gradient, {"s": M.sparseness}), "jx.metrics.sparseness()"),
         (lambda: M.compare(NET, gradient, estimate, in_axes=None)(X), "arrays with a leading axis"),
         (lambda: M.compare(NET, gradient, estimate)(iter([X[None]])), "arrays with a leading axis"),
-        (lambda: M.compare(NET, gradient, {"p": M.pointing_game()})(X[None], masks=jnp.ones((2, N), bool)), "a mask for each"),
+        (
+            lambda: M.compare(NET, gradient, {"p": M.pointing_game()})(X[None], masks=jnp.ones((2, N), bool)),
+            "a mask for each",
+        ),
         (lambda: M.compare(NET, gradient, {"w": M.parameter_randomization}), "make_score=lambda params"),
-        (lambda: M.compare(NET, gradient, {"w": M.parameter_randomization}, make_score=lambda p: NET)(X[None], key=KEY), "needs `params`"),
+        (
+            lambda: M.compare(NET, gradient, {"w": M.parameter_randomization}, make_score=lambda p: NET)(X[None]),
+            "needs `params`",
+        ),
         (lambda: M.Comparison({"m": {"a": np.ones(2)}}).mean("m", "b"), "methods: 'a'"),
         (lambda: M.Comparison({"m": {"a": np.ones(2)}}).mean("a", "m"), "metrics: 'm'"),
     ):  # fmt: skip

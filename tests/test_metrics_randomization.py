@@ -1,4 +1,4 @@
-"""Randomization: order of layers, by-hand curves, what does not depend on weights or class, similarities against SciPy and skimage."""
+"""Randomization: order of layers, curves by hand, maps that ignore weights or class, similarities as in SciPy."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def _array(i, *shape):
     return jax.random.normal(KEYS[i], shape)
 
 
-# The order of the dict is not that of the forward pass: first → middle → behind → apex, of which the last two are linear.
+# The order of the dict is not that of the forward pass: first → middle → behind → apex. The last two are linear.
 PARAMS = {
     "first": {"kernel": _array(0, 6, 8), "bias": _array(1, 8)},
     "apex": {"kernel": _array(2, 5, 3), "bias": _array(3, 3)},
