@@ -71,7 +71,7 @@ def test_monotonicity_correlation_with_stored_draws(monkeypatch):
         heat = jnp.abs(heat)
 
         def without(sets, is_removed, key, k):
-            (removed,) = sets.labeled.spread(is_removed * 1.0, alone=0)
+            (removed,) = sets.labeled.spread(is_removed.astype(float), alone=0)
             return (jnp.where(removed > 0, values.ravel()[k], x),)
 
         monkeypatch.setattr(faithfulness.Sets, "without", without)
@@ -128,7 +128,7 @@ def test_the_factor_of_infidelity_is_the_least_squares_one(monkeypatch):
         monkeypatch.setattr(faithfulness, "_noisy", lambda call, sigma, key: lambda k: (call.x[0] - noise[k],))
         return metrics.infidelity(score, noise=0.2, n_samples=5, scale=True, key=KEY)(heat, x, label)
 
-    drops = jax.jit(jax.vmap(lambda x, y, noise: score(x, y) - jax.vmap(score, (0, None))(x - noise, y)))(
+    drops = jax.jit(jax.vmap(lambda x, y, noise: score(x, y) - jax.vmap(score, (0, None))(x[None] - noise, y)))(
         x, label, noise
     )
     got = measured(measure, noise)

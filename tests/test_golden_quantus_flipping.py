@@ -151,10 +151,10 @@ def test_irof(baseline):
 
     ours, curve = measured(both, segments)
     ratio = curve / curve[..., :1]
-    first_step = (1 + ratio[..., 1]) / 2
+    first_step = np.asarray(1 + ratio[..., 1]) / 2
     # Segments that an example lacks change nothing: its curve goes on at the height where it ended.
     np.testing.assert_array_equal(curve[:, np.arange(6), n], curve[..., -1])
-    agree(n * ours + first_step, f"irof/{{}}/baseline={baseline}")
+    agree(n * np.asarray(ours) + first_step, f"irof/{{}}/baseline={baseline}")
 
 
 # --- ROAD -------------------------------------------------------------------------------------------------------------

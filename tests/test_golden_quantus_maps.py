@@ -107,7 +107,7 @@ def test_non_sensitivity():
 
     def measure(heat, x, label, tolerance):
         metric = non_sensitivity(score, baseline=0.25, tolerance=tolerance, chunk_size=144)
-        return 144 * metric((jnp.abs(heat) >= eps) * 1.0, x, label)
+        return 144 * metric((jnp.abs(heat) >= eps).astype(float), x, label)
 
     largest = jax.jit(jax.vmap(drops))(*examples()).max(axis=1)
     got = measured(measure, eps / largest)

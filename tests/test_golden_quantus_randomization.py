@@ -63,7 +63,7 @@ def test_a_similarity_of_ones_own_and_all_layers_at_once():
 def ssim_of_rows(a, b):
     """Quantus' SSIM: of the flattened maps, in windows of 7 numbers (ours is of images, on one scale)."""
     spread = jnp.maximum(jnp.max(a), jnp.max(b)) - jnp.minimum(jnp.min(a), jnp.min(b))
-    a, b = (jnp.ravel(v)[jnp.arange(v.size - 6)[:, None] + jnp.arange(7)] for v in (a, b))
+    a, b = (jnp.ravel(v)[jnp.arange(v.size - 6)[:, None] + jnp.arange(7)[None]] for v in (a, b))
     m, n, c, d = jnp.mean(a, 1), jnp.mean(b, 1), (0.01 * spread) ** 2, (0.03 * spread) ** 2
     covariance = jnp.sum((a - m[:, None]) * (b - n[:, None]), 1) / 6
     size = jnp.var(a, 1, ddof=1) + jnp.var(b, 1, ddof=1)
@@ -77,7 +77,9 @@ def test_random_logit(similarity, monkeypatch):
 
     def measure(x, label, is_product, other):
         # What is drawn is the number of the class among the others.
-        monkeypatch.setattr(jax.random, "randint", lambda key, shape, low, high: other - (other > label))
+        monkeypatch.setattr(
+            jax.random, "randint", lambda key, shape, low, high: jnp.where(other > label, other - 1, other)
+        )
         return randomization.random_logit(explainer(score), **settings)(x, label, is_product)
 
     got = explained(measure, stored("randomisation")["random_logit_class"])

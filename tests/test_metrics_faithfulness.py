@@ -430,7 +430,7 @@ def test_traced_segmentations_may_have_fewer_groups_than_the_bound():
     want = jax.jit(M.pixel_flipping(NET, groups=compacted, until=0.5).curve)(R, X)
     assert relative(half.area, want.area) < 1e-10 and relative(half.share[:3], want.share) < 1e-12
     # Random sets hold only groups that there are: two of three, each of 2 or 3 features.
-    removed = lambda x: jnp.sum(x == 0) * 1.0
+    removed = lambda x: jnp.sum(x == 0, dtype=float)
     pairs = jax.jit(
         lambda g: M.sensitivity_n(removed, groups=g, n_groups=9, n_samples=20).curve(jnp.ones(N), X, key=KEY)
     )

@@ -226,7 +226,7 @@ def test_replacements_of_each_kind():
     assert relative(curve(M.removal.blur(1.0))[-1], of_image(blurred)) < 1e-12
     assert relative(M.removal.blur(1.0)(0 * IMAGE + 2.5), 0 * IMAGE + 2.5) < 1e-12  # sums to one, at edges too
     impulse = jnp.zeros((21, 21, 1)).at[10, 10].set(1.0)
-    across = jnp.arange(21) - 10
+    across = jnp.arange(21.0) - 10
     want = np.exp(-0.5 * (across[:, None] ** 2 + across[None] ** 2) / 4)
     assert relative(M.removal.blur(2.0)(impulse)[..., 0], want / want.sum()) < 2e-3
     one, again, other = (

@@ -184,28 +184,29 @@ def test_a_draw_of_the_users_own(key):
 
 
 def test_flax_models(key):
+    x = X.astype(jnp.float32)
+
     class Linen(linen.Module):
         @linen.compact
         def __call__(self, x):
-            x = linen.Dense(5, param_dtype=float, name="z_first")(x)
-            x = linen.BatchNorm(use_running_average=True, param_dtype=float, name="norm")(nnx.relu(x))
-            return linen.Dense(3, param_dtype=float, name="a_last")(x)
+            x = linen.Dense(5, name="z_first")(x)
+            x = linen.BatchNorm(use_running_average=True, name="norm")(nnx.relu(x))
+            return linen.Dense(3, name="a_last")(x)
 
     model = Linen()
-    variables = model.init(key, X[None])
+    variables = model.init(key, x[None])
     make = lambda v: jx.gradient(jx.logit(lambda x: model.apply(v, x)))
     given = ["params/z_first", "params/a_last"]
-    measure = rd.parameter_randomization(make, layers=given, draw=lambda key, _: model.init(key, X[None]))
-    assert measure.layers(variables, X, 1) == ("params/a_last", "params/z_first")
-    assert np.isfinite(jax.jit(measure)(variables, X, 1, key=key))
-    found = rd.parameter_randomization(make).layers(variables, X, 1)
+    measure = rd.parameter_randomization(make, layers=given, draw=lambda key, _: model.init(key, x[None]))
+    assert measure.layers(variables, x, 1) == ("params/a_last", "params/z_first")
+    assert np.isfinite(jax.jit(measure)(variables, x, 1, key=key))
+    found = rd.parameter_randomization(make).layers(variables, x, 1)
     assert found[0] == "params/a_last" and found[3] == "params/z_first"
     assert set(found[1:3]) == {"params/norm", "batch_stats/norm"}  # one layer, in two collections
 
     class Nnx(nnx.Module):
         def __init__(self, rngs):
-            self.z_first = nnx.Linear(6, 5, param_dtype=float, rngs=rngs)
-            self.a_last = nnx.Linear(5, 3, param_dtype=float, rngs=rngs)
+            self.z_first, self.a_last = nnx.Linear(6, 5, rngs=rngs), nnx.Linear(5, 3, rngs=rngs)
             self.noise = nnx.Dropout(0.5, rngs=rngs, deterministic=True)
 
         def __call__(self, x):
@@ -213,8 +214,8 @@ def test_flax_models(key):
 
     graph, state = nnx.split(Nnx(nnx.Rngs(0)))
     measure = rd.parameter_randomization(lambda s: jx.gradient(jx.logit(nnx.merge(graph, s))))
-    assert measure.layers(state, X, 1) == ("a_last", "z_first")
-    assert np.isfinite(jax.jit(measure.curve)(state, X, 1, key=key)).all()
+    assert measure.layers(state, x, 1) == ("a_last", "z_first")
+    assert np.isfinite(jax.jit(measure.curve)(state, x, 1, key=key)).all()
 
 
 def test_equinox_models(key):
