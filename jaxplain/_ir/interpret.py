@@ -4,7 +4,7 @@ Everything that runs an analyzed program is a hook. For example, LRP's replay ev
 rule's derivative; DeepLIFT's hook evaluates each step at the input and at the reference; `split` replaces some values.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,16 +25,24 @@ def run_equation(equation: Equation, inputs: list[Any]) -> list[Any]:
         return _compat.bind(equation.origin, inputs)
 
 
-def interpret(steps: Iterable[Any], values: dict[Value, Any], run: Hook = run_equation) -> dict[Value, Any]:
-    """Run steps in order with `run(step, inputs)`, and add what they make to `values`.
+def interpret(
+    steps: Iterable[Any],
+    values: dict[Value, Any],
+    run: Hook = run_equation,
+    given: Mapping[tuple[Any, Value], Any] | None = None,
+) -> dict[Value, Any]:
+    """Run steps in order with `run(step, inputs)`, and add their outputs to `values`.
 
     Where `run` returns None, the outputs stay unknown, and so does everything that needs them. A value that a node has made is
-    not overwritten by the equation that the node is about, which runs as well if another of its outputs is needed.
+    not overwritten by the equation that the node is about, which runs as well if another of its outputs is needed. `given` holds
+    values that single steps read in place of the program's own.
     """
+    given = {} if given is None else given
     for step in steps:
-        if not all(value in values for value in step.reads):
+        if not all(value in values or (step, value) in given for value in step.reads):
             continue
-        outputs = run(step, [values[value] for value in step.reads])
+        inputs = [given[step, value] if (step, value) in given else values[value] for value in step.reads]
+        outputs = run(step, inputs)
         if outputs is None:
             continue
         for value, output in zip(step.writes, outputs, strict=True):

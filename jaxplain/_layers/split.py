@@ -15,7 +15,7 @@ import jax
 
 from jaxplain import _compat
 from jaxplain._ir.graph import Equation, Graph, Value
-from jaxplain._ir.interpret import checkpointed, scan_once, scan_part, stacked
+from jaxplain._ir.interpret import checkpointed, interpret, scan_once, scan_part, stacked
 from jaxplain._ir.primitives import Trait
 
 
@@ -99,24 +99,17 @@ def _run(graph: Graph, inputs: Sequence[Any], cuts: Sequence[_Cut], *, wanted: b
     values = {**graph.constants, **dict(zip(graph.inputs, inputs, strict=True)), **replaced}
     found: _Found = {}
 
-    def run(equation: Equation, arguments: list[Any]) -> Sequence[Any]:
+    def run(equation: Equation, arguments: list[Any]) -> Sequence[Any] | None:
         with _compat.context(equation.origin, equation.scopes):
             if equation not in inside:
-                outputs = _compat.bind(equation.origin, arguments)
-            else:
-                is_read = not needed.isdisjoint(equation.outputs)
-                outputs, new = _through(equation, arguments, inside[equation], wanted=is_read)
-                found.update(new)
-        return outputs
+                return _compat.bind(equation.origin, arguments)
+            is_read = not needed.isdisjoint(equation.outputs)
+            outputs, new = _through(equation, arguments, inside[equation], wanted=is_read)
+        found.update(new)
+        return outputs or None  # none where nothing reads them
 
-    for equation in graph.equations:
-        # Effects (a debug print) happen in each half that knows their operands.
-        if equation not in running and not (equation.origin.effects and all(v in values for v in equation.inputs)):
-            continue
-        arguments = [entering[equation, v] if (equation, v) in entering else values[v] for v in equation.inputs]
-        # A loop has no outputs where nothing reads them.
-        new = zip(equation.outputs, run(equation, arguments), strict=False)
-        values.update((v, out) for v, out in new if v not in replaced)
+    # Effects (a debug print) happen in each half that knows their operands.
+    interpret([e for e in graph.equations if e in running or e.origin.effects], values, run, entering)
     found.update((cut.number, tuple(values[v] for v in cut.point.values)) for cut in here if cut.given is None)
     return [values[v] for v in graph.outputs] if wanted else [], found
 
