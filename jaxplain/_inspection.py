@@ -13,6 +13,7 @@ from jaxplain._checks import require_callable
 from jaxplain._engine.node_view import Layer
 from jaxplain._explainer import stage_call
 from jaxplain._layers.table import Nodes, row, table
+from jaxplain._leaves import common_dtype
 from jaxplain._split import stage_function
 from jaxplain._types import ArgNums, Leaves, Score
 from jaxplain.methods._propagation import OnMissing, Start, analyzed, chosen_rules, propagated, rule_of, rules_setting
@@ -173,9 +174,12 @@ def _accounts(
         amounts = [sum(jnp.sum(r) for r in arriving), sum(jnp.sum(r) for r in leaving), layer.to_bias]
         # A sum instead of a stack, because mapped and unmapped numbers do not stack on Explicit meshes.
         units = jnp.eye(len(amounts), dtype=dtype)
-        return sum((unit * amount for unit, amount in zip(units, amounts, strict=True)), jnp.zeros(3, dtype))
+        return sum(
+            (unit * jnp.asarray(amount, dtype) for unit, amount in zip(units, amounts, strict=True)),
+            jnp.zeros(3, dtype),
+        )
 
-    dtype = jnp.result_type(jnp.float32, *leaves)
+    dtype = common_dtype(jnp.dtype(jnp.float32), *leaves)
     probes = {node: jnp.zeros(3, dtype) for node in nodes}
     value, relevance, tallies = propagated("ledger", analysis, rules, start, leaves, (probes, tally))(leaves)
     total = sum((jnp.sum(leaf, dtype=dtype) for leaf in relevance), jnp.zeros((), dtype))

@@ -27,10 +27,15 @@ def cast_like(leaves: Sequence[jax.Array], like: Sequence[jax.Array]) -> Leaves:
     return tuple(leaf.astype(other.dtype) for leaf, other in zip(leaves, like, strict=True))
 
 
-def same_dtype(*arrays: jax.Array) -> Leaves:
-    """The arrays in the dtype that JAX would promote them to, also under `jax_numpy_dtype_promotion="strict"`."""
+def common_dtype(*values: jax.typing.ArrayLike | jnp.dtype) -> jnp.dtype:
+    """The dtype that JAX would promote the values to, also under `jax_numpy_dtype_promotion="strict"`."""
     with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*arrays)
+        return jnp.result_type(*values)
+
+
+def same_dtype(*arrays: jax.Array) -> Leaves:
+    """The arrays in their common dtype."""
+    dtype = common_dtype(*arrays)
     return tuple(jnp.asarray(a).astype(dtype) for a in arrays)
 
 

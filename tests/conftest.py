@@ -4,9 +4,9 @@ import gc
 import os
 from importlib.metadata import version
 
-# Thousands of small programs are compiled once and run once: compile fast rather than run fast. Without the emitters, which
-# build each fusion with MLIR, compiling takes less than half as long; what is fused is the same. Only jaxlib 0.10 has a way back.
-# Splitting such small programs over threads costs a fifth to two fifths more.
+# Thousands of small programs are compiled once and run once: compile fast rather than run fast. Without the emitters,
+# which build each fusion with MLIR, compiling takes less than half as long; what is fused is the same. Only jaxlib 0.10
+# has a way back. Splitting such small programs over threads costs a fifth to two fifths more.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
@@ -15,7 +15,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# For who runs tests again and again: set JAX_COMPILATION_CACHE_DIR, and programs are compiled once in that folder's life.
+# For who runs tests again and again: set JAX_COMPILATION_CACHE_DIR, and programs are compiled once in that folder's
+# life.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
@@ -32,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Tracing makes garbage collection go through everything that was imported, again and again: a third of its time."""
+    """Tracing makes garbage collection go through everything that was imported, again: a third of its time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)

@@ -1,7 +1,7 @@
 """NETS: the networks of `golden/make_lrp.py` in plain JAX, for one example.
 
-`score(weights, x, label)` is what is explained; `weights` are the stored arrays by name, and `norm_eps` with them. Batch-norm
-stays a function of its own here, where the peer was given it folded into the convolution.
+`score(weights, x, label)` is what is explained; `weights` are the stored arrays by name, and `norm_eps` with them.
+Batch-norm stays a function of its own here, where the peer was given it folded into the convolution.
 """
 
 from collections.abc import Callable

@@ -13,9 +13,16 @@ from jaxplain import JaxplainError
 
 
 @contextlib.contextmanager
+def promoting() -> Iterator[None]:
+    """Types and ranks are promoted, for the code of other libraries, which relies on it. Also a decorator."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@contextlib.contextmanager
 def as_users_run() -> Iterator[None]:
     """JAX's defaults: no float64, and types and ranks promoted."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with jax.enable_x64(False), promoting():
         yield
 
 

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
+from helpers import promoting
 from jax import lax
 
 N_CLASSES = 4
@@ -69,7 +70,9 @@ def conv_maxpool() -> Case:
 
     def score(p: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         h = lax.conv_general_dilated(x[None], p["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        h = lax.reduce_window(jax.nn.relu(h + p["b"]), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        h = lax.reduce_window(
+            jax.nn.relu(h + p["b"][None, None, None]), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+        )
         return (h.ravel() @ p["out"])[y]
 
     return case(score, weights, 6, 6, 2)
@@ -140,7 +143,7 @@ def branches_and_custom_rules() -> Case:
     def clipped(x: jax.Array) -> jax.Array:
         return jnp.clip(x, -1, 1)
 
-    clipped.defvjp(lambda x: (clipped(x), x), lambda x, g: (g * (jnp.abs(x) < 1),))
+    clipped.defvjp(lambda x: (clipped(x), x), lambda x, g: (g * (jnp.abs(x) < 1).astype(g.dtype),))
 
     def score(p: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         h = jax.jit(jax.nn.elu)(x @ p["w"])
@@ -191,9 +194,17 @@ def linen_batchnorm_depthwise() -> Case:
             return linen.Dense(N_CLASSES, param_dtype=jnp.float64)(jnp.mean(x, axis=(1, 2)))
 
     net = Net()
-    variables = net.init(jax.random.key(0), jnp.zeros((1, 6, 6, 2)), train=False)
-    variables = jax.tree.map(lambda v: v + 0.1 * (jnp.arange(1.0 * v.size).reshape(v.shape) + 0.5) / v.size, variables)
-    return case(lambda v, x, y: net.apply(v, x[None], train=False)[0, y], variables, 6, 6, 2)
+    with promoting():
+        variables = net.init(jax.random.key(0), jnp.zeros((1, 6, 6, 2)), train=False)
+        variables = jax.tree.map(
+            lambda v: v + 0.1 * (jnp.arange(1.0 * v.size).reshape(v.shape) + 0.5) / v.size, variables
+        )
+
+    @promoting()
+    def score(v: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        return net.apply(v, x[None], train=False)[0, y]
+
+    return case(score, variables, 6, 6, 2)
 
 
 class _Residual(nnx.Module):
@@ -221,7 +232,12 @@ def nnx_residual_batchnorm() -> Case:
     net.eval()
     graphdef, state = nnx.split(net)
     state = jax.tree.map(lambda v: v.astype(jnp.float64) if v.dtype == jnp.float32 else v, state)
-    return case(lambda state, x, y: nnx.merge(graphdef, state)(x[None])[0, y], state, 6, 6, 2)
+
+    @promoting()
+    def score(state: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, state)(x[None])[0, y]
+
+    return case(score, state, 6, 6, 2)
 
 
 @model

@@ -1,8 +1,8 @@
 """METHODS and TRANSFORMS: with MODELS, the product that the whole library is held to.
 
-The whole product runs with `pytest --full`. By default a covering part of it runs: every method on every model, and every
-transform on every model and with every method (`covering`, whose completeness is tested). There the plain calls are not
-compiled again but read from `golden/registry.npz` (see `golden/make_registry.py`).
+The whole product runs with `pytest --full`. By default a covering part of it runs: every method on every model, and
+every transform on every model and with every method (`covering`, whose completeness is tested). There the plain calls
+are not compiled again but read from `golden/registry.npz` (see `golden/make_registry.py`).
 
 A public method that is missing from METHODS fails a test. Transforms return what the explainer gives under them for the
 whole batch, to be compared with plain calls, one example at a time.
@@ -216,7 +216,7 @@ def _stored() -> dict[str, np.ndarray]:
 
 @functools.cache
 def _is_stored(model: str) -> bool:
-    """Whether the stored references are of these weights: initializers and random numbers are other libraries' business."""
+    """Whether the stored references are of these weights: initializers and random numbers belong to other libraries."""
     stored = _stored().get(f"{model}/scores")
     return stored is not None and np.allclose(stored, scores(model), rtol=MODELS[model]().rtol)
 
@@ -315,12 +315,14 @@ def _is_empty(model: str, method: str) -> bool:
 def covering() -> list[tuple[str, str, str]]:
     """Triples in which every pair (model, method), (model, transform) and (method, transform) occurs.
 
-    A call without any transform runs equation by equation, each a program of its own. So `plain` meets all methods on one model,
-    where they share these programs, and all models with one method. The other transforms rotate over models and methods.
+    A call without any transform runs equation by equation, each a program of its own. So `plain` meets all methods on
+    one model, where they share these programs, and all models with one method. The other transforms rotate over models
+    and methods.
     """
     models, methods = list(MODELS), list(METHODS)
     others = [name for name in TRANSFORMS if name != "plain"]
-    # Outside of `jit`, a map in which nothing is left is an error: methods that may have one meet a model that leaves something.
+    # Outside of `jit`, a map in which nothing is left is an error: methods that may have one meet a model that leaves
+    # something.
     plain_on = {
         method: next(name for name in models if name not in METHODS[method].refuses and not _is_empty(name, method))
         for method in methods

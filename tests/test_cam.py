@@ -243,7 +243,9 @@ TAILS = {  # of a network with maps h, (12, 20, 8): those that average them and 
     "overlapping windows": (False, lambda h: _head(linen.avg_pool(h[None], (6, 4), (4, 4)).mean((0, 1, 2)))),
     "dilated window": (
         False,
-        lambda h: _head(lax.reduce_window(h, 0.0, lax.add, (6, 10, 1), (6, 10, 1), "VALID", window_dilation=(2, 2, 1))[0, 0]),
+        lambda h: _head(
+            lax.reduce_window(h, 0.0, lax.add, (6, 10, 1), (6, 10, 1), "VALID", window_dilation=(2, 2, 1))[0, 0]
+        ),
     ),
     "leaky": (False, lambda h: _head(jax.nn.leaky_relu(h - 0.3).mean((0, 1)))),
     "leaky head": (False, lambda h: _head(jax.nn.leaky_relu(h.mean((0, 1)) @ _normal(8, 6)))),

@@ -117,7 +117,7 @@ def test_as_many_digits_as_there_are_sources_are_all_of_them() -> None:
 
 
 def uniform(values: np.ndarray, n: int) -> bool:
-    """Are integers below `n` equally likely? A chi-square test that chance fails once in 30,000 (4 standard deviations)."""
+    """Are integers below `n` equally likely? By a chi-square test that chance fails once in 30,000 (4 deviations)."""
     counts = np.bincount(values, minlength=n)
     assert len(counts) == n
     expected = len(values) / n

@@ -55,7 +55,8 @@ def test_equal_and_nearly_equal_values_have_the_local_derivative():
     slope = 1 - jnp.tanh(1.0) ** 2
     secant = (jnp.tanh(3.0) - jnp.tanh(1.0)) / 2
     assert np.allclose(jx.deeplift(score, baseline=x0)(x), [secant + slope, secant - slope], rtol=1e-12)
-    # From nearby, DeepLIFT is Δx × gradient: to second order in the step, to the rounding of a quotient, at last exactly.
+    # From nearby, DeepLIFT is Δx × gradient: to second order in the step, to the rounding of a quotient, at last
+    # exactly.
     for step in (1e-1, 1e-3, 1e-5, 1e-7, 1e-9, 1e-11, 1e-13, 1e-15):
         near = jx.deeplift(score, baseline=x - step)(x) / (x - (x - step))
         limit = 10 * step**2 + 1e-14 / step if step > 1e-15 else 1e-14
@@ -120,7 +121,7 @@ _FLAX = {
 @pytest.mark.parametrize("rule", RULES[:2], ids=lambda rule: rule[0])
 @pytest.mark.parametrize("name", NORMED)
 def test_a_norm_from_zero_does_not_explode(name, rule):
-    """There 1/√(v + ε) is a thousand and more: shares of that size would cancel, and take the digits of float32 with them."""
+    """There 1/√(v + ε) is a thousand and more: shares of that size would cancel, with the digits of float32."""
     score, x = NORMED[name]
     for dtype, limit in ((jnp.float64, 1e-11), (jnp.float32, 1e-5)):
         explain = jx.with_info(jx.deeplift(score, rule=rule[0], fallback=rule[1]))
@@ -280,7 +281,8 @@ def test_it_nests_in_smoothgrad_and_shares_the_reference_over_a_batch():
     score = relu_net(jax.random.key(1), (6, 8, 1), bias=0.5)
     smooth = jx.smoothgrad(jx.deeplift(score), n_samples=4, noise=0.1)
     assert smooth(X, key=jax.random.key(0)).shape == (6,)
-    # Under vmap, a constant reference is evaluated once: one product with the first weights for all, and one for each example.
+    # Under vmap, a constant reference is evaluated once: one product with the first weights for all, and one for each
+    # example.
     program = str(jax.make_jaxpr(jax.vmap(jx.deeplift(lambda x: jnp.tanh(x @ W).sum())))(jnp.ones((7, 6))))
     assert program.count("f64[5] = dot_general") == 1
     assert program.count("f64[7,5] = dot_general") == 1

@@ -1,4 +1,4 @@
-"""DeepLIFT: summation to delta on every model, every operation, random programs, and what users of other libraries complain about."""
+"""DeepLIFT: summation to delta on every model, every operation, random programs and known traps of other libraries."""
 
 import functools
 import itertools

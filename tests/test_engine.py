@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
-from helpers import relative
+from helpers import promoting, relative
 from jax import lax
 from models import MODELS
 
@@ -49,7 +49,7 @@ ACTIVATIONS = {
     "squareplus": jax.nn.squareplus,
     "hard_tanh": jax.nn.hard_tanh,
     "abs": jnp.abs,
-    "mask": lambda x: x * (x > 0),
+    "mask": lambda x: x * (x > 0).astype(x.dtype),
     "max_1": lambda x: jnp.maximum(x, 1),
     "own": lambda x: x * jnp.tanh(x**2) + 1 / (1 + jnp.exp(-x)),
     "skip": lambda x: x + jax.nn.relu(x),
@@ -63,8 +63,8 @@ def test_an_elementwise_formula_is_one_activation(name):
 
 
 def _linen(module):
-    variables = module.init(jax.random.key(0), X @ W)
-    return lambda x: module.apply(variables, x)
+    variables = promoting()(module.init)(jax.random.key(0), X @ W)
+    return promoting()(lambda x: module.apply(variables, x))
 
 
 def _group(x):
@@ -74,20 +74,20 @@ def _group(x):
 
 
 NORMS = {
-    "layer": lambda x: (x - x.mean(-1, keepdims=True)) * lax.rsqrt(x.var(-1, keepdims=True) + 1e-5) * W[0] + W[1],
-    "scaled first": lambda x: W[0] * (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5),
+    "layer": lambda x: (x - x.mean(-1, keepdims=True)) * lax.rsqrt(x.var(-1, keepdims=True) + 1e-5) * W[:1] + W[1:2],
+    "scaled first": lambda x: W[:1] * (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5),
     "rms": lambda x: x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6),
     "l2": lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True),
-    "instance": lambda x: (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5),
+    "instance": lambda x: (x - x.mean(0)[None]) / jnp.sqrt(x.var(0)[None] + 1e-5),
     "group": _group,
     "standardize": jax.nn.standardize,
     "linen_layer": _linen(linen.LayerNorm()),
     "linen_rms": _linen(linen.RMSNorm()),
     "linen_group": _linen(linen.GroupNorm(num_groups=2)),
-    "nnx_layer": nnx.LayerNorm(6, rngs=nnx.Rngs(0)),
-    "nnx_rms": nnx.RMSNorm(6, rngs=nnx.Rngs(0)),
-    "equinox_layer": jax.vmap(eqx.nn.LayerNorm(6)),
-    "equinox_rms": jax.vmap(eqx.nn.RMSNorm(6)),
+    "nnx_layer": promoting()(nnx.LayerNorm(6, rngs=nnx.Rngs(0))),
+    "nnx_rms": promoting()(nnx.RMSNorm(6, rngs=nnx.Rngs(0))),
+    "equinox_layer": promoting()(jax.vmap(eqx.nn.LayerNorm(6))),
+    "equinox_rms": promoting()(jax.vmap(eqx.nn.RMSNorm(6))),
 }
 
 
@@ -145,8 +145,8 @@ NEAR_MISSES = {
     "a bias in the statistic": lambda x: jnp.sum(x / (jnp.sum(x, -1, keepdims=True) + X[:, :1])),
     "a number that is no ε": lambda x: jnp.sum(x / (1 + jnp.sum(jnp.abs(x), -1, keepdims=True))),
     "a ratio of two numbers": lambda x: jnp.sum(x * X) / jnp.sum(x * (X + 1)),
-    "sums of other rows": lambda x: jnp.sum(jnp.exp(x[:, :3]) / (jnp.exp(x[:, :3]).sum(-1) + 1)),
-    "stored statistics": lambda x: jnp.sum((x @ W - W[0]) / jnp.sqrt(W[1] ** 2 + 1e-5)),
+    "sums of other rows": lambda x: jnp.sum(jnp.exp(x[:, :3]) / (jnp.exp(x[:, :3]).sum(-1)[None] + 1)),
+    "stored statistics": lambda x: jnp.sum((x @ W - W[:1]) / jnp.sqrt(W[1:2] ** 2 + 1e-5)),
 }
 
 
@@ -172,6 +172,7 @@ def test_a_gate_and_a_product_are_no_activations():
 
 K = jnp.sin(jnp.arange(54.0)).reshape(3, 3, 2, 3)
 IMAGE = jnp.cos(jnp.arange(98.0)).reshape(1, 7, 7, 2)
+A = W[:3, None, None, None, :3]  # one number for each channel
 
 
 def _conv(x, k=K, dims=("NHWC", "HWIO", "NHWC"), **settings):
@@ -185,8 +186,8 @@ LAYERS = {
     "transposed": ("dense", lambda x: W[:, :2] @ x.reshape(2, -1) + 1),
     "cast": ("dense", lambda x: (x.astype(jnp.float32) @ W[:2].astype(jnp.float32)).astype(jnp.float64) + 1),
     "weighted sum": ("dense", lambda x: jnp.sum(x * IMAGE, axis=1) + 1),
-    "conv": ("convolution", lambda x: _conv(x) + W[0, :3]),
-    "batch_norm after": ("convolution", lambda x: (_conv(x) - W[0, :3]) / jnp.sqrt(2.0) * W[1, :3] + W[2, :3]),
+    "conv": ("convolution", lambda x: _conv(x) + A[0]),
+    "batch_norm after": ("convolution", lambda x: (_conv(x) - A[0]) / jnp.sqrt(2.0) * A[1] + A[2]),
     "scale before": ("convolution", lambda x: _conv((x - 0.5) / 2)),
     "depthwise": ("convolution", lambda x: _conv(x, K[:, :, :1, :2], feature_group_count=2) + 1),
     "dilated": ("convolution", lambda x: _conv(x, rhs_dilation=(2, 2))),
@@ -201,7 +202,7 @@ LAYERS = {
     "1d": ("convolution", lambda x: _conv(x[0], K[0], ("NWC", "WIO", "NWC"))),
     "3d": ("convolution", lambda x: _conv(x[..., None, :], K[None], ("NHWDC", "DHWIO", "NHWDC"))),
     "mean": ("sum", lambda x: jnp.mean(x, (1, 2))),
-    "average pool": ("sum", lambda x: linen.avg_pool(x, (2, 2))),
+    "average pool": ("sum", promoting()(lambda x: linen.avg_pool(x, (2, 2)))),
     "cumsum": ("sum", lambda x: jnp.cumsum(x, 1)),
     "fft": ("fft", lambda x: jnp.fft.rfft(x, axis=1).real),
     "segments": ("sum", lambda x: jax.ops.segment_sum(x[0], jnp.arange(7) // 2, 4)),
@@ -258,6 +259,7 @@ class _Linen(linen.Module):
         return linen.Dense(1, use_bias=False, param_dtype=jnp.float64)(x)[0]
 
 
+@promoting()
 def _linen_net(x):
     parameters = {
         "Dense_0": {"kernel": P["w1"], "bias": P["b1"]},
@@ -267,6 +269,7 @@ def _linen_net(x):
     return _Linen().apply({"params": parameters}, x)
 
 
+@promoting()
 def _nnx_net(x):
     layers = [nnx.Linear(6, 6, rngs=nnx.Rngs(0)) for _ in range(2)]
     for layer, (w, b) in zip(layers, (("w1", "b1"), ("w2", "b2")), strict=True):
@@ -447,22 +450,23 @@ def test_a_while_loop_on_the_path_is_refused():
 
 # JAX's primitives that no rule is known for, or that a staged score cannot hold.
 REFUSED = set(
-    """global_array_to_host_local_array host_local_array_to_global_array accum_grad_in_ref addupdate after_all all_gather all_gather_done all_gather_invariant all_gather_reduced
-all_gather_reduced_start all_gather_start all_to_all all_to_all_done all_to_all_start announce_jaxpr approx_top_k
-argmax argmin axis_index bitcast_convert_type box_get box_set broadcast_to call_exported call_hi_primitive check
-cholesky cholesky_update complex composite conj core_map create_linear create_token cudnn_fusion cumlogsumexp
-cumprod custom_lin custom_linear_solve custom_partitioning custom_vmap_call dce_sink debug_callback debug_print
-dim_as_value dimension_size dot_product_attention_bwd dot_product_attention_bwd_wrapper
-dot_product_attention_fp8_bwd dot_product_attention_fp8_bwd_wrapper dot_product_attention_fp8_fwd
-dot_product_attention_fp8_fwd_wrapper dot_product_attention_fwd dot_product_attention_fwd_wrapper eig eigh empty
-empty2 empty_ref eval_jaxpr ffi_call free_ref freeze from_edtype geqp3 geqrf get get_variable hessenberg
-householder_product inspect_sharding io_callback iota iota_2x32_shape linear_call log_extend log_read lu
-lu_pivots_to_permutation maybe_set mulhi new_box new_log new_ref new_variable noinline nonbatchable
-nondifferentiable_backward nontraceable ormqr pbroadcast pbroadcast_done pbroadcast_dynamic pbroadcast_start
-philox2x32 philox4x32 pin platform_index ppermute ppermute_done ppermute_start precv preduced psend psum_done
-psum_invariant_start psum_start pure_callback qr ragged_all_to_all random_bits random_clone random_fold_in
-random_gamma random_seed random_split random_unwrap random_wrap reduce reduce_and reduce_or reduce_prod
-reduce_scatter reduce_scatter_done reduce_scatter_start reduce_window reduce_xor reduced_vary_cast
+    """
+global_array_to_host_local_array host_local_array_to_global_array accum_grad_in_ref addupdate after_all all_gather
+all_gather_done all_gather_invariant all_gather_reduced all_gather_reduced_start all_gather_start all_to_all
+all_to_all_done all_to_all_start announce_jaxpr approx_top_k argmax argmin axis_index bitcast_convert_type box_get
+box_set broadcast_to call_exported call_hi_primitive check cholesky cholesky_update complex composite conj core_map
+create_linear create_token cudnn_fusion cumlogsumexp cumprod custom_lin custom_linear_solve custom_partitioning
+custom_vmap_call dce_sink debug_callback debug_print dim_as_value dimension_size dot_product_attention_bwd
+dot_product_attention_bwd_wrapper dot_product_attention_fp8_bwd dot_product_attention_fp8_bwd_wrapper
+dot_product_attention_fp8_fwd dot_product_attention_fp8_fwd_wrapper dot_product_attention_fwd
+dot_product_attention_fwd_wrapper eig eigh empty empty2 empty_ref eval_jaxpr ffi_call free_ref freeze from_edtype
+geqp3 geqrf get get_variable hessenberg householder_product inspect_sharding io_callback iota iota_2x32_shape
+linear_call log_extend log_read lu lu_pivots_to_permutation maybe_set mulhi new_box new_log new_ref new_variable
+noinline nonbatchable nondifferentiable_backward nontraceable ormqr pbroadcast pbroadcast_done pbroadcast_dynamic
+pbroadcast_start philox2x32 philox4x32 pin platform_index ppermute ppermute_done ppermute_start precv preduced
+psend psum_done psum_invariant_start psum_start pure_callback qr ragged_all_to_all random_bits random_clone
+random_fold_in random_gamma random_seed random_split random_unwrap random_wrap reduce reduce_and reduce_or
+reduce_prod reduce_scatter reduce_scatter_done reduce_scatter_start reduce_window reduce_xor reduced_vary_cast
 reduced_vary_cast_p relayout remat_opt rng_bit_generator rng_uniform run_state scaled_dot scaled_matmul
 scaled_matmul_wrapper scatter-mul schur select_and_scatter select_and_scatter_add select_if_vmap set_variable
 shape_assertion shard_map stage svd swap symmetric_product threefry2x32 threefry4x32 tie to_edtype triangular_solve

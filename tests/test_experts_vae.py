@@ -54,7 +54,7 @@ def models(autoencoder, masked):
 
 @pytest.fixture(scope="module")
 def rough(masked):
-    """A MADE whose weights are random where they are not masked: what is true of it is so by structure, not by training."""
+    """A MADE whose weights are random where they are not masked: its properties come from structure, not training."""
     random = np.random.default_rng(3)
     model = jax.tree.map(lambda w: jnp.asarray(np.where(w != 0, random.normal(size=w.shape), 0)), masked)
     # Direct weights of a pixel that never had ink are still zero.
@@ -169,8 +169,8 @@ def grid_of(model: VAE):
 def bounds(autoencoder):
     """ELBO and importance bounds of two images for 2000 keys, (2000, 2), and their log p(x).
 
-    The posterior is made wider than training left it: the bounds hold for any, and their mean over few keys is that over all
-    only where no code that could have made the image is left out.
+    The posterior is made wider than training left it: the bounds hold for any, and their mean over few keys is that
+    over all only where no code that could have made the image is left out.
     """
     *hidden, (kernel, bias) = autoencoder.encoder
     wide = autoencoder._replace(encoder=(*hidden, (0 * kernel, jnp.array([0.0, 0.2]) + 0 * bias)))

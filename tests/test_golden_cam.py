@@ -1,4 +1,4 @@
-"""Agreement with Captum and pytorch-grad-cam on stored arrays: `golden/make_cam.py` says how they were made, `cam.json` with what."""
+"""Agreement with Captum and pytorch-grad-cam on stored arrays, made by `golden/make_cam.py` (versions: `cam.json`)."""
 
 import functools
 import json
@@ -188,7 +188,7 @@ def test_relu_and_upsampling_are_the_peers(network, method):
 @each_network
 @pytest.mark.parametrize("start", ["zero", "baseline"])
 def test_conductance_agrees_with_captums_converged_sum(network, start):
-    """Captum sums differences of the layer, we integrate its derivative, which jumps at kinks: both only converge, as 1/n."""
+    """Captum sums differences of the layer; we integrate its derivative, which jumps at kinks. Both converge as 1/n."""
     *_, baseline = _arrays(network)
     baseline = 0.0 if start == "zero" else baseline
     ours = _batch(jx.conductance(_score(network), at="maps", baseline=baseline, n_steps=500), network)
@@ -222,7 +222,7 @@ def test_the_peers_epsilons_account_for_what_it_ships(network):
 @each_network
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_score_cams_scores_are_those_of_the_masked_inputs(network, align_corners):
-    """As shipped the peer aligns corners: position i of n lies at i (m - 1) / (n - 1) of m, not at (i + 1/2) m / n - 1/2."""
+    """As shipped the peer aligns corners: position i of n is at i (m - 1) / (n - 1) of m, not (i + 1/2) m / n - 1/2."""
     score = _score(network)
     _, x, target, _ = _arrays(network)
     at = np.linspace(0, 5, 12) if align_corners else np.clip((np.arange(12) + 0.5) / 2 - 0.5, 0, 5)

@@ -34,7 +34,7 @@ def _activation_change(act, split, before, change, positive, negative):
 
 
 def _multipliers_below(weights, change, positive, negative):
-    """The authors' linear rule with its masks: which multiplier a weight meets depends on the sign of its contribution."""
+    """The authors' linear rule with its masks: the multiplier of a weight depends on the sign of its contribution."""
     up, down = np.maximum(weights, 0), np.minimum(weights, 0)
     rising = positive @ up.T + negative @ down.T
     falling = positive @ down.T + negative @ up.T
@@ -48,7 +48,7 @@ def _parts(weights, change):
 
 
 def authors(layers, act, splits, x, x0):
-    """Multipliers of a chain of (weights, bias), activations between: masks and all four products written out, in numpy."""
+    """Multipliers of a chain of (weights, bias) with activations between: masks and all four products, in NumPy."""
     changes, factors = [], []
     a, a0 = np.asarray(x), np.asarray(x0)
     for (weights, bias), split in zip(layers, splits, strict=True):

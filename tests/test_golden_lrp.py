@@ -1,4 +1,4 @@
-"""Agreement with Zennit and LXT on stored arrays: `golden/make_lrp.py` says how they were made, `lrp.json` with what."""
+"""Agreement with Zennit and LXT on stored arrays, made by `golden/make_lrp.py` (versions: `lrp.json`)."""
 
 import functools
 import json
@@ -98,7 +98,7 @@ def test_float32_is_near_the_peers_float64(net, composite):
 
 
 def test_lxts_own_epsilons_matter_no_more_to_us_than_to_lxt():
-    """LXT adds its epsilons (1e-6, 1e-8) without a sign, so at its defaults agreement ends at the size of their effect."""
+    """LXT adds its epsilons (1e-6, 1e-8) without a sign, so its defaults agree only up to the size of their effect."""
     stored = _stored("attention")
     effect = relative(stored["attention_default"], stored["attention"])
     ours = _ours("attention", "float64", jx.composites.attention(epsilon=1e-6))
@@ -106,7 +106,7 @@ def test_lxts_own_epsilons_matter_no_more_to_us_than_to_lxt():
 
 
 def test_the_arrays_tell_apart_what_is_easily_confused():
-    """Composites that must differ do, by far more than the tolerance; on the MLP, without convolutions, three are equal."""
+    """Composites differ by far more than the tolerance; on the MLP, which has no convolutions, three are equal."""
     for net in ("residual", "separable"):
         arrays = [_stored(net)[name] for name in COMPOSITES if name != "attention"]
         assert all(relative(a, b) > 1e-2 for i, a in enumerate(arrays) for b in arrays[:i])

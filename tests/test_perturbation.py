@@ -1,4 +1,4 @@
-"""Occlusion, ablation and Shapley sampling: closed forms, enumeration, loops in NumPy, the axioms, and Captum's numbers."""
+"""Occlusion, ablation and Shapley sampling: closed forms, enumeration, loops in NumPy, axioms, Captum's numbers."""
 
 import functools
 import itertools
@@ -385,7 +385,8 @@ def test_memory_grows_neither_with_groups_nor_with_samples(method):
         explain = jax.jit(jax.grad(lambda x, k: jnp.sum(jnp.sin(make(n)(x, key=k)))))
         return explain.lower(jnp.ones(64), jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
 
-    # A score is kept of each evaluation, and in reverse mode a sum over groups of each sample: not its activations, 256 numbers each.
+    # A score is kept of each evaluation, and in reverse mode a sum over groups of each sample: not its activations, 256
+    # numbers each.
     assert temporary(64) - temporary(8) < 0.2 * 56 * 256 * 8
 
 
@@ -410,30 +411,60 @@ def test_labels_of_each_example_may_be_traced(key):
 
 PAIR = lambda a, b: a.sum() * b.sum()
 REFUSED = {
-    "a list of the features of each group": (lambda: ablation(NET, groups=[[0, 1], [2]])(X), ["one label for each feature", "jnp.array([0, 0, 1])"]),
-    "window larger than x": (lambda: occlusion(of_image, window=(3, 8))(IMAGE), ["larger than x", "axis 1", "8 on an axis of 6"]),
-    "window of more axes": (lambda: occlusion(of_image, window=(1, 3, 3, 2))(IMAGE), ["more axes", "without a batch axis"]),
+    "a list of the features of each group": (
+        lambda: ablation(NET, groups=[[0, 1], [2]])(X),
+        ["one label for each feature", "jnp.array([0, 0, 1])"],
+    ),
+    "window larger than x": (
+        lambda: occlusion(of_image, window=(3, 8))(IMAGE),
+        ["larger than x", "axis 1", "8 on an axis of 6"],
+    ),
+    "window of more axes": (
+        lambda: occlusion(of_image, window=(1, 3, 3, 2))(IMAGE),
+        ["more axes", "without a batch axis"],
+    ),
     "window of a float": (lambda: occlusion(NET, window=2.0)(X), ["`window`", "2.0", "compiled program"]),
     "window of nothing": (lambda: occlusion(NET, window=0)(X), ["`window`", "positive"]),
     "traced window": (lambda: jax.jit(lambda n: occlusion(NET, window=n)(X))(2), ["`window`", "Python integers"]),
     "no window": (lambda: occlusion(NET, window=None)(X), ["`window`", "unchanged"]),
-    "strides that leave gaps": (lambda: occlusion(NET, window=2, strides=3)(X), ["uncovered", "stride 3, window 2", "at most 2"]),
-    "strides of other axes": (lambda: occlusion(of_image, window=(3, 3), strides=(1, 1, 1))(IMAGE), ["`strides` must name the axes"]),
-    "window of another tree": (lambda: occlusion(of_tree, window={"image": 2})(TREE), ["`window`", "structure", "argument 0"]),
+    "strides that leave gaps": (
+        lambda: occlusion(NET, window=2, strides=3)(X),
+        ["uncovered", "stride 3, window 2", "at most 2"],
+    ),
+    "strides of other axes": (
+        lambda: occlusion(of_image, window=(3, 3), strides=(1, 1, 1))(IMAGE),
+        ["`strides` must name the axes"],
+    ),
+    "window of another tree": (
+        lambda: occlusion(of_tree, window={"image": 2})(TREE),
+        ["`window`", "structure", "argument 0"],
+    ),
     "window of one argument": (lambda: occlusion(PAIR, window=(2,), argnums=(0, 1))(X, X), ["`window`", "2 entries"]),
     "float groups": (lambda: ablation(NET, groups=np.zeros(N))(X), ["integer labels", "float64", "astype(int)"]),
     "boolean groups": (lambda: ablation(NET, groups=X > 0)(X), ["integer labels", "bool"]),
     "groups of another shape": (lambda: ablation(NET, groups=np.arange(5))(X), ["`groups`", "(5,)", "(6,)"]),
-    "groups without channels": (lambda: ablation(of_image, groups=np.zeros((7, 6), int))(IMAGE), ["(7, 6)", "segments[..., None]"]),
+    "groups without channels": (
+        lambda: ablation(of_image, groups=np.zeros((7, 6), int))(IMAGE),
+        ["(7, 6)", "segments[..., None]"],
+    ),
     "groups of another tree": (lambda: ablation(of_tree, groups={"image": 2})(TREE), ["`groups`", "structure"]),
     "negative groups": (lambda: ablation(NET, groups=np.arange(N) - 1)(X), ["out of range", "-1", "None instead"]),
-    "groups above n_groups": (lambda: ablation(NET, groups=np.arange(N), n_groups=5)(X), ["out of range", "n_groups − 1 = 4"]),
-    "traced groups": (lambda: jax.jit(lambda g: ablation(NET, groups=g)(X))(jnp.arange(N)), ["traced `groups`", "n_groups=n"]),
+    "groups above n_groups": (
+        lambda: ablation(NET, groups=np.arange(N), n_groups=5)(X),
+        ["out of range", "n_groups − 1 = 4"],
+    ),
+    "traced groups": (
+        lambda: jax.jit(lambda g: ablation(NET, groups=g)(X))(jnp.arange(N)),
+        ["traced `groups`", "n_groups=n"],
+    ),
     "all left alone": (lambda: ablation(PAIR, groups=(None, None), argnums=(0, 1))(X, X), ["`groups`", "unchanged"]),
     "no samples": (lambda: shapley_sampling(NET, n_samples=0), ["`n_samples`", "positive"]),
     "no chunk": (lambda: ablation(NET, chunk_size=0), ["`chunk_size`"]),
     "no key": (lambda: shapley_sampling(NET)(X), ["shapley_sampling", "key=jax.random.key(0)"]),
-    "keys without vmap": (lambda: shapley_sampling(NET)(X, key=jax.random.split(jax.random.key(0))), ["one random key"]),
+    "keys without vmap": (
+        lambda: shapley_sampling(NET)(X, key=jax.random.split(jax.random.key(0))),
+        ["one random key"],
+    ),
     "integer input": (lambda: ablation(lambda x: 1.0 * x.sum())(jnp.arange(3)), ["no float array", "embeddings"]),
     "a prediction": (lambda: ablation(jnp.argmax)(X), ["real number", "logit"]),
     "many outputs": (lambda: occlusion(lambda x: x, window=2)(X), ["occlusion", "one number"]),
@@ -441,7 +472,7 @@ REFUSED = {
     "baseline shape": (lambda: ablation(NET, baseline=jnp.zeros(4))(X), ["`baseline`", "(4,)"]),
     "nothing to explain": (lambda: ablation(lambda x: 1.0)(jnp.zeros(0)), ["empty", "((0,),)"]),
     "dropout": (lambda: ablation(lambda x: NET(x * jax.random.bernoulli(jax.random.key(0), 0.5, (N,))))(X), ["random"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -26,20 +26,23 @@ def _conv(x, k=K, dims=("NHWC", "HWIO", "NHWC"), strides=None, **settings):
 LAYERS = {
     "dense": (lambda x: x @ jnp.sin(1 + jnp.arange(24.0)).reshape(4, 6) + 0.3 * S, (4,)),
     "no bias": (lambda x: x @ jnp.sin(1 + jnp.arange(24.0)).reshape(4, 6), (4,)),
-    "conv": (lambda x: _conv(x) + 0.3 * S[:2], (4, 4, 2)),
-    "depthwise": (lambda x: _conv(x, K[:, :, :1], feature_group_count=2) + 0.3 * S[:2], (4, 4, 2)),
+    "conv": (lambda x: _conv(x) + 0.3 * S[None, None, :2], (4, 4, 2)),
+    "depthwise": (lambda x: _conv(x, K[:, :, :1], feature_group_count=2) + 0.3 * S[None, None, :2], (4, 4, 2)),
     "strided, dilated": (lambda x: _conv(x, strides=(2, 2), rhs_dilation=(2, 2)), (5, 5, 2)),
     "1d": (lambda x: _conv(x, K[0], ("NWC", "WIO", "NWC")), (5, 2)),
     "3d": (lambda x: _conv(x, K[None], ("NHWDC", "HWDIO", "NHWDC")), (2, 3, 3, 2)),
-    "batch_norm": (lambda x: (_conv(x) - 0.2) / jnp.sqrt(1.3) * jnp.array([-1.5, 0.7]) + S[:2], (4, 4, 2)),
-    "standardized": (lambda x: _conv((x - 0.2) * jnp.array([-1.5, 0.7])) + 0.1, (4, 4, 2)),
+    "batch_norm": (
+        lambda x: (_conv(x) - 0.2) / jnp.sqrt(1.3) * jnp.array([[[-1.5, 0.7]]]) + S[None, None, :2],
+        (4, 4, 2),
+    ),
+    "standardized": (lambda x: _conv((x - 0.2) * jnp.array([[[-1.5, 0.7]]])) + 0.1, (4, 4, 2)),
     "scaled over space": (lambda x: _conv(x) * jnp.sin(1 + jnp.arange(16.0)).reshape(4, 4, 1), (4, 4, 2)),
     "transposed": (
         lambda x: lax.conv_transpose(x[None], K, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0],
         (3, 3, 2),
     ),
     "weighted sum": (lambda x: jnp.sum(x * jnp.sin(1 + jnp.arange(6.0)).reshape(3, 2), 0) + 0.1, (3, 2)),
-    "einsum, transposed": (lambda x: jnp.einsum("oi,hi->ho", K[0, 0], x).T * S[:3] + 0.1, (3, 2)),
+    "einsum, transposed": (lambda x: jnp.einsum("oi,hi->ho", K[0, 0], x).T * S[None, :3] + 0.1, (3, 2)),
 }
 
 
@@ -101,7 +104,7 @@ FORMULAS = {
 
 @functools.cache
 def _written_out(layer):
-    """x, v, and what the formulas read: the matrix, the bias and the arriving relevance. One program for all the rules."""
+    """x, v, and what the formulas read: the matrix, the bias and the arriving relevance. One program for all rules."""
     f, shape = LAYERS[layer]
     x = jnp.cos(2 + 1.3 * jnp.arange(float(np.prod(shape)))).reshape(shape)
     size = jax.eval_shape(f, x).size
@@ -190,8 +193,8 @@ def test_softmax_log_softmax_and_pooling_are_their_formulas():
     np.testing.assert_allclose(got, x * share - jax.nn.logsumexp(x) * p * jnp.sum(share), rtol=1e-6)
     got = jx.lrp(lambda x: jnp.max(x.reshape(2, 2), 1) @ v[:2], rules=epsilon)(x)
     windows = x.reshape(2, 2)
-    winners = windows == windows.max(1, keepdims=True)
-    np.testing.assert_allclose(got, (winners * windows.max(1, keepdims=True) * v[:2, None]).ravel(), rtol=1e-6)
+    winners = np.where(windows == windows.max(1, keepdims=True), windows, 0)
+    np.testing.assert_allclose(got, (winners * v[:2, None]).ravel(), rtol=1e-6)
     pooled = composites.compose(epsilon, {"max": rules.proportional_pooling(epsilon=EPS)})
     got = jx.lrp(lambda x: jnp.max(jnp.exp(x).reshape(2, 2), 1) @ v[:2], rules=pooled)(x)
     e = np.exp(windows)
@@ -230,7 +233,7 @@ def test_max_as_a_network_has_the_closed_form(form, rule):
 RELUS = {
     "relu": jax.nn.relu,
     "maximum": lambda x: jnp.maximum(x, 0),
-    "mask": lambda x: x * (x > 0),
+    "mask": lambda x: x * (x > 0).astype(x.dtype),
     "where": lambda x: jnp.where(x > 0, x, 0),
     "clip": lambda x: jnp.clip(x, 0),
 }
@@ -271,7 +274,7 @@ BIAS_FREE = {
     "concatenated": (lambda x: jnp.concatenate([x @ W1, 2 * jax.nn.relu(x @ W1)]) @ jnp.tile(S, 2), W1[:, 0]),
     "average pool": (_pooled(lambda h: _windows(lax.add, 0.0)(h) / 4), IMAGE),
     "max pool": (_pooled(_windows(lax.max, -jnp.inf)), IMAGE),
-    "batch_norm": (_pooled(lambda h: _windows(lax.add, 0.0)(h * jnp.array([-0.5, 2.0]))), IMAGE),
+    "batch_norm": (_pooled(lambda h: _windows(lax.add, 0.0)(h * jnp.array([[[-0.5, 2.0]]]))), IMAGE),
 }
 COMPOSITES = {
     "epsilon_plus": composites.epsilon_plus(1e-12),

@@ -1,4 +1,4 @@
-"""The shape of the package: import direction, one door to JAX's internals, registries and documents that are complete."""
+"""The shape of the package: import direction, one door to JAX's internals, complete registries and documents."""
 
 import ast
 import doctest
@@ -96,7 +96,8 @@ def test_peers_are_never_imported():
 def test_importing_the_package_is_light_and_starts_no_backend():
     code = (
         "import sys, jaxplain, jax; from jax._src import xla_bridge; "
-        "heavy = {'matplotlib', 'scipy.stats', 'optax', 'flax', 'jaxplain.datasets', 'jaxplain.experts', 'jaxplain.zoo'}; "
+        "heavy = {'matplotlib', 'scipy.stats', 'optax', 'flax', 'jaxplain.datasets', 'jaxplain.experts', "
+        "'jaxplain.zoo'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules); "
         "assert not xla_bridge._backends, 'a backend was started'; "
         "assert {'datasets', 'experts', 'zoo'} <= set(dir(jaxplain)); "

@@ -1,4 +1,4 @@
-"""Derivatives of explanations, and the budgets: one trace per compile, flat memory, no collectives, shared forward passes."""
+"""Derivatives of explanations, and budgets: one trace per compile, flat memory, no collectives, shared forwards."""
 
 import itertools
 

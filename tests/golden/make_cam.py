@@ -1,7 +1,10 @@
-"""Golden arrays of the CAM family from Captum and pytorch-grad-cam: `python tests/golden/make_cam.py` writes `cam/cam.npz, .json`.
+"""Golden arrays of the CAM family from Captum and pytorch-grad-cam.
 
-Runs in an environment with numpy, torch, captum and grad-cam; neither the package nor its tests import this file. Three seeded
-networks without ties (no max-pool, no dead channel), all 3x12x12 -> convolution, ReLU, average pool, convolution, MAPS (6, 6, 8):
+`python tests/golden/make_cam.py` writes `cam/cam.npz, .json`.
+
+Runs in an environment with numpy, torch, captum and grad-cam; neither the package nor its tests import this file. Three
+seeded networks without ties (no max-pool, no dead channel), all 3x12x12 -> convolution, ReLU, average pool,
+convolution, MAPS (6, 6, 8):
 
 * `gap`: MAPS by ReLU, global mean, one dense layer without bias (the architecture of the first CAM);
 * `flatten`: MAPS by ReLU, flattened, two dense layers with biases and a ReLU between;
@@ -209,45 +212,52 @@ PATCHES: dict[str, list[Callable[[], contextlib.AbstractContextManager]]] = {
     "ablation_cam": [lambda: float64_numpy(peer.ablation_cam)],
 }
 
-# Of each method: its formula as the peer has it, and what of the peer is not as in its paper. A activations, g gradients of the
-# logit, over positions (i, j) of channel k.
+# Of each method: its formula as the peer has it, and what of the peer is not as in its paper. A activations, g
+# gradients of the logit, over positions (i, j) of channel k.
 METHODS = {
-    "every method": "The peer then takes max(map, 0), subtracts the minimum, divides by 1e-7 + maximum, resizes with cv2 (bilinear, "
-    "half-pixel centres; float32) and scales once more. NAME and NAME_as_shipped are from before all that.",
+    "every method": "The peer then takes max(map, 0), subtracts the minimum, divides by 1e-7 + maximum, resizes with "
+    "cv2 (bilinear, half-pixel centres; float32) and scales once more. NAME and NAME_as_shipped are from before all "
+    "that.",
     "grad_cam": "sum_k mean_ij(g) A. Float64, nothing patched.",
     "hires_cam": "sum_k g A. Float64, nothing patched.",
-    "grad_cam_plus_plus": "sum_k w_k A, w_k = sum_ij a max(g, 0), a = g^2 / (2 g^2 + g^3 sum_ij A + 1e-6), 0 where g = 0. Patched: "
-    "the 1e-6, which is not small beside g^2. The paper's gradient is that of exp(logit): the same map times exp(logit), "
-    "dropped by the peer (g^2 and g^3 stand for its second and third derivatives, as where the network is piecewise linear).",
+    "grad_cam_plus_plus": "sum_k w_k A, w_k = sum_ij a max(g, 0), a = g^2 / (2 g^2 + g^3 sum_ij A + 1e-6), 0 where g "
+    "= 0. Patched: the 1e-6, which is not small beside g^2. The paper's gradient is that of exp(logit): the same map "
+    "times exp(logit), dropped by the peer (g^2 and g^3 stand for its second and third derivatives, as where the "
+    "network is piecewise linear).",
     "layer_cam": "sum_k max(g, 0) A. Float64, nothing patched.",
-    "xgrad_cam": "sum_k w_k A, w_k = sum_ij g A / (sum_ij A + 1e-7). Patched: the 1e-7, which has no sign, so that it can bring a "
-    "negative sum nearer to 0.",
-    "eigen_cam": "(A - mean_ij A) v, positions by channels, v its first right singular vector, as LAPACK signs it. The paper does not "
-    "centre. Compare up to the sign. The target is not used. Patched: the result is rounded to float32.",
-    "score_cam": "sum_k w_k A, w = softmax over the channels of one example of f(x * mask_k)[target], the logit; mask_k is A up-sampled, "
-    "less its minimum, divided by its range + 1e-8. Patched: UpsamplingBilinear2d, which aligns corners (NAME: half-pixel centres), "
-    "the 1e-8, and scores and softmax in float32. score_cam_scores are the logits f(x * mask_k)[target] (example, channel) of NAME, "
-    "score_cam_scores_as_shipped those with aligned corners. The paper subtracts the score of a baseline, which the softmax does "
-    "not see.",
-    "ablation_cam": "sum_k w_k A, w_k = (S - S_k) / S, S_k with channel k ablated, and S with its sign, as in the paper (a negative logit turns "
-    "the map around). The paper ablates by 0. So does the peer where the minimum of the layer is 0; else by that minimum - 1e7, "
-    "taken again after every channel of a batch, the ablated ones included, so that channel k gets about -(k + 1) 1e7. Patched: "
-    "ablation_layer=ZeroAblation(), and scores and weights in float64 (float32 as shipped). ablation_cam_scores is S.",
+    "xgrad_cam": "sum_k w_k A, w_k = sum_ij g A / (sum_ij A + 1e-7). Patched: the 1e-7, which has no sign, so that it "
+    "can bring a negative sum nearer to 0.",
+    "eigen_cam": "(A - mean_ij A) v, positions by channels, v its first right singular vector, as LAPACK signs it. "
+    "The paper does not centre. Compare up to the sign. The target is not used. Patched: the result is rounded to "
+    "float32.",
+    "score_cam": "sum_k w_k A, w = softmax over the channels of one example of f(x * mask_k)[target], the logit; "
+    "mask_k is A up-sampled, less its minimum, divided by its range + 1e-8. Patched: UpsamplingBilinear2d, which "
+    "aligns corners (NAME: half-pixel centres), the 1e-8, and scores and softmax in float32. score_cam_scores are the "
+    "logits f(x * mask_k)[target] (example, channel) of NAME, score_cam_scores_as_shipped those with aligned corners. "
+    "The paper subtracts the score of a baseline, which the softmax does not see.",
+    "ablation_cam": "sum_k w_k A, w_k = (S - S_k) / S, S_k with channel k ablated, and S with its sign, as in the "
+    "paper (a negative logit turns the map around). The paper ablates by 0. So does the peer where the minimum of the "
+    "layer is 0; else by that minimum - 1e7, taken again after every channel of a batch, the ablated ones included, "
+    "so that channel k gets about -(k + 1) 1e7. Patched: ablation_layer=ZeroAblation(), and scores and weights in "
+    "float64 (float32 as shipped). ablation_cam_scores is S.",
 }
 CALLS = {
     "captum_grad_cam": "LayerGradCam(net, maps).attribute(x, target): sum_k mean_ij(g) A",
     "captum_grad_cam_relu": "the same with relu_attributions=True",
-    "guided_grad_cam": "GuidedGradCam(net, maps).attribute(x, target, interpolate_mode='bilinear'): guided backpropagation times the "
-    "ReLU'd map, up-sampled with half-pixel centres",
-    "layer_ig_*": f"LayerIntegratedGradients(net, maps).attribute(x, baseline, target, n_steps={N_STEPS}), gausslegendre: the straight path "
-    "between the layer at the baseline and at x; quadrature weights in float64, as in make_captum.py",
-    "internal_influence": f"InternalInfluence(net, maps).attribute(x, zeros, target, n_steps={N_STEPS}), gausslegendre: the mean of g over "
-    "the path from 0 to x in input space, not multiplied by anything; quadrature weights in float64",
+    "guided_grad_cam": "GuidedGradCam(net, maps).attribute(x, target, interpolate_mode='bilinear'): guided "
+    "backpropagation times the ReLU'd map, up-sampled with half-pixel centres",
+    "layer_ig_*": f"LayerIntegratedGradients(net, maps).attribute(x, baseline, target, n_steps={N_STEPS}), "
+    "gausslegendre: the straight path between the layer at the baseline and at x; quadrature weights in float64, as "
+    "in make_captum.py",
+    "internal_influence": f"InternalInfluence(net, maps).attribute(x, zeros, target, n_steps={N_STEPS}), "
+    "gausslegendre: the mean of g over the path from 0 to x in input space, not multiplied by anything; quadrature "
+    "weights in float64",
     "conductance_*": "LayerConductance(net, maps).attribute(x, baseline, target, method='riemann_trapezoid', "
-    f"n_steps={CONDUCTANCE_STEPS}): no quadrature weights but sum_i g(a_i) (A(a_{{i+1}}) - A(a_i)) over n_steps + 1 nodes a. That is a left sum, "
-    "of first order in 1 / n_steps, over evenly spaced nodes, ends included. Captum's default, 50 steps between Gauss-Legendre nodes, is "
-    "the same sum, in which these nodes gain nothing and the path's ends, 0 to a_0 and a_50 to 1, are missing; how far it is from these arrays "
-    "stands under conductance_distance.",
+    f"n_steps={CONDUCTANCE_STEPS}): no quadrature weights but sum_i g(a_i) (A(a_{{i+1}}) - A(a_i)) over n_steps + 1 "
+    "nodes a. That is a left sum, of first order in 1 / n_steps, over evenly spaced nodes, ends included. Captum's "
+    "default, 50 steps between Gauss-Legendre nodes, is the same sum, in which these nodes gain nothing and the "
+    "path's ends, 0 to a_0 and a_50 to 1, are missing; how far it is from these arrays stands under "
+    "conductance_distance.",
 }
 
 
@@ -335,13 +345,13 @@ def make() -> None:
         "methods": METHODS,
         "tolerance": {
             "float64": 1e-9,
-            "float64_reason": "relative L2; the same formula in another order of summation, with divisions by sums that cancel "
-            "(xgrad_cam, grad_cam_plus_plus) and a singular vector (eigen_cam, up to its sign)",
+            "float64_reason": "relative L2; the same formula in another order of summation, with divisions by sums "
+            "that cancel (xgrad_cam, grad_cam_plus_plus) and a singular vector (eigen_cam, up to its sign)",
             "returned": 1e-4,
             "returned_reason": "relative L2; float32 and 1e-7 + maximum, twice",
             "conductance": 3e-3,
-            "conductance_reason": "relative L2, for a quadrature of 500 steps: it converges only as 1 / n_steps where the path has kinks; "
-            "these arrays themselves are good to some 2e-4",
+            "conductance_reason": "relative L2, for a quadrature of 500 steps: it converges only as 1 / n_steps where "
+            "the path has kinks; these arrays themselves are good to some 2e-4",
         },
         "networks": {},
         "as_shipped_distance": {},

@@ -1,7 +1,7 @@
 """Golden arrays of the gradient family from Captum: `python tests/golden/make_captum.py` writes `captum/*.npz, *.json`.
 
-Runs in an environment with numpy, torch and captum; neither the package nor its tests import this file. Three seeded networks
-without ties (no max-pool, random inputs), so that gradients are unique and peers must agree:
+Runs in an environment with numpy, torch and captum; neither the package nor its tests import this file. Three seeded
+networks without ties (no max-pool, random inputs), so that gradients are unique and peers must agree:
 
 * `mlp`: 20-32-24-5, ReLU, biases;
 * `cnn_avgpool`: two convolutions with biases, ReLU, 2x2 average pooling, one dense layer;
@@ -10,10 +10,10 @@ without ties (no max-pool, random inputs), so that gradients are unique and peer
 
 Weights, inputs and baselines are float32 numbers, so the float64 runs explain the very same networks.
 
-Integrated gradients is stored three times. Captum 0.9 multiplies the gradients by `torch.tensor(step_sizes).float()`: its
-quadrature weights carry float32 rounding (3e-8) whatever the dtype of the inputs, which moves its float64 maps by 1e-9. `ig_*_float64` is Captum's own code with that one
-cast widened (`float64_step_weights` below: nothing else changes); `ig_*_float64_as_shipped` is Captum untouched;
-`ig_*_float32` is Captum untouched on float32 inputs.
+Integrated gradients is stored three times. Captum 0.9 multiplies the gradients by `torch.tensor(step_sizes).float()`:
+its quadrature weights carry float32 rounding (3e-8) whatever the dtype of the inputs, which moves its float64 maps by
+1e-9. `ig_*_float64` is Captum's own code with that one cast widened (`float64_step_weights` below: nothing else
+changes); `ig_*_float64_as_shipped` is Captum untouched; `ig_*_float32` is Captum untouched on float32 inputs.
 """
 
 import contextlib
@@ -172,11 +172,12 @@ def make(number: int, name: str) -> None:
         "calls": {
             "gradient": "Saliency(net).attribute(x, target, abs=False)",
             "input_x_gradient": "InputXGradient(net).attribute(x, target)",
-            "ig_zero": f"IntegratedGradients(net).attribute(x, zeros, target, n_steps={N_STEPS}), method 'gausslegendre'",
+            "ig_zero": f"IntegratedGradients(net).attribute(x, zeros, target, n_steps={N_STEPS}), method "
+            f"'gausslegendre'",
             "ig_baseline": f"IntegratedGradients(net).attribute(x, baseline, target, n_steps={N_STEPS})",
         },
-        "float64_step_weights": "ig_*_float64: Captum's code with its quadrature weights in float64, where Captum casts them "
-        "to float32 for inputs of any dtype. ig_*_float64_as_shipped: Captum untouched.",
+        "float64_step_weights": "ig_*_float64: Captum's code with its quadrature weights in float64, where Captum "
+        "casts them to float32 for inputs of any dtype. ig_*_float64_as_shipped: Captum untouched.",
         "tolerance": {
             "float64": 1e-10,
             "float64_reason": "relative L2; same formula in another order of summation, some 1e-15",

@@ -1,7 +1,8 @@
 """Golden arrays of DeepLIFT from Captum: `python tests/golden/make_deeplift.py` writes `deeplift/*.npz, *.json`.
 
-Runs in an environment with numpy, torch and captum; neither the package nor its tests import this file. Networks on which Captum is right: every
-activation a module of its own, from its list, used once; no max-pool; random inputs without ties:
+Runs in an environment with numpy, torch and captum; neither the package nor its tests import this file. Networks on
+which Captum is right: every activation a module of its own, from its list, used once; no max-pool; random inputs
+without ties:
 
 * `mlp` and `cnn_avgpool`: those of `make_captum.py`;
 * `activations`: dense layers with tanh, sigmoid, softplus, leaky ReLU and ELU between.

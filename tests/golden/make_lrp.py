@@ -1,19 +1,20 @@
 """Golden arrays of LRP from Zennit and LXT: `python tests/golden/make_lrp.py` writes `lrp/lrp.npz` and `lrp/lrp.json`.
 
-Runs in an environment with numpy, torch, zennit and lxt (whose explicit interface needs transformers 4); neither the package nor
-its tests import this file. Zennit explains three seeded networks without max-pool under its six composites:
+Runs in an environment with numpy, torch, zennit and lxt (whose explicit interface needs transformers 4); neither the
+package nor its tests import this file. Zennit explains three seeded networks without max-pool under its six composites:
 
 * `mlp`: 24-20-16-5, ReLU, biases;
-* `residual`: stem convolution (stride 2), one residual block, batch-norm after every convolution, ReLU, average pool, dense;
-* `separable`: convolution (stride 2, no padding), two depthwise-separable blocks, batch-norm, ReLU6 (a twentieth of the units
-  saturated), average pool, global average pool, dense.
+* `residual`: stem convolution (stride 2), one residual block, batch-norm after every convolution, ReLU, average pool,
+  dense;
+* `separable`: convolution (stride 2, no padding), two depthwise-separable blocks, batch-norm, ReLU6 (a twentieth of the
+  units saturated), average pool, global average pool, dense.
 
-`attention` is one pre-norm encoder block (two heads, GELU) explained by LXT's explicit functions, once with every epsilon at
-1e-16, where its stabiliser without a sign does not matter, and once with its defaults.
+`attention` is one pre-norm encoder block (two heads, GELU) explained by LXT's explicit functions, once with every
+epsilon at 1e-16, where its stabiliser without a sign does not matter, and once with its defaults.
 
-Relevance starts as the target logit. Batch-norm is folded into the convolution before it (`folded` below) because Zennit does so
-with its canonizers; the arrays hold its parameters unfolded. Weights and inputs are float32 numbers, so both precisions explain
-the very same networks. Of the float32 results only the distance to float64 is stored.
+Relevance starts as the target logit. Batch-norm is folded into the convolution before it (`folded` below) because
+Zennit does so with its canonizers; the arrays hold its parameters unfolded. Weights and inputs are float32 numbers, so
+both precisions explain the very same networks. Of the float32 results only the distance to float64 is stored.
 """
 
 import copy
@@ -61,7 +62,7 @@ COMPOSITES: dict[str, Callable[[], Composite]] = {
 
 
 class Residual(nn.Module):
-    """Zennit's Sum over the stacked branches, so that the addition gets a rule; a plain `+` would copy the relevance."""
+    """Zennit's Sum over the stacked branches, so that the addition gets a rule; a plain `+` would copy relevance."""
 
     def __init__(self, *body: nn.Module) -> None:
         super().__init__()
@@ -174,7 +175,7 @@ def channels_last(x: np.ndarray) -> np.ndarray:
 
 
 def saturated(net: nn.Sequential, x: torch.Tensor) -> float:
-    """The part of the ReLU6 units at 6: there Pass keeps the relevance and the gradient, in ExcitationBackprop, drops it."""
+    """The part of the ReLU6 units at 6. There Pass keeps relevance; the gradient, in ExcitationBackprop, drops it."""
     units = []
     for layer in net:
         x = layer(x)
@@ -219,7 +220,7 @@ def make_zennit(number: int, name: str, about: dict) -> dict[str, np.ndarray]:
 
 
 def encoder(w: dict[str, torch.Tensor], x: torch.Tensor, epsilon: float | None) -> torch.Tensor:
-    """The block in LXT's explicit functions; no epsilon means theirs: linear, mean and norm 1e-6, add and matmul 1e-8."""
+    """The block in LXT's explicit functions. Their own epsilons: linear, mean and norm 1e-6, add and matmul 1e-8."""
     eps = {} if epsilon is None else {"epsilon": epsilon}
 
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
@@ -289,13 +290,16 @@ def make() -> None:
         "calls": {
             "start": "autograd.grad(logits, x, one_hot(target) * logits) inside composite.context(net)",
             "epsilon_gamma_box": f"EpsilonGammaBox(low={LOW}, high={HIGH}); the other composites without arguments",
-            "attention": "every epsilon 1e-16; attention_default: LXT's own (linear, mean, layer_norm 1e-6, add2, matmul 1e-8)",
+            "attention": "every epsilon 1e-16; attention_default: LXT's own (linear, mean, layer_norm 1e-6, add2, "
+            "matmul 1e-8)",
         },
         "tolerance": {
             "float64": 1e-9,
-            "float64_reason": "relative L2; same formulas in another order of summation, divided by denominators that cancel",
+            "float64_reason": "relative L2; same formulas in another order of summation, divided by denominators "
+            "that cancel",
             "float32": 1e-4,
-            "float32_reason": "relative L2 to the peer's float64 result, or the peer's own such distance where that is more",
+            "float32_reason": "relative L2 to the peer's float64 result, or the peer's own such distance where that "
+            "is more",
         },
         "networks": {},
         "float32_distance": {},

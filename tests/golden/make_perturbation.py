@@ -1,8 +1,11 @@
-"""Golden arrays of the perturbation methods from Captum: `python tests/golden/make_perturbation.py` writes `perturbation/*.npz, *.json`.
+"""Golden arrays of the perturbation methods from Captum.
 
-Runs in an environment with numpy, torch and captum; neither the package nor its tests import this file. Networks, weights and inputs as in
-`make_captum.py`: `mlp`, and `conv_smooth` for images with channels. Float64 throughout, for which Captum's casts to float32 (in the
-division of Occlusion, in the masks and sums of ShapleyValueSampling) are widened; nothing else of it is changed.
+`python tests/golden/make_perturbation.py` writes `perturbation/*.npz, *.json`.
+
+Runs in an environment with numpy, torch and captum; neither the package nor its tests import this file. Networks,
+weights and inputs as in `make_captum.py`: `mlp`, and `conv_smooth` for images with channels. Float64 throughout, for
+which Captum's casts to float32 (in the division of Occlusion, in the masks and sums of ShapleyValueSampling) are
+widened; nothing else of it is changed.
 
 `shapley_*` go through the stored permutations, given to Captum in place of its random ones.
 """
@@ -89,13 +92,15 @@ def make(number: int, name: str) -> None:
         "calls": {
             "ablation_features": "FeatureAblation(net).attribute(x, baseline, target)",
             "ablation_groups": "FeatureAblation(net).attribute(x, baseline, target, feature_mask=groups)",
-            "shapley_groups": "ShapleyValueSampling(net).attribute(x, baseline, target, feature_mask=groups), permutations: orders",
+            "shapley_groups": "ShapleyValueSampling(net).attribute(x, baseline, target, feature_mask=groups), "
+            "permutations: orders",
             "occlusion_*": "Occlusion(net).attribute(x, window, strides, baseline, target)",
         },
         "windows": {key: {"window": window, "strides": strides} for key, (window, strides) in WINDOWS[name].items()},
         "tolerance": {
             "float64": 1e-9,
-            "float64_reason": "relative L2; differences of scores, which magnify their rounding, in another order of summation",
+            "float64_reason": "relative L2; differences of scores, which magnify their rounding, in another order of "
+            "summation",
         },
     }
     (FOLDER / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n")

@@ -1,12 +1,14 @@
 """Golden arrays of metrics from Quantus: `python tests/golden/make_quantus.py` writes `quantus/*.npz, *.json`.
 
-Runs in an environment with numpy, torch, captum and quantus; neither the package nor its tests import this file. One small smooth network, six inputs
-and two maps of each (`network.npz`), then per family of metrics what Quantus returns. Everything in float64, for which torch's default type is widened; weights,
-inputs and random maps are float32 numbers. Maps are given as they are (`abs=False, normalise=False` unless an entry says otherwise), scores are logits unless
+Runs in an environment with numpy, torch, captum and quantus; neither the package nor its tests import this file. One
+small smooth network, six inputs and two maps of each (`network.npz`), then per family of metrics what Quantus returns.
+Everything in float64, for which torch's default type is widened; weights, inputs and random maps are float32 numbers.
+Maps are given as they are (`abs=False, normalise=False` unless an entry says otherwise), scores are logits unless
 `softmax` is true.
 
-What Quantus draws at random is stored beside its result: `choice`, `uniform`, `permutation` and `randn` of `numpy.random` are recorded, and perturbed
-inputs are given through its own `perturb_func`. IROF is given the stored segments in place of superpixels.
+What Quantus draws at random is stored beside its result: `choice`, `uniform`, `permutation` and `randn` of
+`numpy.random` are recorded, and perturbed inputs are given through its own `perturb_func`. IROF is given the stored
+segments in place of superpixels.
 
 Each json lists under `arrays`, for each result: the metric, the settings of its constructor, what it was called with.
 
@@ -135,7 +137,7 @@ class Family:
         note: str = "",
         **settings: Any,
     ) -> Any:
-        """One call of a metric. `name` says which map was given; `one_by_one`, that every example is a batch of its own."""
+        """One call of a metric. `name` is that of the given map; with `one_by_one` each example is a batch."""
         call = call or {}
         if one_by_one:
             parts = [self.call(metric, a, settings, softmax, call, slice(i, i + 1)) for i in range(len(self.data["x"]))]
@@ -400,7 +402,8 @@ def randomisation(net: nn.Module, data: dict, _: np.random.Generator) -> None:
         note = "the mean of all rows, 1 for the original network among them"
         out.run(f"mprt_average/{name}", quantus.MPRT, name, a, call=call, return_average_correlation=True, note=note)
         for order in ("bottom_up", "top_down"):
-            note = "(H' - H) / H with all layers randomised, H the entropy of 100 bins from the map's minimum to its maximum"
+            note = "(H' - H) / H with all layers randomised, H the entropy of 100 bins from the map's minimum to its "
+            note += "maximum"
             settings = {"softmax": True, "layer_order": order}  # it refuses logits; the result is of the maps alone
             out.run(f"efficient_mprt/{name}/{order}", quantus.EfficientMPRT, name, a, call=call, note=note, **settings)
         others: list[np.ndarray] = []

@@ -1,7 +1,7 @@
-"""Plain calls of every method on every model: `python tests/golden/make_registry.py` writes `registry.npz` beside this file.
+"""Plain calls of every method on every model: `python tests/golden/make_registry.py` writes `registry.npz`.
 
-The quick suite compares each transform with these arrays, and so compiles one program for a row in place of two.
-Run it after a change of attributions that is meant, or of a setting in `tests/registry.py`; `pytest --full` does not read it.
+The quick suite compares each transform with these arrays, and so compiles one program for a row in place of two. Run it
+after a change of attributions that is meant, or of a setting in `tests/registry.py`; `pytest --full` does not read it.
 """
 
 import sys
