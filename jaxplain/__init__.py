@@ -4,80 +4,69 @@ import importlib as _importlib
 import typing as _typing
 from importlib.metadata import version as _version
 
-from jaxplain import metrics as metrics
-from jaxplain import nnx as nnx
-from jaxplain import plot as plot
-from jaxplain import prototypes as prototypes
-from jaxplain import rules as rules
-from jaxplain._batch import batched as batched
-from jaxplain._cam_layer import Layout as Layout
-from jaxplain._errors import DataError as DataError
-from jaxplain._errors import InputError as InputError
-from jaxplain._errors import JaxplainError as JaxplainError
-from jaxplain._errors import LabelError as LabelError
-from jaxplain._errors import LayerError as LayerError
-from jaxplain._errors import MissingKeyError as MissingKeyError
-from jaxplain._errors import ModelModeError as ModelModeError
-from jaxplain._errors import NonFiniteError as NonFiniteError
-from jaxplain._errors import ScoreError as ScoreError
-from jaxplain._errors import SettingError as SettingError
-from jaxplain._errors import StructureError as StructureError
-from jaxplain._errors import TransformError as TransformError
-from jaxplain._errors import UnexplainedChangeError as UnexplainedChangeError
-from jaxplain._errors import UnknownNodeError as UnknownNodeError
-from jaxplain._explainer import Explainer as Explainer
-from jaxplain._explainer import Info as Info
-from jaxplain._explainer import LayerName as LayerName
-from jaxplain._explainer import with_info as with_info
-from jaxplain._groups import patches as patches
-from jaxplain._inspection import Ledger as Ledger
-from jaxplain._inspection import layers as layers
-from jaxplain._inspection import ledger as ledger
-from jaxplain._inspection import plan as plan
-from jaxplain._layers.table import NodeRow as NodeRow
-from jaxplain._layers.table import Nodes as Nodes
-from jaxplain._references import References as References
-from jaxplain._references import references as references
-from jaxplain._scores import check as check
-from jaxplain._scores import logit as logit
-from jaxplain._split import Split as Split
-from jaxplain._split import split as split
-from jaxplain.methods._cam import ablation_cam as ablation_cam
-from jaxplain.methods._cam import cam as cam
-from jaxplain.methods._cam import eigen_cam as eigen_cam
-from jaxplain.methods._cam import grad_cam as grad_cam
-from jaxplain.methods._cam import grad_cam_plus_plus as grad_cam_plus_plus
-from jaxplain.methods._cam import guided_grad_cam as guided_grad_cam
-from jaxplain.methods._cam import hires_cam as hires_cam
-from jaxplain.methods._cam import layer_cam as layer_cam
-from jaxplain.methods._cam import score_cam as score_cam
-from jaxplain.methods._cam import xgrad_cam as xgrad_cam
-from jaxplain.methods._conductance import conductance as conductance
-from jaxplain.methods._deeplift import deeplift as deeplift
-from jaxplain.methods._gradient import gradient as gradient
-from jaxplain.methods._gradient import input_x_gradient as input_x_gradient
-from jaxplain.methods._gradient import saliency as saliency
-from jaxplain.methods._gradient import sensitivity as sensitivity
-from jaxplain.methods._noise import smoothgrad as smoothgrad
-from jaxplain.methods._noise import smoothgrad_squared as smoothgrad_squared
-from jaxplain.methods._noise import vargrad as vargrad
-from jaxplain.methods._path import expected_gradients as expected_gradients
-from jaxplain.methods._path import integrated_gradients as integrated_gradients
-from jaxplain.methods._perturbation import ablation as ablation
-from jaxplain.methods._perturbation import occlusion as occlusion
-from jaxplain.methods._perturbation import shapley_sampling as shapley_sampling
-from jaxplain.methods._propagation import deconvnet as deconvnet
-from jaxplain.methods._propagation import deep_taylor as deep_taylor
-from jaxplain.methods._propagation import excitation_backprop as excitation_backprop
-from jaxplain.methods._propagation import guided_backprop as guided_backprop
-from jaxplain.methods._propagation import lrp as lrp
-from jaxplain.methods._taylor import line_search as line_search
-from jaxplain.methods._taylor import scaled_input as scaled_input
-from jaxplain.methods._taylor import taylor as taylor
-from jaxplain.prototypes._activation_maximization import History as History
-from jaxplain.prototypes._activation_maximization import Prototype as Prototype
-from jaxplain.prototypes._activation_maximization import activation_maximization as activation_maximization
-from jaxplain.rules import composites as composites
+from jaxplain import metrics, nnx, plot, prototypes, rules
+from jaxplain._batch import batched
+from jaxplain._cam_layer import Layout
+from jaxplain._errors import (
+    DataError,
+    InputError,
+    JaxplainError,
+    LabelError,
+    LayerError,
+    MissingKeyError,
+    ModelModeError,
+    NonFiniteError,
+    ScoreError,
+    SettingError,
+    StructureError,
+    TransformError,
+    UnexplainedChangeError,
+    UnknownNodeError,
+)
+from jaxplain._explainer import Explainer, Info, LayerName, with_info
+from jaxplain._groups import patches
+from jaxplain._inspection import Ledger, layers, ledger, plan
+from jaxplain._layers.table import NodeRow, Nodes
+from jaxplain._references import References, references
+from jaxplain._scores import check, logit
+from jaxplain._split import Split, split
+from jaxplain.methods._cam import (
+    ablation_cam,
+    cam,
+    eigen_cam,
+    grad_cam,
+    grad_cam_plus_plus,
+    guided_grad_cam,
+    hires_cam,
+    layer_cam,
+    score_cam,
+    xgrad_cam,
+)
+from jaxplain.methods._conductance import conductance
+from jaxplain.methods._deeplift import deeplift
+from jaxplain.methods._gradient import gradient, input_x_gradient, saliency, sensitivity
+from jaxplain.methods._noise import smoothgrad, smoothgrad_squared, vargrad
+from jaxplain.methods._path import expected_gradients, integrated_gradients
+from jaxplain.methods._perturbation import ablation, occlusion, shapley_sampling
+from jaxplain.methods._propagation import deconvnet, deep_taylor, excitation_backprop, guided_backprop, lrp
+from jaxplain.methods._taylor import line_search, scaled_input, taylor
+from jaxplain.prototypes._activation_maximization import History, Prototype, activation_maximization
+from jaxplain.rules import composites
+
+# fmt: off
+__all__ = [
+    "DataError", "Explainer", "History", "Info", "InputError", "JaxplainError", "LabelError", "LayerError",
+    "LayerName", "Layout", "Ledger", "MissingKeyError", "ModelModeError", "NodeRow", "Nodes", "NonFiniteError",
+    "Prototype", "References", "ScoreError", "SettingError", "Split", "StructureError", "TransformError",
+    "UnexplainedChangeError", "UnknownNodeError", "ablation", "ablation_cam", "activation_maximization", "batched",
+    "cam", "check", "composites", "conductance", "datasets", "deconvnet", "deep_taylor", "deeplift", "eigen_cam",
+    "excitation_backprop", "expected_gradients", "experts", "grad_cam", "grad_cam_plus_plus", "gradient",
+    "guided_backprop", "guided_grad_cam", "hires_cam", "input_x_gradient", "integrated_gradients", "layer_cam",
+    "layers", "ledger", "line_search", "logit", "lrp", "metrics", "nnx", "occlusion", "patches", "plan", "plot",
+    "prototypes", "references", "rules", "saliency", "scaled_input", "score_cam", "sensitivity", "shapley_sampling",
+    "smoothgrad", "smoothgrad_squared", "split", "taylor", "vargrad", "with_info", "xgrad_cam", "zoo",
+]
+# fmt: on
 
 __version__ = _version("jaxplain")
 

@@ -12,14 +12,14 @@ penalty of `activation_maximization`: `jx.prototypes.expert(strength, log_prob)`
 ones.
 """
 
-from jaxplain.experts._gaussian import Gaussian as Gaussian
-from jaxplain.experts._gaussian import gaussian as gaussian
-from jaxplain.experts._made import MADE as MADE
-from jaxplain.experts._made import made as made
-from jaxplain.experts._rbm import RBM as RBM
-from jaxplain.experts._rbm import LogPartition as LogPartition
-from jaxplain.experts._rbm import log_partition as log_partition
-from jaxplain.experts._rbm import rbm as rbm
-from jaxplain.experts._vae import VAE as VAE
-from jaxplain.experts._vae import Posterior as Posterior
-from jaxplain.experts._vae import vae as vae
+from jaxplain.experts._gaussian import Gaussian, gaussian
+from jaxplain.experts._made import MADE, made
+from jaxplain.experts._rbm import RBM, LogPartition, log_partition, rbm
+from jaxplain.experts._vae import VAE, Posterior, vae
+
+# fmt: off
+__all__ = [
+    "MADE", "RBM", "VAE", "Gaussian", "LogPartition", "Posterior", "gaussian", "log_partition", "made", "rbm",
+    "vae",
+]
+# fmt: on

@@ -1,28 +1,32 @@
 """Rules: how relevance, or a gradient, goes backwards through one node of a program. Pure functions; no method."""
 
-from jaxplain._analysis.nodes import KINDS as KINDS
-from jaxplain._analysis.patterns import Pattern as Pattern
-from jaxplain._analysis.patterns import scope as scope
-from jaxplain._engine.node_view import Layer as Layer
-from jaxplain._engine.node_view import Weights as Weights
-from jaxplain.rules._backprop import derivative as derivative
-from jaxplain.rules._lrp import alpha_beta as alpha_beta
-from jaxplain.rules._lrp import epsilon as epsilon
-from jaxplain.rules._lrp import flat as flat
-from jaxplain.rules._lrp import gamma as gamma
-from jaxplain.rules._lrp import gradient_x_input as gradient_x_input
-from jaxplain.rules._lrp import log_softmax as log_softmax
-from jaxplain.rules._lrp import norm as norm
-from jaxplain.rules._lrp import pass_through as pass_through
-from jaxplain.rules._lrp import proportional_pooling as proportional_pooling
-from jaxplain.rules._lrp import signal_takes_all as signal_takes_all
-from jaxplain.rules._lrp import uniform as uniform
-from jaxplain.rules._lrp import winner_takes_all as winner_takes_all
-from jaxplain.rules._lrp import wsquare as wsquare
-from jaxplain.rules._lrp import zbox as zbox
-from jaxplain.rules._lrp import zplus as zplus
-from jaxplain.rules._rule import Relevance as Relevance
-from jaxplain.rules._rule import Rule as Rule
-from jaxplain.rules._rule import distribute as distribute
-from jaxplain.rules._rule import stabilize as stabilize
-from jaxplain.rules._rule import times as times
+from jaxplain._analysis.nodes import KINDS
+from jaxplain._analysis.patterns import Pattern, scope
+from jaxplain._engine.node_view import Layer, Weights
+from jaxplain.rules._backprop import derivative
+from jaxplain.rules._lrp import (
+    alpha_beta,
+    epsilon,
+    flat,
+    gamma,
+    gradient_x_input,
+    log_softmax,
+    norm,
+    pass_through,
+    proportional_pooling,
+    signal_takes_all,
+    uniform,
+    winner_takes_all,
+    wsquare,
+    zbox,
+    zplus,
+)
+from jaxplain.rules._rule import Relevance, Rule, distribute, stabilize, times
+
+# fmt: off
+__all__ = [
+    "KINDS", "Layer", "Pattern", "Relevance", "Rule", "Weights", "alpha_beta", "derivative", "distribute",
+    "epsilon", "flat", "gamma", "gradient_x_input", "log_softmax", "norm", "pass_through", "proportional_pooling",
+    "scope", "signal_takes_all", "stabilize", "times", "uniform", "winner_takes_all", "wsquare", "zbox", "zplus",
+]
+# fmt: on
