@@ -116,18 +116,15 @@ def _page(name: str) -> str:
 @cache
 def members(module: ModuleType) -> list[str]:
     """The public functions and classes of a module: its `__all__`, or those that it defines or re-exports."""
-    if hasattr(module, "__all__"):
-        names = list(module.__all__)
-    else:
-        # A package re-exports the names of its files; a file has its own names.
-        home = module.__name__ if not hasattr(module, "__path__") else "jaxplain"
-        names = [
-            name
-            for name, thing in vars(module).items()
-            if not name.startswith("_")
-            and (inspect.isfunction(thing) or inspect.isclass(thing))
-            and thing.__module__.startswith(home)
-        ]
+    # A package re-exports the names of its files; a file has its own names.
+    home = "jaxplain" if hasattr(module, "__all__") or hasattr(module, "__path__") else module.__name__
+    names = [
+        name
+        for name in getattr(module, "__all__", vars(module))
+        if not name.startswith("_")
+        and (inspect.isfunction(thing := getattr(module, name)) or inspect.isclass(thing))
+        and thing.__module__.startswith(home)
+    ]
 
     def place(name: str) -> tuple[bool, str, bool, int]:
         """File by file, functions before classes; the module's own names before those from elsewhere."""
@@ -139,7 +136,7 @@ def members(module: ModuleType) -> list[str]:
             inspect.getsourcelines(thing)[1],
         )
 
-    return sorted((name for name in names if callable(getattr(module, name))), key=place)
+    return sorted(names, key=place)
 
 
 @cache
