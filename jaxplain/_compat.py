@@ -1,4 +1,4 @@
-"""The only module that touches JAX internals: what moves between JAX releases is resolved here, once."""
+"""The only module that touches JAX internals. Differences between JAX releases are resolved here."""
 
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from jax.interpreters import ad, batching, mlir, partial_eval
 
 T = TypeVar("T")
 _P = jex.core.primitives
-# Primitives that draw random numbers. Splitting or folding a key alone draws nothing.
+# Primitives that draw random numbers. Splitting or folding a key does not.
 _RANDOM = frozenset((_P.random_bits_p, _P.random_gamma_p, _P.rng_bit_generator_p, _P.rng_uniform_p, _P.threefry2x32_p))
 ADD_ANY = _P.add_jaxvals_p
 CHECKPOINT = _P.remat_p
@@ -28,14 +28,14 @@ OLD_CALLS = tuple(
 )
 NAME = _P.name_p
 SELECT_AND_SCATTER = _P.select_and_scatter_add_p
-# jaxlib 0.10 gives plain convolutions on a CPU to a library that runs most of them on one thread; 0.12 runs them on all.
+# jaxlib 0.10 runs most plain convolutions on a CPU on one thread, in an external library; 0.12 uses all threads.
 ONE_THREADED_CONVOLUTIONS = tuple(map(int, jax.lib.__version__.split(".")[:2])) < (0, 11)
 # Equations whose bodies may be replaced by equal programs. Those with a derivative of their own stay as they are.
 _TRANSPARENT = frozenset((JIT, CHECKPOINT, lax.scan_p, lax.cond_p, lax.while_p))
 
 
 def primitive(name: str) -> Any:
-    """A primitive that no public module holds, by its name; None if this release of JAX does not have it."""
+    """A primitive that no public module exports, by its name; None if this release of JAX does not have it."""
     return _public_or_lowered().get(name)
 
 
@@ -61,9 +61,9 @@ def constants(closed: Any) -> list[Any]:
 
 
 def closed_bodies(equation: Any) -> Iterator[Any]:
-    """The programs held by an equation's parameters, with their constants."""
+    """The programs in an equation's parameters, with their constants."""
     params = equation.params
-    is_while = equation.primitive is lax.while_p  # first its condition, then its body
+    is_while = equation.primitive is lax.while_p  # yields its condition, then its body
     for param in (params["cond_jaxpr"], params["body_jaxpr"]) if is_while else params.values():
         for body in param if isinstance(param, tuple) else (param,):
             if hasattr(body, "eqns"):
@@ -85,14 +85,14 @@ def scan_counts(equation: Any) -> tuple[int, int]:
 
 
 def split_scan(equation: Any, operands: Sequence[T]) -> tuple[list[T], list[T], list[T]]:
-    """Anything that stands for the operands of a scan, as constants, carry, and what is scanned."""
+    """Splits the operands of a scan, or one item for each of them, into constants, carry and scanned operands."""
     n_consts, n_carry = scan_counts(equation)
     rest = list(operands[n_consts:])
     return list(operands[:n_consts]), rest[:n_carry], rest[n_carry:]
 
 
 def split_while(equation: Any, operands: Sequence[T]) -> tuple[list[T], list[T], list[T]]:
-    """The same for a while loop: constants of its condition, constants of its body, and the carry."""
+    """Splits the operands of a while loop into constants of its condition, constants of its body, and the carry."""
     n_carry = len(equation.outvars)
     n_of_body = len(equation.params["body_jaxpr"].in_avals) - n_carry
     start = len(operands) - n_carry - n_of_body
@@ -105,7 +105,7 @@ def is_random(equation: Any) -> bool:
 
 
 def inner_jaxprs(equation: Any) -> Iterator[Any]:
-    """The jaxprs held by an equation's parameters (the body of a scan, the branches of a cond, …)."""
+    """The jaxprs in an equation's parameters, for example the body of a scan or the branches of a cond."""
     return iter(jex.core.jaxprs_in_params(equation.params))
 
 
@@ -115,7 +115,7 @@ def read(values: dict[Any, Any], atom: Any) -> Any:
 
 
 def bind(equation: Any, inputs: list[Any], rewrite: Callable[[Any], Callable[..., list]] | None = None) -> list[Any]:
-    """Run one equation on new inputs; with `rewrite`, on bodies that `rewrite` made of its own."""
+    """Run one equation on new inputs. `rewrite` replaces its bodies."""
     params = equation.params
     if rewrite is not None:
         params = {name: _rewritten(value, rewrite) for name, value in params.items()}
@@ -124,7 +124,7 @@ def bind(equation: Any, inputs: list[Any], rewrite: Callable[[Any], Callable[...
 
 
 def _rewritten(param: Any, rewrite: Callable[[Any], Callable[..., list]]) -> Any:
-    """A parameter of an equation, with any jaxpr in it staged again from `rewrite(jaxpr)`."""
+    """A parameter of an equation, in which each jaxpr is replaced by one staged from `rewrite(jaxpr)`."""
     if isinstance(param, tuple) and param and all(hasattr(p, "eqns") for p in param):
         return tuple(_rewritten(p, rewrite) for p in param)
     if not hasattr(param, "eqns"):
@@ -140,9 +140,9 @@ def _rewritten(param: Any, rewrite: Callable[[Any], Callable[..., list]]) -> Any
 
 @contextmanager
 def context(equation: Any, scopes: tuple | None = None) -> Iterator[None]:
-    """The settings and name scopes that an equation was written under; `scopes`, where those of the calls around it are known.
+    """The settings and name scopes that an equation was written under, or `scopes` in place of its own scopes.
 
-    The entries of the stack are passed on as they are: each stands for one entering of a scope.
+    The entries of the stack are passed on unchanged, because each identifies one call that entered a scope.
     """
     own = source_info_util.NameStack(scopes_of(equation) if scopes is None else scopes)
     stack = source_info_util.current_name_stack() + own
@@ -153,7 +153,7 @@ def context(equation: Any, scopes: tuple | None = None) -> Iterator[None]:
 def scopes_of(equation: Any) -> tuple:
     """The name scopes that an equation is in, and the transforms that it went through, outermost first.
 
-    The object of a scope is made when it is entered, so that two calls of a layer have two objects of the same name.
+    Entering a scope creates an object, so that two calls of a layer have two objects of the same name.
     """
     return equation.source_info.name_stack.stack
 
@@ -166,7 +166,7 @@ _SCOPE = type(source_info_util.new_name_stack("name").stack[0])
 
 
 def evaluate(closed: Any, inputs: Any, run: Callable[[Any, list], list]) -> list:
-    """The outputs of a program on new inputs, each equation evaluated by `run(equation, its inputs)`."""
+    """The outputs of a program on new inputs, where `run(equation, inputs)` evaluates each equation."""
     jaxpr = open_jaxpr(closed)
     values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     values.update(zip(jaxpr.invars, inputs, strict=True))
@@ -182,7 +182,7 @@ def can_rewrite_inside(equation: Any) -> bool:
 
 
 def contains(closed: Any, wanted: Callable[[Any], bool]) -> bool:
-    """Whether a program holds a wanted equation, outside of functions with derivatives of their own."""
+    """Whether a program contains a wanted equation outside of functions with derivatives of their own."""
     return any(
         wanted(e) or (can_rewrite_inside(e) and any(contains(j, wanted) for j in inner_jaxprs(e))) for e in closed.eqns
     )
@@ -200,20 +200,20 @@ def has_explicit_axes() -> bool:
 
 
 def live_equations(closed: Any) -> list[Any]:
-    """The equations that some output depends on, in bodies of nested calls too."""
+    """The equations that some output depends on. Bodies of nested calls are pruned, too."""
     jaxpr = open_jaxpr(closed)
     return list(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0].eqns)
 
 
 def without_dead_code(closed: Any) -> Any:
-    """The program without what no output depends on, in bodies of nested calls too; its inputs stay."""
+    """The program without equations that no output depends on, in bodies of nested calls, too. Its inputs stay."""
     jaxpr = open_jaxpr(closed)
     kept, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
     return jex.core.ClosedJaxpr(kept, closed.consts)
 
 
 def source_line(equation: Any, inner: Any = None) -> str:
-    """The user's source line behind an equation (or behind one inside it), with its name scope: for messages only."""
+    """The user's source line that made an equation (or one inside it), with its name scope. Only for messages."""
     scope = str(equation.source_info.name_stack)
     infos = [e.source_info for e in (equation, inner) if e is not None]
     line = next(filter(None, map(_users_line, infos)), None) or source_info_util.summarize(infos[-1])
@@ -224,7 +224,7 @@ _LIBRARIES = (*(sysconfig.get_path(name) for name in ("purelib", "platlib", "std
 
 
 def _users_line(source_info: Any) -> str | None:
-    """The innermost line outside of any library: JAX's own summary stops at the first frame that is not JAX's."""
+    """The innermost line outside of any library. (JAX's own summary stops at the first frame that is not JAX's.)"""
     for frame in getattr(source_info.traceback, "frames", ()):
         if not frame.file_name.startswith((*_LIBRARIES, "<frozen")):
             return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
@@ -232,7 +232,7 @@ def _users_line(source_info: Any) -> str | None:
 
 
 def zeros_like(value: jax.Array) -> jax.Array:
-    """Zeros like a value: its sharding, and varying over the same `shard_map` axes."""
+    """Zeros with the sharding of a value, varying over the same `shard_map` axes."""
     return varying_like(jnp.zeros_like(value), jax.typeof(value))
 
 

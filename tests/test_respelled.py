@@ -347,7 +347,7 @@ def RMS_PARTS(x):  # noqa: N802
 TWO, Y = jnp.eye(2), jnp.array([0.5, 0.25])
 U, ONES = jnp.array([1.0, 2.0]), jnp.ones(2)
 
-# A number of the program's text beside a ReLU is no more part of it than an array is.
+# A literal next to a ReLU is not part of it, just as an array is not.
 NUMBERS = {
     "reflected": (lambda x: jax.nn.relu(-(x @ TWO)) @ U, lambda x: jax.nn.relu((x @ TWO) * -ONES) @ U, -Y),
     "two relus": (

@@ -397,7 +397,7 @@ def test_the_gradient_of_relevance_is_its_derivative(name):
         (lambda: jx.deep_taylor(lambda x: x @ S, low=jnp.zeros(5), high=1.0)(jnp.ones(6)), "broadcast"),
         (
             lambda: jx.lrp(lambda x: x @ S, rules=composites.compose(rules.epsilon(), {"hed/*": rules.flat()}))(S),
-            "fits",
+            "matches",
         ),
     ],
 )

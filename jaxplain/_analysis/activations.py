@@ -1,9 +1,17 @@
-"""Activations: which stretches of elementwise equations are one scalar function of one value.
+"""Activations: finds stretches of elementwise equations that are one scalar function of one value.
 
-An edge leads from an operand of an elementwise equation to its output if both have the same shape; broadcasts, reshapes and
-sums are cuts, beyond which everything counts as unrelated. The *immediate dominator* of a value is the nearest value that all
-it knows of the explained input comes through. What lies between the two is one function of one variable: GELU, SiLU, a leaky
-ReLU written with `where`, a formula of the user's own; all are the same to the analysis.
+An edge leads from an operand of an elementwise equation to its output if both have the same shape. Broadcasts, reshapes
+and sums are cuts; values on their two sides count as unrelated. The *immediate dominator* of a value is the nearest
+value through which every path from the input passes. The equations between the two are one function of one variable,
+for example GELU, SiLU, or a leaky ReLU written with `where`:
+
+    z = dot_general x W       dominator: none, a cut
+    m = gt z 0                z
+    s = mul 0.1 z             z
+    y = select_n m s z        z, because both m and s lead to z: the activation {gt, mul, select_n} of z
+
+`mul` alone would be affine, and not an activation; inside one it needs no node. If something else reads s as well, it
+does need one, and `mul` is *shared*: the activation contains it, and the scale_shift node of s, too.
 """
 
 import math
@@ -22,7 +30,7 @@ from jaxplain._ir.primitives import Trait
 
 
 class Flow:
-    """What matters of a graph to relevance: activity, operands held constant, and what leads to an output."""
+    """The part of a graph that carries relevance: active operands that are not held constant and lead to an output."""
 
     def __init__(self, graph: Graph, activity: dict[Value, Activity], held: set[tuple[Equation, int]]):
         self.graph = graph
@@ -73,9 +81,10 @@ class Segment(NamedTuple):
 
 
 def activations(flow: Flow, claimed: set[Equation], intervals: Intervals) -> tuple[list[Segment], set[Equation]]:
-    """The outermost nonlinear segments of the equations that are not claimed, adjacent ones joined.
+    """The outermost nonlinear segments of the unclaimed equations, with adjacent ones joined, and the shared equations.
 
-    Also the affine equations inside of them whose values are read outside too, and so need nodes of their own.
+    Shared equations are affine equations inside a segment whose values are also read outside. They need nodes of their
+    own besides.
     """
     dominators = _Dominators(flow, claimed)
     chosen: list[Segment] = []
@@ -84,7 +93,7 @@ def activations(flow: Flow, claimed: set[Equation], intervals: Intervals) -> tup
     roots: set[Value] = set()
 
     def is_wanted(value: Value) -> bool:
-        """Whether somebody outside the segments that make a value reads it."""
+        """Whether an equation outside the segments that make a value reads it."""
         source = value.source
         if source not in holders or value in flow.graph.outputs or value in roots:
             return True
@@ -106,11 +115,11 @@ def activations(flow: Flow, claimed: set[Equation], intervals: Intervals) -> tup
             roots.add(root)
             for e in inside:
                 holders.setdefault(e, []).append(segment)
-    return _Joints(flow, {*claimed, *holders}, shared, intervals).joined(chosen), shared
+    return _Joiner(flow, {*claimed, *holders}, shared, intervals).joined(chosen), shared
 
 
 def _is_transparent(equation: Equation, inside: set[Equation], flow: Flow) -> bool:
-    """Whether an equation of a segment does nothing nonlinear: sums, scaling, a choice that the segment does not make."""
+    """Whether an equation of a segment is linear: a sum, a scale, or a `select_n` whose mask comes from elsewhere."""
     if equation.op is lax.select_n_p:
         return equation.inputs[0].source not in inside
     if equation.has(Trait.PRODUCT):
@@ -121,12 +130,18 @@ def _is_transparent(equation: Equation, inside: set[Equation], flow: Flow) -> bo
 
 
 def _is_formula(segment: Segment) -> bool:
-    """Whether it is written with elementary functions. A ReLU is complete: a literal next to it belongs to a layer."""
+    """Whether it is written with elementary functions. (Literals next to a ReLU belong to a layer, not to the ReLU.)"""
     return all(e.has(Trait.ELEMENTARY) for e in segment.equations)
 
 
-class _Joints:
-    """What lies between, before and after the parts of a formula and belongs to it: numbers of the program's text."""
+class _Joiner:
+    """Joins segments with one another, and with the literals between, before and after them that scale or shift.
+
+    For example, 2 / (1 + exp(-z)) - 1 is one activation of z:
+
+        neg -> exp -> add 1 -> div 2 _ -> sub _ 1
+        [before] [segment] [between] [segment] [after]
+    """
 
     def __init__(self, flow: Flow, claimed: set[Equation], shared: set[Equation], intervals: Intervals):
         self._flow = flow
@@ -135,21 +150,21 @@ class _Joints:
         self._intervals = intervals
 
     def joined(self, segments: list[Segment]) -> list[Segment]:
-        """Activations that follow each other are one: ReLU6 as a maximum and a minimum, 1 / (1 + exp(−z)) as a sigmoid."""
+        """Consecutive segments as one, for example ReLU6 (a maximum and a minimum), or the exp and div of a sigmoid."""
         roots = Counter(segment.root for segment in segments)
         by_root = {segment.root: segment for segment in segments if roots[segment.root] == 1}
         joined: list[Segment] = []
-        taken: set[Value] = set()  # the roots of segments that were joined to one before
+        taken: set[Value] = set()  # roots of segments that were joined to an earlier one
         for segment in reversed(segments):  # in program order
             if segment.root in taken:
                 continue
             while True:
-                way = self._numbers_after(segment.output) if _is_formula(segment) else []
-                ends = [segment.output, *(e.outputs[0] for e in way)]
+                literals = self._literals_after(segment.output) if _is_formula(segment) else []
+                ends = [segment.output, *(e.outputs[0] for e in literals)]
                 after = next((by_root[v] for v in ends if v in by_root), None)
                 if after is None or not self._is_read_only_by(after.root, after.equations):
                     break
-                between = frozenset(way[: ends.index(after.root)])
+                between = frozenset(literals[: ends.index(after.root)])
                 if between and not _is_formula(after):
                     break
                 taken.add(after.root)
@@ -158,41 +173,41 @@ class _Joints:
         return [self._with_ends(s) if _is_formula(s) and roots[s.root] == 1 else s for s in joined]
 
     def _with_ends(self, segment: Segment) -> Segment:
-        """With a reflection before it (exp(−z)), and scaling and a shift after it (2σ − 1), which are part of the formula."""
-        way: list[Equation] = []
+        """With a reflection before it (exp(−z)), and with scales and a shift after it (2σ − 1)."""
+        ahead: list[Equation] = []
         root, before = segment.root, 0
         value = root
-        while (source := value.source) and self._is_number(source):
+        while (source := value.source) and self._is_literal(source):
             scale, shifts = self._scale_and_shift(source)
-            if shifts or not self._is_read_only_by(value, {*segment.equations, *way}):
+            if shifts or not self._is_read_only_by(value, {*segment.equations, *ahead}):
                 break
-            way.append(source)
+            ahead.append(source)
             (value,) = self._flow.active(source)
             if scale < 0:
-                root, before = value, len(way)
+                root, before = value, len(ahead)
         output, after = segment.output, 0
-        for number, equation in enumerate(self._numbers_after(output), 1):
+        for number, equation in enumerate(self._literals_after(output), 1):
             scale, shifts = self._scale_and_shift(equation)
             if scale <= 0:
                 break
             if shifts:
                 output, after = equation.outputs[0], number
-        following = self._numbers_after(segment.output)[:after]
-        return Segment(root, output, segment.equations.union(way[:before], following))
+        following = self._literals_after(segment.output)[:after]
+        return Segment(root, output, segment.equations.union(ahead[:before], following))
 
-    def _numbers_after(self, value: Value) -> list[Equation]:
-        way: list[Equation] = []
-        while (user := self._flow.only_user(value)) and self._is_number(user):
-            way.append(user)
+    def _literals_after(self, value: Value) -> list[Equation]:
+        found: list[Equation] = []
+        while (user := self._flow.only_user(value)) and self._is_literal(user):
+            found.append(user)
             (value,) = user.outputs
-        return way
+        return found
 
     def _is_read_only_by(self, value: Value, equations: Set[Equation]) -> bool:
         inside = equations - self._shared
         return value not in self._flow.graph.outputs and all(user in inside for user in self._flow.users[value])
 
-    def _is_number(self, equation: Equation) -> bool:
-        """Whether an equation scales or shifts by a number of the program's text, or only casts."""
+    def _is_literal(self, equation: Equation) -> bool:
+        """Whether an equation scales or shifts by a literal, or only casts."""
         if equation in self._claimed or not self._flow.is_affine(equation):
             return False
         return all(low == high and math.isfinite(low) for low, high in self._others(equation))
@@ -202,7 +217,7 @@ class _Joints:
         return [self._intervals[value] for value in equation.inputs if value not in active]
 
     def _scale_and_shift(self, equation: Equation) -> tuple[float, bool]:
-        """The number that an equation multiplies by, and whether it adds one."""
+        """The literal that an equation multiplies by, and whether it adds one."""
         numbers = [low for low, _ in self._others(equation)]
         reflects = equation.op is lax.neg_p or (
             equation.op is lax.sub_p and equation.inputs[0] not in self._flow.active(equation)
@@ -213,7 +228,7 @@ class _Joints:
 
 
 class _Dominators:
-    """The immediate dominator of every value that elementwise equations make; None stands for "many, or beyond a cut"."""
+    """The immediate dominator of each output of an elementwise equation; None if it has none on this side of a cut."""
 
     def __init__(self, flow: Flow, claimed: set[Equation]):
         self._flow = flow
@@ -226,7 +241,7 @@ class _Dominators:
                 self._depth[output] = 0 if above is None else self._depth.get(above, 0) + 1
 
     def _related(self, equation: Equation) -> list[Value]:
-        """The operands through which an equation knows the explained input, and not only as a mask from elsewhere."""
+        """The operands through which an equation depends on the explained input, except masks from elsewhere."""
         active = set(self._flow.active(equation))
         return [
             value
@@ -245,10 +260,10 @@ class _Dominators:
         for value in related[1:]:
             common = self._common(common, value)
         while common is not None and self._flow.activity[common] is not ACTIVE:
-            common = self.above.get(common)  # x > 0 leads on to x
+            common = self.above.get(common)  # for example from x > 0 to x
         if common is not None:
             return common
-        # A mask from elsewhere is held: what remains is a function of the one active operand.
+        # With a mask from elsewhere held constant, this is a function of the one active operand.
         return active[0] if len(active) == 1 else None
 
     def _common(self, a: Value | None, b: Value | None) -> Value | None:
@@ -260,7 +275,7 @@ class _Dominators:
         return a if a is b else None
 
     def between(self, root: Value, output: Value) -> set[Equation]:
-        """The equations on the ways from root to output."""
+        """The equations on the paths from root to output."""
         leads: dict[Value, bool] = {root: True}
         stack = [output]
         while stack:

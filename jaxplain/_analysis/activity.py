@@ -18,7 +18,7 @@ class Activity(enum.IntEnum):
     """How a value depends on the explained input. Where several paths meet, the maximum applies."""
 
     CONSTANT = 0
-    STOPPED = 1  # changes with the input through `stop_gradient` alone: by its author's will it carries nothing
+    STOPPED = 1  # changes with the input only through `stop_gradient`, so its author wants no derivative
     DEPENDENT = 2  # changes with the input but has no derivative: comparisons, indices, argmax
     ACTIVE = 3
 
@@ -32,8 +32,9 @@ def activities(
     """The activity of every value of a graph and of its bodies.
 
     Args:
-        followed: `stop_gradient` equations to look through, because the value that they stop cancels out.
-        look_ups: Whether a float that an integer looks up (an embedding) is active, without a derivative to the integer.
+        followed: `stop_gradient` equations to look through because the value that they stop cancels out.
+        look_ups: Whether a float that an integer looks up (an embedding) is active, although the integer has no
+            derivative.
     """
 
     def transfer(equation: Equation, before: list[Activity]) -> list[Activity]:

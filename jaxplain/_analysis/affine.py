@@ -1,9 +1,14 @@
 """Affine runs: a contraction with the scaling, shifting and moving around it that nothing else reads.
 
-For example, a convolution without bias and the batch-norm after it are one node of kind "convolution":
+For example, a convolution without bias and the batch norm after it are one node of kind "convolution":
 
     conv_general_dilated -> sub mean -> mul scale -> add shift -> max 0
     [core               ]  [suffix                           ]   [the activation, another node]
+
+Data movement belongs to a run only between the core and a scale or shift:
+
+    sub 127 -> reshape -> dot_general W -> reshape -> add b -> reshape -> max 0
+    [prefix          ]    [core        ]   [suffix        ]   [a structural node of its own]
 """
 
 from collections.abc import Sequence
@@ -18,7 +23,7 @@ from jaxplain._ir.primitives import Trait
 
 
 class AffineRuns:
-    """Makes the nodes of affine runs, from equations that no node has claimed."""
+    """Makes the nodes of affine runs from equations that no node has claimed."""
 
     def __init__(self, flow: Flow, claimed: set[Equation], cores: set[Equation], order: dict[Equation, int]):
         self._flow = flow
@@ -70,37 +75,40 @@ class AffineRuns:
 
     def _after(self, value: Value) -> tuple[list[Equation], Value]:
         """Scaling, shifting and moving after `value`, up to the last scale or shift."""
-        way: list[Equation] = []
+        chain: list[Equation] = []
         kept, end = 0, value
         while (user := self._flow.only_user(value)) and self._is_free(user):
             is_affine = self._flow.is_affine(user)
             if not is_affine and not self._moves(user, value):
                 break
-            way.append(user)
+            chain.append(user)
             value = user.outputs[0]
             if is_affine:
-                kept, end = len(way), value
-        return way[:kept], end
+                kept, end = len(chain), value
+        return chain[:kept], end
 
     def _before(self, core: Equation, value: Value) -> tuple[list[Equation], Value]:
         """Scaling, shifting and moving before the core, from the first scale or shift on."""
-        way: list[Equation] = []
+        chain: list[Equation] = []
         kept, start, user = 0, value, core
         while (source := value.source) and self._is_free(source) and self._flow.only_user(value) is user:
             is_affine = self._flow.is_affine(source)
             if not is_affine and not (self._moves(source, source.inputs[0]) and self._flow.active(source)):
                 break
-            way.append(source)
+            chain.append(source)
             user, (value,) = source, self._flow.active(source)
             if is_affine:
-                kept, start = len(way), value
-        return way[:kept][::-1], start
+                kept, start = len(chain), value
+        return chain[:kept][::-1], start
 
 
 def _scale_axes(suffix: Sequence[Equation], output: Value, flow: Flow) -> frozenset[int] | None:
-    """The axes of `output` along which the factors in its suffix may differ; None if they cannot be told.
+    """The axes of `output` along which the factors in its suffix may differ; None if they are unknown.
 
-    Each axis of the core's output is followed through the moves. A new axis of size 1 has no origin.
+    The axes of the core's output are followed through the moves. For example, for an output of shape (4, 4, 16),
+
+        reshape (16, 16)      axes None: 4 x 4 is merged, so the result is None
+        reshape (1, 4, 4, 16) axes (None, 0, 1, 2); then `mul` by a factor of shape (1, 1, 1, 16): {2}
     """
     axes: list[int | None] = list(range(len(output.shape)))
     found: set[int] = set()

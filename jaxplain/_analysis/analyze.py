@@ -1,7 +1,8 @@
 """The analysis of a program: its nodes, the units that rules act on.
 
-Order matters. Activity comes first; then softmax and normalization, because every `rsqrt` and `exp` in them would otherwise be
-an activation; then activations, affine runs, and the rest. An equation that no step recognizes is a node of kind "unknown".
+Order matters. Activity comes first. Softmax and normalization come next, because every `rsqrt` and `exp` in them would
+otherwise be an activation, and then activations, affine runs, and the rest. An equation that no step recognizes is a
+node of kind "unknown".
 """
 
 import math
@@ -35,11 +36,11 @@ from jaxplain._ir.graph import (
 from jaxplain._ir.interpret import peeled
 from jaxplain._ir.primitives import Trait
 
-LOOPS_TAKEN_APART = 4  # maximum nesting depth of scans whose first iteration is peeled
+MAX_PEELING_DEPTH = 4  # maximum nesting depth of scans whose first iteration is peeled
 
 
 class Analysis:
-    """A graph and its nodes. `steps` is how to run it: nodes, and the equations that no node carries out."""
+    """A graph and its nodes. `steps` are the nodes and the equations outside of nodes, in order of execution."""
 
     def __init__(
         self,
@@ -121,7 +122,7 @@ def analyze(
     *,
     patterns: Sequence[Pattern] = (),
     opens: Opens = is_opened,
-    depth: int = LOOPS_TAKEN_APART,
+    depth: int = MAX_PEELING_DEPTH,
     statistics: Literal["held", "followed"] = "held",
     look_ups: bool = False,
 ) -> Analysis:
@@ -129,16 +130,16 @@ def analyze(
 
     Args:
         patterns: Stretches of the program that the user wants to be one node each.
-        opens: Tells which calls with derivatives of their own are replaced by their bodies.
+        opens: Selects the calls with derivatives of their own to replace by their bodies.
         depth: Maximum nesting depth of loops whose first iteration is peeled.
-        statistics: Whether the statistics of a normalization are held constant, or followed. If they are followed, there are
-            no nodes of that kind, but the sums, squares and products that it is made of.
+        statistics: Whether the statistics of a normalization are held constant or followed. If they are followed, its
+            sums, squares and products are nodes of their own.
         look_ups: Whether values that integers look up are explained, too.
     """
     closed = _compat.without_dead_code(closed)
     graph = flatten(closed, opens=opens)
     activity = activities(graph, [ACTIVE] * len(graph.inputs), look_ups=look_ups)
-    # An elementwise call of several active values (logaddexp of two branches) is not an activation, but its equations may be.
+    # An elementwise call of several active values (logaddexp of two branches) is no activation; its equations may be.
     mixed = {
         id(e.origin)
         for e in equations_inside(graph)
@@ -188,7 +189,7 @@ def _nodes(
     for segment in segments:
         claim(Node("activation", [segment.root], [segment.output], segment.equations, order))
     claimed -= shared
-    # What carries no relevance is in no other node.
+    # Equations that carry no relevance get no other node.
     claimed.update(e for e in flow.graph.equations if not flow.is_live(e))
     runs = AffineRuns(flow, claimed, cores, order)
     for norm in norms:
@@ -217,7 +218,7 @@ def _spreads(equation: Equation, flow: Flow) -> bool:
 
 
 def _require_cover(flow: Flow, nodes: list[Node]) -> None:
-    """Every active value that a node reads must be made by a node; otherwise a bare derivative would pass for relevance."""
+    """Raise if no node makes an active value that a node reads, because a plain derivative would pass for relevance."""
     made = {*flow.graph.inputs, *(value for node in nodes for value in node.outputs)}
     for node in nodes:
         for value in node.inputs:
@@ -266,7 +267,7 @@ _KIND_OF = (
 
 
 def _kind(equation: Equation, active: list[Value]) -> str:
-    """The kind of an equation by itself. `active` holds an operand as often as it occurs, because x·x is a product."""
+    """The kind of an equation by itself. `active` repeats operands that occur twice, because x·x is a product."""
     for trait, kind in _KIND_OF:
         if equation.has(trait):
             return kind
@@ -280,7 +281,7 @@ def _kind(equation: Equation, active: list[Value]) -> str:
 
 
 def _steps(graph: Graph, nodes: list[Node]) -> list[Node | Equation]:
-    """Nodes at the place of their last equation, and every equation that something outside of nodes still needs."""
+    """Nodes at the position of their last equation, and all equations that something outside of nodes needs."""
     ends: dict[Equation, list[Node]] = {}
     for node in nodes:
         ends.setdefault(node.equations[-1], []).append(node)

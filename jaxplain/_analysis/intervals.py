@@ -1,6 +1,6 @@
-"""Intervals that values lie in, known when a program is staged: which activations cannot be negative, which factors are gates.
+"""Intervals of values, known when a program is staged. They tell what is nonnegative, and which factors are gates.
 
-For example, `1 - logistic(x @ w)` lies in [0, 1] whatever x and w are. Arrays are never looked into.
+For example, `1 - logistic(x @ w)` lies in [0, 1] for all x and w. The contents of arrays are never used.
 """
 
 import math
@@ -49,7 +49,7 @@ class Intervals:
 
 
 def _of_constant(constant: Any) -> Interval:
-    # Literals only: an array may be a traced weight.
+    # Only literals, because an array may be a traced weight.
     if isinstance(constant, jax.Array) or np.ndim(constant) or not np.isrealobj(constant):
         return ANY
     return float(constant), float(constant)

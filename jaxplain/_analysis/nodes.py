@@ -41,7 +41,8 @@ class Behind(enum.IntEnum):
 class Node:
     """One unit of a program: `outputs` from the active `inputs` and from `others`, by `equations` in program order.
 
-    An affine node is prefix → core → suffix: scale and shift before the contraction, the contraction, scale and shift after it.
+    An affine node is prefix → core → suffix: scale and shift before the contraction, the contraction, scale and shift
+    after it.
 
     Attributes:
         kind: One of KINDS, or a pattern's own kind.

@@ -1,8 +1,8 @@
 """Normalizations: a signal divided by its own size along some axis, found by degrees of homogeneity.
 
-For example, in a layer norm without its mean, `y = x * rsqrt(mean(x * x) + eps)`, the signal x has degree 1 in x, and its
-statistic has degree -1, because x * x has 2, the mean keeps it, a small eps is negligible, and rsqrt halves and negates. The
-product of degrees 1 and -1 with a factor that is constant along an axis is a normalization.
+For example, in a layer norm without its mean, `y = x * rsqrt(mean(x * x) + eps)`, the signal x has degree 1 in x, and
+its statistic has degree -1, because x * x has 2, the mean keeps it, a small eps is negligible, and rsqrt halves and
+negates. The product of degrees 1 and -1 with a factor that is constant along an axis is a normalization.
 """
 
 import math
@@ -23,7 +23,7 @@ _OF_A_MEAN = _SPREADS | {lax.reduce_sum_p, lax.div_p, lax.mul_p, lax.dot_general
 
 
 class Normalization(NamedTuple):
-    """`equation` multiplies (or divides) a signal by a statistic of its own size: operand `factor` of it is that statistic.
+    """`equation` multiplies (or divides) a signal by a statistic of its own size, which is its operand number `factor`.
 
     `centering` are the equations between `root` and the signal (root − mean), if the signal is centered there.
     """
@@ -39,8 +39,9 @@ def normalizations(
 ) -> list[Normalization]:
     """Layer, RMS, group, instance, L1, L2 normalization …: a signal divided by its own size along some axis.
 
-    By degrees of homogeneity: for some value r through which both operands get all they know of the input, the signal has
-    degree d in r (r → c·r multiplies it by c^d) and the other factor −d, and that factor is constant along an axis.
+    The test is by degrees of homogeneity. There must be a value r through which both operands depend on the input, such
+    that the signal has degree d in r (r → c·r multiplies it by c^d), and the other factor has degree −d and is constant
+    along an axis.
     """
     found = []
     order = {value: index for index, equation in enumerate(graph.equations) for value in equation.outputs}
@@ -62,7 +63,7 @@ def normalizations(
 
 
 def _is_spread(factor: Value, shape: tuple[int, ...], activity: Activities) -> bool:
-    """Whether a value is constant along an axis of `shape`, up to constant factors (a scale may be multiplied in first)."""
+    """Whether a value is constant along an axis of `shape`, up to constant factors, for example a learned scale."""
     if len(factor.shape) != len(shape):  # one of them is a scalar
         return factor.shape == ()
     if any(a == 1 and b > 1 for a, b in zip(factor.shape, shape, strict=True)):
@@ -100,7 +101,7 @@ def _undoes(
 
 
 def _ancestors(value: Value, activity: Activities) -> list[Value]:
-    """Active values behind this one, the nearest first."""
+    """Active values that this one depends on, the nearest first."""
     found: dict[Value, None] = {}
     front = [value]
     while front and len(found) < SEARCH:
@@ -127,22 +128,22 @@ def _centered(signal: Value, activity: Activities) -> tuple[Value, tuple[Equatio
     if equation is None or equation.op is not lax.sub_p:
         return signal, ()
     root, mean = equation.inputs
-    way = []
+    averaging = []
     while mean is not root:
         source = mean.source
         if source is None or source.op not in _OF_A_MEAN:
             return signal, ()
-        way.append(source)
+        averaging.append(source)
         active = [v for v in source.inputs if activity[v] is ACTIVE]
         if len(active) != 1:
             return signal, ()
         (mean,) = active
-    is_mean = any(e.op in (lax.reduce_sum_p, lax.dot_general_p) for e in way)
-    return (root, (*scaling, equation, *way)) if is_mean else (signal, ())
+    is_mean = any(e.op in (lax.reduce_sum_p, lax.dot_general_p) for e in averaging)
+    return (root, (*scaling, equation, *averaging)) if is_mean else (signal, ())
 
 
 class _Degrees:
-    """Degrees of homogeneity in `root`: 0 for constants; None for what has none, or knows more of x than root."""
+    """Degrees of homogeneity in `root`: 0 for constants, None for values that are not homogeneous in it."""
 
     def __init__(self, root: Value, activity: Activities, intervals: Intervals, order: dict[Value, int]):
         self._root = root
@@ -153,10 +154,10 @@ class _Degrees:
 
     def __getitem__(self, value: Value) -> float | None:
         if value not in self._found:
-            self._found[value] = None  # what fails once fails always
+            self._found[value] = None
             if self._activity[value] is CONSTANT:
                 self._found[value] = 0.0
-            elif self._order.get(value, -1) > self._order.get(self._root, -1):  # else it knows of x in another way
+            elif self._order.get(value, -1) > self._order.get(self._root, -1):  # otherwise it does not come from root
                 self._found[value] = self._of(value)
         return self._found[value]
 
@@ -164,7 +165,7 @@ class _Degrees:
         equation = value.source
         if equation is None or equation.bodies:
             return None
-        # A choice has the degree of what it chooses from, however it is made.
+        # A `select_n` has the degree of its cases, for any mask.
         operands = equation.inputs[1:] if equation.op is lax.select_n_p else equation.inputs
         known = []
         for operand in operands:
@@ -194,7 +195,7 @@ class _Degrees:
         return known[0] * low if low == high and known[1] == 0 else None
 
     def _is_negligible(self, term: Value, equation: Equation) -> bool:
-        """Whether a term of a sum leaves the degree: active, zero, or the ε of a statistic. Anything else is a bias."""
+        """Whether a term keeps the degree of a sum: active, zero, or the ε of a statistic. Anything else is a bias."""
         if self._activity[term] is not CONSTANT or self._intervals[term] == (0.0, 0.0):
             return True
         low, high = self._intervals[term]

@@ -1,4 +1,4 @@
-"""Patterns of the user's own: stretches of a program that are to be one node."""
+"""User-defined patterns: stretches of a program that become one node."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -11,12 +11,12 @@ from jaxplain._ir.graph import Equation, Graph, Value
 
 
 class Pattern(NamedTuple):
-    """Teaches the analysis that stretches of a program are one node each, of a kind of the user's own.
+    """Makes stretches of a program one node each, of a user-defined kind.
 
     Attributes:
-        kind: Kind of these nodes, for a composite to select and a rule to support.
-        find: `find(graph, varies)` yields the stretches, each an iterable of equations of `graph`. `varies(value)` tells
-            whether a value depends on the explained input.
+        kind: Kind of these nodes, which a composite can select and a rule can support.
+        find: `find(graph, varies)` yields the stretches, each an iterable of equations of `graph`. `varies(value)`
+            tells whether a value depends on the explained input.
     """
 
     kind: str
@@ -32,7 +32,7 @@ def scope(glob: str, kind: str) -> Pattern:
         return next((name for name in names if fnmatchcase(name, glob)), None)
 
     def find(graph: Graph, varies: Callable[[Value], bool]) -> Iterator[list[Equation]]:
-        # A layer that is applied twice is two stretches if something lies between them.
+        # A layer that is applied twice is two stretches if other equations lie between them.
         varying = (e for e in graph.equations if any(map(varies, e.outputs)))
         yield from (list(run) for name, run in groupby(varying, prefix) if name is not None)
 

@@ -9,13 +9,14 @@ from jaxplain._ir.graph import Equation, Value
 
 
 def mark_first(analysis: Any, activity: dict[Value, Activity]) -> list[Equation]:
-    """Note what lies behind each node, and so which layers are first. Return the loops to peel.
+    """Set `behind` of each node, and so which layers are first. Return the loops to peel.
 
-    Those are loops in which a layer is first in the first iteration alone. For example, in a recurrent net
-    `h = tanh(h @ W + x @ U)` with h₀ = x, `h @ W` reads the input in the first iteration, and a layer's output afterwards.
+    In these loops, some layer is first in the first iteration only. For example, in a recurrent net
+    `h = tanh(h @ W + x @ U)` with h₀ = x, `h @ W` reads the input in the first iteration, and a layer's output
+    afterwards.
     """
     first: dict[Node, set[Node]] = {}  # the first layers in a loop's first iteration
-    inner: dict[Node, bool] = {}  # whether a loop inside it was to be peeled then
+    inner: dict[Node, bool] = {}  # whether a loop inside it had to be peeled then
     peeled: dict[Node, bool] = {}
 
     def firsts(loop: Node) -> set[Node]:
@@ -25,7 +26,7 @@ def mark_first(analysis: Any, activity: dict[Value, Activity]) -> list[Equation]
         return any(peeled.get(node, False) for body in loop.bodies for node in body.all_nodes())
 
     def transfer(node: Node | Equation, before: list[Behind]) -> list[Behind]:
-        if isinstance(node, Equation):  # which no node carries out, because no derivative goes through it
+        if isinstance(node, Equation):  # outside of nodes, because no derivative goes through it
             return [Behind.NOTHING] * len(node.outputs)
         node.behind = max(before[: len(node.inputs)], default=Behind.NOTHING)
         return [_passed(node, activity)] * len(node.outputs)
@@ -50,7 +51,7 @@ def mark_first(analysis: Any, activity: dict[Value, Activity]) -> list[Equation]
 
 
 def _passed(node: Node, activity: dict[Value, Activity]) -> Behind:
-    """What lies behind the outputs of a node."""
+    """What lies between the explained input and the outputs of a node."""
     if node.kind in LAYERS:
         return Behind.LAYER if node.behind else Behind.NOTHING
     if any(activity[value] is not CONSTANT for value in node.others) or node.behind > Behind.RESCALED:

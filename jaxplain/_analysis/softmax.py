@@ -1,6 +1,6 @@
-"""Softmax and its logarithms, found by what they compute and not by how they are spelled.
+"""Softmax and its logarithms, found by the function that they compute, however it is written.
 
-For example, the equations of `jax.nn.softmax(u)` that follow the exponential are recognized like this:
+For example, the equations of `jax.nn.softmax(u)` are recognized like this:
 
     m = reduce_max u; s = stop_gradient m; d = sub u s      the shift, inside
     e = exp d                                               the exponential that the search starts from
@@ -28,14 +28,14 @@ _MASKS = frozenset({lax.select_n_p, lax.mul_p})
 
 
 class Group(NamedTuple):
-    """How a softmax sums over its groups: the equations from `start` to the sum, back at every element of the group."""
+    """How a softmax sums over its groups: the equations from `start` to the sum, broadcast back over the group."""
 
     start: Value
     equations: tuple[Equation, ...]
 
 
 class Softmax(NamedTuple):
-    """A function of `root` along an axis, or over segments. `kind` is "softmax", its logarithm "log_softmax", or "logsumexp"."""
+    """A function of `root` along an axis or over segments. `kind` is "softmax", "log_softmax" or "logsumexp"."""
 
     kind: str
     root: Value
@@ -47,7 +47,7 @@ class Softmax(NamedTuple):
 def softmaxes(
     graph: Graph, activity: Activities, intervals: Intervals, claimed: Collection[Equation] = ()
 ) -> list[Softmax]:
-    """Every exponential whose own sum divides it, or goes into a logarithm. Masks stay outside, the shift is inside."""
+    """Every exponential whose own sum divides it, or goes into a logarithm. Includes the shift, but not masks."""
     users = graph.users()
     found: list[Softmax] = []
     taken = set(claimed)
@@ -61,7 +61,7 @@ def softmaxes(
 
 
 def _outermost(found: list[Softmax], graph: Graph, users: Users, activity: Activities) -> list[Softmax]:
-    """Those of one exponential whose outputs are read outside; none if something between is read outside too."""
+    """Of the softmaxes of one exponential, those whose outputs are read outside; none if values inside are, too."""
     inside = frozenset[Equation]().union(*(softmax.equations for softmax in found))
     outputs = {softmax.output for softmax in found}
 
@@ -76,7 +76,7 @@ def _outermost(found: list[Softmax], graph: Graph, users: Users, activity: Activ
 
 
 def _softmaxes_of(exponential: Equation, users: Users, activity: Activities, intervals: Intervals) -> Iterator[Softmax]:
-    weights = dict(_moved(exponential.outputs[0], users, _CASTS | _MASKS, activity))
+    weights = dict(_reachable(exponential.outputs[0], users, _CASTS | _MASKS, activity))
     for weight in weights:
         for total in users.get(weight, []):
             if total.op in (lax.reduce_sum_p, lax.scatter_add_p) and total.inputs[-1] is weight:
@@ -84,9 +84,12 @@ def _softmaxes_of(exponential: Equation, users: Users, activity: Activities, int
 
 
 class _Sum:
-    """One sum of an exponential, or of what masks leave of it: the `weight`; and what becomes of the sum.
+    """One sum (`total`) of an exponential, or of a masked exponential (`weight`), and the uses of that sum.
 
-    A `way` are the equations that the sum takes to where it is used.
+    A `chain` is the sequence of equations from the sum to one of its uses. In the example of this module, `weight` is
+    e, `total` is reduce_sum, the only chain is (broadcast_in_dim,), and its end is div. Written as e * (1 / t), the
+    same softmax has the chain (div 1 t, broadcast_in_dim) and ends with mul. In log_softmax, the chain (log,
+    broadcast_in_dim) ends with the sub that takes log t from d.
     """
 
     def __init__(
@@ -112,22 +115,22 @@ class _Sum:
         self._start = {exponential, *weights[weight], total, *shifting}
 
     def softmaxes(self) -> Iterator[Softmax]:
-        for denominator, way in _moved(self._total.outputs[0], self._users, _SPREADS | _GUARDS, self._activity):
-            for end in self._users.get(denominator, []) if all(map(self._is_guard, way)) else ():
+        for denominator, chain in _reachable(self._total.outputs[0], self._users, _SPREADS | _GUARDS, self._activity):
+            for end in self._users.get(denominator, []) if all(map(self._is_guard, chain)) else ():
                 if end.op is lax.log_p:
-                    yield from self._logarithms(end, way)
+                    yield from self._logarithms(end, chain)
                 elif end.op is lax.div_p and end.inputs[1] is denominator and end.inputs[0] in self._weights:
-                    yield from self._quotients(end, end.inputs[0], way)
+                    yield from self._quotients(end, end.inputs[0], chain)
                 elif _is_reciprocal(end, denominator, self._activity):
-                    for factor, on in _moved(end.outputs[0], self._users, _SPREADS):
+                    for factor, on in _reachable(end.outputs[0], self._users, _SPREADS):
                         for last in self._users.get(factor, []):
                             for other in last.inputs if last.op is lax.mul_p else ():
-                                yield from self._quotients(last, other, (*way, end, *on))
+                                yield from self._quotients(last, other, (*chain, end, *on))
 
     def _is_guard(self, equation: Equation) -> bool:
-        """Whether what an equation does to the sum leaves the derivative of a softmax: small numbers against zero.
+        """Whether an equation leaves the derivative that of a softmax: small numbers that keep the sum from zero.
 
-        One more term in the sum does, too (exp(x) / (1 + Σ exp(x))), if the shift has no derivative.
+        One more term in the sum is allowed, too (exp(x) / (1 + Σ exp(x))), if the shift has no derivative.
         """
         if equation.op not in (lax.add_p, lax.max_p):
             return True
@@ -136,18 +139,18 @@ class _Sum:
         is_held = self._shift is None or self._activity[self._shift.value] is not ACTIVE
         return is_small or (equation.op is lax.add_p and is_held)
 
-    def _found(self, kind: str, end: Equation, way: Sequence[Equation], *more: Equation) -> Softmax:
-        whole = frozenset({*self._start, *way, *more, end})
-        return Softmax(kind, self._root, end.outputs[0], whole, Group(self._weight, (self._total, *way)))
+    def _found(self, kind: str, end: Equation, chain: Sequence[Equation], *more: Equation) -> Softmax:
+        whole = frozenset({*self._start, *chain, *more, end})
+        return Softmax(kind, self._root, end.outputs[0], whole, Group(self._weight, (self._total, *chain)))
 
-    def _quotients(self, end: Equation, numerator: Value, way: Sequence[Equation]) -> Iterator[Softmax]:
-        """exp(x) over its sum, if both went through the same masks."""
+    def _quotients(self, end: Equation, numerator: Value, chain: Sequence[Equation]) -> Iterator[Softmax]:
+        """exp(x) divided by its sum, if both went through the same masks."""
         same = numerator in self._weights and self._masks(numerator) == self._masks(self._weight)
-        if same and _comes_back(self._total, way, self._weight):
-            yield self._found("softmax", end, way, *self._weights[numerator])
+        if same and _returns_to_group(self._total, chain, self._weight):
+            yield self._found("softmax", end, chain, *self._weights[numerator])
 
     def _masks(self, value: Value) -> set[Equation]:
-        """What was masked after the exponential; not what is −∞ before it already."""
+        """The masks after the exponential, except one that has already put −∞ before it."""
         source = self._root.source
         before = source.inputs[0] if source and source.op is lax.select_n_p else None
         return {
@@ -156,29 +159,29 @@ class _Sum:
             if e.op not in _CASTS and not (e.op is lax.select_n_p and e.inputs[0] is before)
         }
 
-    def _logarithms(self, log: Equation, way: Sequence[Equation]) -> Iterator[Softmax]:
-        """The logarithm of the sum, the same with the shift added again, and what they are subtracted from."""
-        yield self._found("logsumexp", log, way)
-        yield from self._differences(self._shifted, log, way)
-        for value, on in _moved(log.outputs[0], self._users, _SPREADS):
+    def _logarithms(self, log: Equation, chain: Sequence[Equation]) -> Iterator[Softmax]:
+        """The logarithm of the sum, without and with the shift added back, and differences from it."""
+        yield self._found("logsumexp", log, chain)
+        yield from self._differences(self._shifted, log, chain)
+        for value, on in _reachable(log.outputs[0], self._users, _SPREADS):
             for add in _unshifting(value, self._shift, self._users):
-                yield self._found("logsumexp", add, (*way, log, *on))
-                yield from self._differences(self._root, add, (*way, log, *on))
+                yield self._found("logsumexp", add, (*chain, log, *on))
+                yield from self._differences(self._root, add, (*chain, log, *on))
 
-    def _differences(self, minuend: Value, log: Equation, way: Sequence[Equation]) -> Iterator[Softmax]:
+    def _differences(self, minuend: Value, log: Equation, chain: Sequence[Equation]) -> Iterator[Softmax]:
         """x − logsumexp(x), and the exponential of that."""
-        for value, on in _moved(log.outputs[0], self._users, _SPREADS):
-            path = (*way, log, *on)
-            for last in self._users.get(value, []) if _comes_back(self._total, path, self._weight) else ():
+        for value, on in _reachable(log.outputs[0], self._users, _SPREADS):
+            path = (*chain, log, *on)
+            for last in self._users.get(value, []) if _returns_to_group(self._total, path, self._weight) else ():
                 if last.op is lax.sub_p and last.inputs == (minuend, value):
                     yield self._found("log_softmax", last, path)
-                    for moved, cast in _moved(last.outputs[0], self._users, _CASTS):
+                    for moved, cast in _reachable(last.outputs[0], self._users, _CASTS):
                         for end in (e for e in self._users.get(moved, []) if e.op is lax.exp_p):
                             yield self._found("softmax", end, path, last, *cast)
 
 
 class _Shift(NamedTuple):
-    """What is subtracted before an exponential, for safety: the same for all of a group."""
+    """A stabilizing shift before an exponential, the same for all elements of a group."""
 
     root: Value
     value: Value
@@ -198,11 +201,11 @@ def _shift(shifted: Value, total: Equation, activity: Activities) -> _Shift | No
     if total.op is lax.reduce_sum_p:
         is_common = varying_axes(value).isdisjoint(total.params["axes"])
     else:
-        stem = _stem(value, _SPREADS - {lax.gather_p})
-        source = stem.source
+        unmoved = _unmoved(value, _SPREADS - {lax.gather_p})
+        source = unmoved.source
         is_gathered = source is not None and source.op is lax.gather_p
-        is_common = stem.aval.size == 1 or (
-            source is not None and is_gathered and _origins(source.inputs[1]) == _origins(total.inputs[1])
+        is_common = unmoved.aval.size == 1 or (
+            source is not None and is_gathered and _index_sources(source.inputs[1]) == _index_sources(total.inputs[1])
         )
     return _Shift(root, value, (equation,)) if is_common else None
 
@@ -223,29 +226,29 @@ def _own_maximum(root: Value, value: Value, activity: Activities) -> set[Equatio
 
 
 def _unshifting(log: Value, shift: _Shift | None, users: Users) -> Iterator[Equation]:
-    """Where the shift is added to the logarithm again."""
+    """The equations that add the shift back to the logarithm."""
     for equation in users.get(log, []) if shift else ():
         if equation.op is lax.add_p:
             (other, *_) = [v for v in equation.inputs if v is not log] or [log]
-            if shift is not None and _stem(other, _SPREADS) is _stem(shift.value, _SPREADS):
+            if shift is not None and _unmoved(other, _SPREADS) is _unmoved(shift.value, _SPREADS):
                 yield equation
 
 
-def _stem(value: Value, moves: frozenset) -> Value:
-    """What a value was before it was moved, spread or stopped."""
+def _unmoved(value: Value, moves: frozenset) -> Value:
+    """The value from which a value was moved, broadcast or stopped."""
     while value.source is not None and value.source.op in moves | {lax.stop_gradient_p}:
         value = value.source.inputs[0]
     return value
 
 
-def _comes_back(total: Equation, way: Sequence[Equation], weight: Value) -> bool:
-    """Whether a sum goes back to the very elements that it is made of: along the axes, or to the segments, of the sum."""
-    gathers = [e for e in way if e.op is lax.gather_p]
+def _returns_to_group(total: Equation, chain: Sequence[Equation], weight: Value) -> bool:
+    """Whether a sum is broadcast back to its own elements, along the axes or to the segments that it sums over."""
+    gathers = [e for e in chain if e.op is lax.gather_p]
     if total.op is not lax.reduce_sum_p:  # a sum over segments
-        return len(gathers) == 1 and _origins(total.inputs[1]) == _origins(gathers[0].inputs[1])
+        return len(gathers) == 1 and _index_sources(total.inputs[1]) == _index_sources(gathers[0].inputs[1])
     summed = total.params["axes"]
     axes: Axes = [axis for axis in range(len(weight.shape)) if axis not in summed]
-    for equation in way:
+    for equation in chain:
         if equation.op is lax.broadcast_in_dim_p:
             axes = broadcast_axes(equation, axes)
         elif equation.is_move:
@@ -261,8 +264,8 @@ def _comes_back(total: Equation, way: Sequence[Equation], weight: Value) -> bool
     return len(axes) == len(want) and all(n == 1 or a == b for n, a, b in zip(weight.shape, axes, want, strict=True))
 
 
-def _origins(value: Value) -> set[Value]:
-    """The arrays that an index is computed from."""
+def _index_sources(value: Value) -> set[Value]:
+    """The arrays from which an index is computed."""
     found, front = set(), [value]
     while front:
         current = front.pop()
@@ -279,27 +282,27 @@ def _is_reciprocal(equation: Equation, value: Value, activity: Activities) -> bo
     return equation.op is lax.div_p and equation.inputs[1] is value and activity[equation.inputs[0]] is CONSTANT
 
 
-def _moved(
+def _reachable(
     value: Value, users: Users, moves: frozenset, activity: Activities | None = None
 ) -> Iterator[tuple[Value, tuple[Equation, ...]]]:
-    """The value and all that it becomes by data movement, with the equations on the way."""
+    """The value and all values made from it by `moves` alone, each with the chain of equations in between."""
     yield value, ()
     for equation in users.get(value, []):
         others = [v for v in equation.inputs if v is not value]
-        # `add` and `max` are guards against a zero sum, `select_n` is a mask: with constants only.
+        # With constants only: `add` and `max` are guards against a zero sum, `select_n` is a mask.
         guard = activity is None or all(activity[v] is CONSTANT for v in others)
-        if equation.op in moves and guard and _is_moved(equation, value):
-            for moved, way in _moved(equation.outputs[0], users, moves, activity):
-                yield moved, (equation, *way)
+        if equation.op in moves and guard and _may_pass(equation, value):
+            for moved, chain in _reachable(equation.outputs[0], users, moves, activity):
+                yield moved, (equation, *chain)
 
 
-def _is_moved(equation: Equation, value: Value) -> bool:
+def _may_pass(equation: Equation, value: Value) -> bool:
     if equation.op is lax.mul_p:
         return equation.outputs[0].shape == value.shape
     return value in (equation.inputs if equation.op in (lax.add_p, lax.max_p, lax.select_n_p) else equation.inputs[:1])
 
 
-# What a shift may go through on its way from the maximum to the exponential.
+# Equations that may lie between the maximum and the exponential of a shift.
 _SHIFTING = frozenset({lax.clamp_p, lax.convert_element_type_p, lax.neg_p, lax.select_n_p}).union(
     *map(having, (Trait.STRUCTURAL, Trait.MAXIMUM, Trait.PRODUCT))
 )
@@ -308,12 +311,12 @@ _SHIFTING = frozenset({lax.clamp_p, lax.convert_element_type_p, lax.neg_p, lax.s
 def unrecognized_shifts(graph: Graph, recognized: Collection[Equation]) -> set[Equation]:
     """Finds stabilizing shifts, `exp(x - stop_gradient(max(x)))`, that are not part of a recognized softmax.
 
-    Such a `stop_gradient` can be followed like the identity, because the shift cancels. `recognized` are the equations of softmax
-    nodes.
+    Such a `stop_gradient` can be followed like the identity because the shift cancels. `recognized` are the equations
+    of softmax nodes.
     """
     equations = list(equations_inside(graph))
     users: dict[Value, list[Equation]] = {}
-    within: dict[Value, list[Value]] = {}  # what a value is called in the bodies that read it
+    within: dict[Value, list[Value]] = {}  # the inputs of bodies that stand for a value
     for equation in equations:
         for value in equation.inputs:
             users.setdefault(value, []).append(equation)

@@ -1,11 +1,12 @@
 """The same program in operations that run fast on a CPU.
 
-XLA's CPU backend is slow on four things that networks are made of: the gradient of max-pooling (a scalar loop), grouped and
-depthwise convolutions (a scalar loop), convolutions with few channels, and any convolution inside a loop whose axes are not in
-the order (N, spatial, C) × (spatial, in, out), as in every gradient: only the entry computation is brought into that order.
-`faster` replaces those equations by equal ones, to rounding, written in native operations, so that the result can still be
-differentiated, batched and sharded. It is applied last, to programs that have already been differentiated: a replacement has
-the values of the equation it stands for, and its derivatives up to ties. On GPU and TPU nothing is replaced.
+XLA's CPU backend is slow on four operations of networks: the gradient of max-pooling (a scalar loop), grouped and
+depthwise convolutions (a scalar loop), convolutions with few channels, and convolutions inside a loop whose axes are
+not in the order (N, spatial, C) × (spatial, in, out), as in every gradient, because only the entry computation is
+brought into that order. `faster` replaces these equations by others that are equal up to rounding. They consist of
+native operations, so that the result can still be differentiated, batched and sharded. It is applied last, to programs
+that have already been differentiated, because derivatives of a replacement may differ at ties. On GPU and TPU nothing
+is replaced.
 """
 
 import itertools
@@ -24,7 +25,7 @@ from jaxplain import _compat
 from jaxplain._leaves import wide_dtype
 
 FEW_CHANNELS = 4  # at most this many input or output channels: one matrix product over the window beats the convolution
-# … and from few input channels in two dimensions, only where the window is small, for XLA's own are fast there.
+# … and with few input channels in two dimensions, only for a small window, because XLA is fast on larger ones.
 FEW_TAPS = 16
 MANY_TAPS = 126  # the winning tap of a pooling window is counted in int8
 MANY_PRODUCTS = 500_000  # of one example: from here on a second thread is worth a surplus row of outputs
@@ -141,7 +142,7 @@ def _shifted_sum(x: jax.Array, window: _Window, term: Callable[[jax.Array, tuple
 
 
 def _interleave(parts: list[jax.Array], periods: list[int], shape: tuple[int, ...]) -> jax.Array:
-    """Outputs phase, phase + period, … of each axis back into one array; `parts` is ordered like `itertools.product`."""
+    """Merges outputs phase, phase + period, … of each axis. `parts` is ordered like `itertools.product`."""
     for axis in reversed(range(len(shape))):
         period, n = periods[axis], -(-shape[axis] // periods[axis])
         parts = [_zip(parts[i : i + period], axis + 1, n, shape[axis]) for i in range(0, len(parts), period)]
@@ -160,7 +161,7 @@ def _edges(ndim: int, axis: int, edge: tuple[int, int, int]) -> list[tuple[int, 
 
 
 def _merge(x: jax.Array, axis: int) -> jax.Array:
-    """Two neighboring axes as one. One pair at a time: an Explicit mesh allows no more in one reshape."""
+    """Merges two neighboring axes. An Explicit mesh allows only one pair in a reshape."""
     return x.reshape(*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
 
 
@@ -211,7 +212,8 @@ def _convolution(equation: Any) -> Callable | None:
 def _runs_on_one_thread(window: _Window, x: Any, kernel: Any, numbers: Any, dtype: Any) -> bool:
     """Whether this XLA runs a convolution on one thread, where it could use more.
 
-    It gives two-dimensional convolutions of stride 1, whose outputs are no larger than their inputs, to a library that does.
+    It gives two-dimensional convolutions of stride 1, whose outputs are no larger than their inputs, to a library that
+    does.
     """
     plain = len(window.size) == 2 and {*window.strides, *window.input_dilation} == {1} and not window.crops()
     if not plain or dtype not in (jnp.float32, jnp.float64) or not _compat.ONE_THREADED_CONVOLUTIONS:
@@ -234,7 +236,7 @@ def _usable_cpus() -> int:
 
 
 def _gathers_well(n_in: int, size: tuple[int, ...]) -> bool:
-    """Whether the inputs of a window side by side are quick to make: runs of several channels, and not many of them."""
+    """Whether the inputs of a window are quickly placed side by side: a few runs of several channels."""
     return n_in <= FEW_CHANNELS and (len(size) != 2 or (n_in > 1 and math.prod(size) <= FEW_TAPS))
 
 
@@ -243,7 +245,7 @@ def _real(*avals: Any) -> bool:
 
 
 def _is_spread_out(equation: Any) -> bool:
-    """Whether an operand lies split over an Explicit mesh axis: then the equation's own sharding rule decides."""
+    """Whether an operand is split over an Explicit mesh axis, where the equation's own sharding rule decides."""
     return any(_compat.is_sharded(v.aval) for v in equation.invars)
 
 
@@ -268,7 +270,7 @@ def _run_convolution(
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *cropped, (0, 0, 0)])
         padding = tuple((max(low, 0), max(high, 0)) for low, high in window.padding)
         window = window._replace(padding=padding, input_dilation=(1,) * len(padding))
-    # Sums in float32 or better, as the convolution has them.
+    # Sum in float32 or better, like the convolution.
     wide = wide_dtype(dtype)
     if method == "products":
         out = _products(x.astype(wide), kernel.astype(wide), window, groups)
@@ -277,7 +279,7 @@ def _run_convolution(
     elif method == "scatter":
         out = _scatter(x, kernel, window, precision, wide)
     elif method == "threads":
-        # A surplus row of outputs keeps it from that library.
+        # A surplus row of outputs keeps the convolution out of that library.
         shape = x.shape[1:-1]
         (low, high), *others = window.padding
         taller = window._replace(padding=((low, high + _surplus(window, shape)), *others))
@@ -300,7 +302,7 @@ def _native(x: jax.Array, kernel: jax.Array, window: _Window, precision: Any, dt
 
 
 def _products(x: jax.Array, kernel: jax.Array, window: _Window, groups: int) -> jax.Array:
-    """Depthwise: a sum of shifted products, no matrix product at all."""
+    """Depthwise: a sum of shifted products, without a matrix product."""
     n_in, n_out = kernel.shape[-2], kernel.shape[-1] // groups
     taps = kernel.reshape(*window.size, n_in, groups, n_out)
     x = x.reshape(*x.shape[:-1], groups, n_in)
@@ -329,7 +331,7 @@ def _columns(x: jax.Array, kernel: jax.Array, window: _Window, precision: Any, d
 
 
 def _scatter(x: jax.Array, kernel: jax.Array, window: _Window, precision: Any, dtype: Any) -> jax.Array:
-    """Few output channels, as in the gradient of a first layer: one matrix product, then shifted sums of its few columns."""
+    """Few output channels, as in the gradient of a first layer: a matrix product, then shifted sums of its columns."""
     n_in, n_out = kernel.shape[-2:]
     flat = kernel.reshape(-1, n_in, n_out).swapaxes(0, 1).reshape(n_in, -1)
     columns = jnp.matmul(x, flat, precision=precision, preferred_element_type=dtype)

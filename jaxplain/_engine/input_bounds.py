@@ -1,4 +1,4 @@
-"""Bounds of the explained input, followed to the input of a layer: the box of the z^B rule."""
+"""Bounds of the explained input, followed to the input of a layer, where they are the box of the z^B rule."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -25,9 +25,9 @@ def bounds_at(analysis: Analysis, node: Node, bounds: tuple[Any, Any], leaves: S
     if node.behind is Behind.LAYER:
         return None
     is_inside = node not in analysis.nodes
-    # In a body an element of the input may be anywhere, but numbers bound it wherever it is.
-    is_far = is_inside and (node.behind is Behind.RESCALED or any(jnp.ndim(bound) for bound in bounds))
-    if node.behind is Behind.OTHER or is_far:
+    # In a body, the position of an element is unknown, but bounds that are numbers hold at every position.
+    is_unknown = is_inside and (node.behind is Behind.RESCALED or any(jnp.ndim(bound) for bound in bounds))
+    if node.behind is Behind.OTHER or is_unknown:
         raise SettingError(
             explain_error(
                 "rules.zbox: the bounds are in units of the explained input, but this layer reads something else.",
@@ -35,7 +35,7 @@ def bounds_at(analysis: Analysis, node: Node, bounds: tuple[Any, Any], leaves: S
                 got="preprocessing, or bounds that are arrays, inside a loop, branch or checkpoint"
                 if is_inside
                 else "differences or nonlinear functions of parts of the input",
-                why="bounds can be followed through shifts, scales, averages and moves of elements alone",
+                why="bounds can only be followed through shifts, scales, averages and data movement",
                 fix=(
                     "explain the preprocessed input: lrp(lambda h: score_of_preprocessed(h))(preprocess(x))",
                     "a first rule without bounds: rules.flat() or rules.wsquare()",
@@ -51,7 +51,7 @@ def bounds_at(analysis: Analysis, node: Node, bounds: tuple[Any, Any], leaves: S
     def run(step: Node | Equation, inputs: list[Any]) -> Sequence[Any] | None:
         n_active = 0 if isinstance(step, Equation) else len(step.inputs)
         active, others = inputs[:n_active], inputs[n_active:]
-        # All else that it reads must be constant, because an index that depends on the input has no bounds.
+        # All other operands must be constant, because an index that depends on the input has no bounds.
         if any(isinstance(value, _Bounded) for value in others):
             return None
         if isinstance(step, Equation):
@@ -75,7 +75,7 @@ class _Bounded(NamedTuple):
 
 
 def bound_like(node: Node, bound: Any, like: jax.Array, what: str) -> jax.Array:
-    """A bound in the layout of what it bounds."""
+    """A bound in the shape and dtype of `like`, which it bounds."""
     try:
         return _compat.zeros_like(like) + jnp.broadcast_to(jnp.asarray(bound, like.dtype), like.shape)
     except ValueError as error:

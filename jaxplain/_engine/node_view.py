@@ -1,7 +1,7 @@
-"""A node as a rule sees it: what went in, what came out, and the node as a linear map with other weights.
+"""A node as a rule sees it: its inputs, its outputs, and the node as a linear map with other weights.
 
-Affine nodes compute z = s ⊙ K(p ⊙ x + q) + b with a contraction K, and scales and shifts before and after it. Rules need the map with
-its weights changed (positive parts, squares, ones); the weights are those of the whole map s ⊙ K ⊙ p.
+Affine nodes compute z = s ⊙ K(p ⊙ x + q) + b with a contraction K, and scales and shifts before and after it. Rules
+need the map with changed weights (positive parts, squares, ones). The weights are those of the whole map s ⊙ K ⊙ p.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,9 +35,9 @@ class Layer:
 
     Attributes:
         node: The analyzed node.
-        inputs: Values that relevance flows to.
+        inputs: Values of the active inputs, which receive relevance.
         x: The first input.
-        outputs: Values that relevance comes from.
+        outputs: Values of the outputs, at which relevance arrives.
         output: The first output.
         box: Bounds of the layer's input, for a rule with bounds of the explained input.
     """
@@ -59,7 +59,7 @@ class Layer:
         return self.outputs[0]
 
     def transpose(self, *cotangents: jax.Array) -> tuple[jax.Array, ...]:
-        """Jᵀ·cotangents: what ordinary back-propagation would hand to each input."""
+        """Jᵀ·cotangents, the ordinary backpropagation to each input."""
         _, pullback = jax.vjp(self.at, *self.inputs)
         return pullback([c.astype(out.dtype) for c, out in zip(cotangents, self.outputs, strict=True)])
 
@@ -77,7 +77,7 @@ class Layer:
         return jax.jvp(self.at, self.inputs, tangents)[1]
 
     def pass_back(self, relevance: jax.Array) -> jax.Array:
-        """Relevance of the output in the layout of the input: through the node's reshapes, nothing else."""
+        """Relevance of the output in the layout of the input, through the node's data movement only."""
         node = self.node
         if any(e.is_move for e in node.suffix):
             (start,) = (v for v in node.suffix[0].inputs if v in node.inputs or v.source in node.equations)
@@ -87,14 +87,14 @@ class Layer:
 
     @property
     def is_elementwise_product(self) -> bool:
-        """Whether each output of a product is one product: `mul`, `div`, a `dot_general` that sums over nothing."""
+        """Whether each output of a product is one product: `mul`, `div`, or a `dot_general` without contracted axes."""
         (equation,) = self.node.equations
         return is_elementwise_product(equation)
 
     def to_factor(self, index: int, relevance: jax.Array) -> jax.Array:
-        """For an elementwise product: relevance in the layout of one input, summed over what it was broadcast to.
+        """For an elementwise product: relevance in the layout of one input, summed where it was broadcast.
 
-        An input that is several factors gets it for each.
+        An input that occurs as several factors gets the relevance once for each.
         """
         (equation,) = self.node.equations
         places = [i for i, value in enumerate(equation.inputs) if value is self.node.inputs[index]]
@@ -111,7 +111,7 @@ class Layer:
 
     @cached_property
     def bias(self) -> jax.Array:
-        """What an affine node adds whatever its input is: its value at x = 0."""
+        """The value of an affine node at x = 0."""
         zeros = [_compat.zeros_like(x) for x in self.inputs]
         return evaluate(self.node, zeros, self._others)[0]
 
@@ -122,16 +122,16 @@ class Layer:
         if self.node.core is None or self.node.core.op is lax.fft_p:
             raise SettingError(
                 explain_error(
-                    f"a rule asks for the {weights} weights of a node that has none of its own.",
+                    f"a rule asks for the {weights} weights of a node without weights.",
                     where=self.node.source,
                     got=f"kind {self.node.kind}, primitive {self.node.primitive}",
                     fix=f'give this kind a rule without weights: {{"{self.node.kind}": rules.epsilon()}}',
                 )
             )
-        return lambda v: self._with(weights, v)
+        return lambda v: self._with_weights(weights, v)
 
     def group_sum(self, v: jax.Array) -> jax.Array:
-        """For a softmax: the sum of v over each group that it normalizes, at every element of the group."""
+        """For a softmax: the sum of v over each group that it normalizes, broadcast back over the group."""
         start, equations = cast(Group, self.node.group)
         value = start
         for equation in equations:
@@ -145,7 +145,7 @@ class Layer:
         return v
 
     def summed(self, v: jax.Array) -> jax.Array:
-        """A maximum over windows or axes, with a sum in its place."""
+        """The sum of v over the windows or axes of a maximum."""
         (equation,) = self.node.equations
         params = equation.params
         if equation.op in (lax.reduce_max_p, lax.reduce_min_p):
@@ -155,7 +155,7 @@ class Layer:
             return lax.reduce_window(v, v.dtype.type(0), lax.add, **{name: params[name] for name in names})
         raise SettingError(
             explain_error(
-                "a rule asks for the sum in place of a maximum that is over no window and no axis.",
+                "a rule asks for the sum in place of a maximum that is not over a window or axis.",
                 where=self.node.source,
                 got=f"primitive {equation.primitive}",
                 fix='give maxima the winner-take-all rule: {"max": rules.winner_takes_all()}',
@@ -174,7 +174,7 @@ class Layer:
         return values[equations[-1].outputs[0]] if equations else v
 
     def _moves(self, equations: Sequence[Equation], start: Value, v: jax.Array) -> jax.Array:
-        """Only the data movement and casts of some equations: their scales and shifts left out."""
+        """The data movement and casts of some equations, without their scales and shifts."""
         moved = {start: v}
         for equation in equations:
             (operand,) = (value for value in equation.inputs if value in moved)
@@ -186,7 +186,7 @@ class Layer:
         return v
 
     def _scale(self, equations: Sequence[Equation], start: Value, like: jax.Array) -> jax.Array | None:
-        """The factors that some equations multiply by, in the layout of what comes out of them; None if there are none."""
+        """The factors that some equations multiply by, in the layout of their output; None without factors."""
         if not _scales(equations, start):
             return None
         zeros = _compat.zeros_like(like)
@@ -194,7 +194,7 @@ class Layer:
         return jax.jvp(lambda v: self._part(equations, start, v), (zeros,), (zeros + 1,))[1]
 
     def _contract(self, weight: jax.Array | None, v: jax.Array) -> jax.Array:
-        """The contraction of v with another weight (None: its own weights of one)."""
+        """The contraction of v with another weight, or with None for a contraction whose weights are ones."""
         core = self._core
         operand, kernel = self._operands
         inputs = [v if value is operand else self._values.get(value) for value in core.inputs]
@@ -211,13 +211,13 @@ class Layer:
 
     @cached_property
     def _operands(self) -> tuple[Value, Value | None]:
-        """The active operand of the core, and the one with the weights."""
+        """The active operand of the core, and its operand with the weights."""
         core, node = self._core, self.node
         operand = node.prefix[-1].outputs[0] if node.prefix else node.inputs[0]
         kernel = core.inputs[1 - core.inputs.index(operand)] if core.has(Trait.WEIGHTED) else None
         return operand, kernel
 
-    def _with(self, weights: Weights, v: jax.Array) -> jax.Array:
+    def _with_weights(self, weights: Weights, v: jax.Array) -> jax.Array:
         node, core = self.node, self._core
         _, kernel = self._operands
         v = self._moves(node.prefix, node.inputs[0], v)
@@ -244,7 +244,14 @@ class Layer:
         if weights in ("squared", "absolute"):
             change = _square if weights == "squared" else _absolute
             return scaled(contract(change(weight), change(before)), change(after))
-        # The sign of a product of up to three factors: the sum over the ways to get it.
+        # The weight of the whole map is a product of up to three factors: after · weight · before. With p = max(·, 0)
+        # and n = min(·, 0), the positive part of a product is the sum over all combinations of signs that give +:
+        #
+        #     (a w b)⁺ = aᵖ wᵖ bᵖ + aᵖ wⁿ bⁿ + aⁿ wⁿ bᵖ + aⁿ wᵖ bⁿ         for "positive"
+        #     (a w b)⁻ = aᵖ wⁿ bᵖ + aᵖ wᵖ bⁿ + aⁿ wᵖ bᵖ + aⁿ wⁿ bⁿ         for "negative"
+        #
+        # The signs of `after` and `before` determine the sign of `weight`. Without a factor, its sign is +; without
+        # `weight` (a sum, whose weights are ones), only combinations with sign + for it remain.
         wanted = 1 if weights == "positive" else -1
         parts = [
             scaled(contract(_part_of(weight, sign), _part_of(before, sign_before)), _part_of(after, sign_after))
@@ -255,7 +262,7 @@ class Layer:
         return sum(parts[1:], parts[0]) if parts else scaled(_compat.zeros_like(contract(None, None)), None)
 
     def _folded(self, weight: jax.Array, output: jax.Array) -> jax.Array | None:
-        """The weights times a scale that only depends on the output channel: one contraction instead of two."""
+        """The weights times a scale that depends only on the output channel, which saves a contraction; else None."""
         axes = self._channel_axes()
         varying = self.node.scale_axes
         if axes is None or varying is None or not varying <= set(axes):
@@ -273,7 +280,7 @@ class Layer:
         return weight * line.reshape(shape)
 
     def _channel_axes(self) -> dict[int, int] | None:
-        """Which axis of the core's output belongs to which axis of its weights alone."""
+        """Maps axes of the core's output to the axes of its weights from which alone they come."""
         core = self._core
         operand, kernel = self._operands
         if kernel is None:
@@ -293,7 +300,7 @@ class Layer:
 
 
 def summed_to(shape: tuple[int, ...], relevance: jax.Array) -> jax.Array:
-    """Relevance of a value that an elementwise equation broadcast: the sum over what it was broadcast to."""
+    """Relevance of a value of this shape that was broadcast: the sum over the axes that it was broadcast along."""
     if shape == ():
         return jnp.sum(relevance)
     spread = [axis for axis, (a, b) in enumerate(zip(shape, relevance.shape, strict=True)) if a != b]
@@ -305,7 +312,7 @@ def _is_float(value: Any) -> bool:
 
 
 def _scales(equations: Sequence[Equation], value: Value) -> bool:
-    """Whether a chain of equations from `value` multiplies, by −1 too: c − x."""
+    """Whether a chain of equations from `value` multiplies, including by −1 (c − x)."""
     for equation in equations:
         if equation.has(Trait.PRODUCT) or equation.op is lax.neg_p:
             return True

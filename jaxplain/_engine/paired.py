@@ -1,8 +1,9 @@
-"""Evaluates a program at the input and at a reference, together with the linear map from input changes to output changes.
+"""Evaluates a program at the input and at a reference, with the linear map from input changes to output changes.
 
-Methods of the DeepLIFT kind explain the change of each value by the changes of the values before it: each node gets a linear map
-M with M·(x − x₀) = y − y₀ exactly. The maps are evaluated as a third program, linear in a variable that stands for the change of
-the input, and `jax.vjp` transposes the whole. For example, with a multiplier from the secant of relu between −1 and 1:
+Methods of the DeepLIFT kind explain the change of each value by the changes of the values before it: each node gets a
+linear map M with M·(x − x₀) = y − y₀ exactly. The maps are evaluated as a third program, linear in a variable that
+stands for the change of the input, and `jax.vjp` transposes the whole. For example, with a multiplier from the secant
+of relu between −1 and 1:
 
     h  = x @ w     Paired(x=1,  x0=-1, linear=d @ w)
     y  = relu(h)   Paired(x=1,  x0=0,  linear=0.5 * (d @ w))      0.5 = (1 - 0) / (1 - (-1))
@@ -26,8 +27,8 @@ from jaxplain._leaves import wide_dtype
 
 Parts = tuple[jax.Array, ...]  # one change, or what it is split into
 LinearMap = Callable[[Sequence[Parts]], list[Parts]]  # from the parts of each input to those of each output
-# Maps a node at the input, the node at the reference, and the parts of its inputs' changes to its linear map, and to the parts of
-# its outputs' changes. None for these parts means the map applied to those of the inputs.
+# Maps a node at the input, the node at the reference, and the parts of its inputs' changes to its linear map, and to
+# the parts of its outputs' changes. None for these parts means the map applied to those of the inputs.
 PairedRule = Callable[[Layer, Layer, Sequence[Parts]], tuple[LinearMap, list[Parts] | None]]
 
 
@@ -37,7 +38,7 @@ class Paired(NamedTuple):
     Attributes:
         x: Value at the input.
         x0: Value at the reference.
-        parts: Parts that the change x − x₀ is split into, if it is.
+        parts: Parts that the change x − x₀ is split into, or ().
         linear: The change, or its parts, as a linear function of the variable.
     """
 
@@ -50,10 +51,10 @@ class Paired(NamedTuple):
 def paired_replay(
     analysis: Analysis, rule: Callable[[Node], PairedRule], n_parts: int
 ) -> Callable[[Sequence[Paired]], tuple[Paired, jax.Array]]:
-    """The analyzed program on paired values: its result, and the number of a node whose change no linear map explains.
+    """The analyzed program on paired values: its result, and the number of a node with an unexplained change.
 
-    Nodes are numbered from 1, as in `analysis.all_nodes()`. 0 means no such node, and the number after the last node means that the
-    output has no derivative.
+    Nodes are numbered from 1, as in `analysis.all_nodes()`. 0 means no such node, and the number after the last node
+    means that the output has no derivative.
     """
     return _PairedReplay(analysis, rule, n_parts)
 
@@ -95,7 +96,7 @@ class _PairedReplay:
         return [*(values[v] for v in program.outputs), _largest(jumps)]
 
     def _equation(self, equation: Equation, inputs: list[Any]) -> list[Any]:
-        """An equation that no node carries out: evaluated twice if it differs."""
+        """An equation outside of nodes, evaluated twice if its operands differ."""
         kinds = [self._activity[v] for v in equation.outputs]
         here = run_equation(equation, [_here(v) for v in inputs])
         if not any(isinstance(v, Paired) for v in inputs):
@@ -106,8 +107,8 @@ class _PairedReplay:
     def _node(self, node: Node, inputs: list[Paired], others: list[Any]) -> tuple[list[Paired], list[jax.Array]]:
         layers = []
         for pick in (_here, _there):
-            operands, beside = tuple(map(pick, inputs)), tuple(map(pick, others))
-            layers.append(Layer(node, operands, beside, evaluate(node, operands, beside)))
+            active, constant = tuple(map(pick, inputs)), tuple(map(pick, others))
+            layers.append(Layer(node, active, constant, evaluate(node, active, constant)))
         here, there = layers
         changes = [paired.parts or (difference(paired.x, paired.x0).astype(paired.x.dtype),) for paired in inputs]
         linear, parts = self._rule(node)(here, there, changes)
@@ -125,7 +126,7 @@ class _PairedReplay:
         return outputs, [jnp.where(jnp.stack(checks).any(), self._number[node], 0)]
 
     def _may_jump(self, node: Node) -> bool:
-        """Whether a value may change in a way that the node's inputs do not explain: by an index, a mask, the order of a sort."""
+        """Whether outputs may change for a reason other than the inputs: an index, a mask, the order of a sort."""
         is_sorted_along = node.named.op is lax.sort_p and len(node.named.inputs) > 1
         return is_sorted_along or any(self._activity[value] is DEPENDENT for value in node.others)
 
@@ -152,7 +153,7 @@ class _PairedReplay:
         return self._lifted(outputs, [self._activity[v] for v in equation.outputs]), [*jumps, jnp.max(jump, initial=0)]
 
     def _lifted(self, values: Sequence[Any], kinds: Sequence[Activity]) -> list[Any]:
-        """Values in the form of a given activity. Where a paired value is needed, one that does not differ is paired with itself."""
+        """Values in the form of a given activity. A value that does not differ is paired with itself where needed."""
         return [self._lift(value, kind) for value, kind in zip(values, kinds, strict=True)]
 
     def _lift(self, value: Any, kind: Activity) -> Any:
@@ -195,13 +196,13 @@ def _largest(jumps: list[jax.Array]) -> jax.Array:
 
 
 def _is_unexplained(paired: Paired, parts: Parts, by_element: bool) -> jax.Array:
-    """Whether the parts of a change do not sum to it, by more than rounding can do: of the element, or of all that is summed."""
+    """Whether the parts of a change miss it by more than the rounding of the element, or of all that is summed."""
     change = difference(paired.x, paired.x0)
     missing = jnp.abs(change - sum(part.astype(change.dtype) for part in parts))
     sizes = [jnp.where(jnp.isfinite(v), jnp.abs(v), 0) for v in (paired.x, paired.x0)]
     size = jnp.maximum(*sizes)
     size = size if by_element else jnp.max(size, initial=0)
-    return ~jnp.all(missing <= jnp.sqrt(jnp.finfo(paired.x.dtype).eps) * size)  # NaN is no explanation
+    return ~jnp.all(missing <= jnp.sqrt(jnp.finfo(paired.x.dtype).eps) * size)  # NaN is unexplained
 
 
 def wide(v: jax.Array) -> jax.Array:

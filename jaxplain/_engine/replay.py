@@ -1,4 +1,4 @@
-"""Runs a program again with the derivatives of chosen nodes replaced. Every propagation method is `jax.vjp` of a replay."""
+"""Runs a program again with other derivatives of chosen nodes. A propagation method is `jax.vjp` of a replay."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,11 +28,10 @@ def replay(
     """The analyzed program as a function of its flat inputs, with other derivatives.
 
     Args:
-        backward: Maps a node to what replaces its derivative; None keeps it. The values are those of the program, equation by
-            equation, in any case.
-        probes: Zeros of the shape that `tally` returns, one for each node to watch. The cotangent of a node's probe is its
-            tally, summed over loops.
-        tally: Maps a layer, the relevance that arrives and the relevance that leaves to the numbers to keep.
+        backward: Maps a node to a replacement of its derivative, or to None to keep it. Values never change.
+        probes: Zeros of the shape that `tally` returns, one for each node to watch. The cotangent of a node's probe is
+            its tally, summed over loops.
+        tally: Maps a layer, the arriving relevance and the leaving relevance to the numbers to keep.
         boxes: Bounds of the inputs of some nodes, for their rules.
     """
 
@@ -62,7 +61,7 @@ def _own_derivative(layer: Layer, arriving: tuple[jax.Array, ...]) -> tuple[jax.
 
 
 def _overridden(node: Node, rule: Backward, tally: Tally | None) -> Callable[..., list[jax.Array]]:
-    # A rule captures no array: everything that a node reads is an operand. Operands that are not active get no cotangent.
+    # A rule captures no array, because everything that a node reads is an operand. Only active ones get cotangents.
     @jax.custom_vjp
     def call(inputs: tuple, others: tuple, _box: Box | None, _probe: Any) -> list[jax.Array]:
         return evaluate(node, inputs, others)

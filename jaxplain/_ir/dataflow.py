@@ -1,14 +1,16 @@
 """One dataflow engine: facts about the values of a program, forwards from its inputs or backwards from its outputs.
 
-An analysis is a `Domain`: what is known of a constant, how a step without bodies transfers facts, and how facts join where two
-ways meet. The engine alone knows how facts pass through scans, branches, while loops and checkpoints: it visits their bodies, and
-repeats a loop's body until the facts of the carry stop changing. For example, with `join=max` over 0 (constant) < 1 (active),
+An analysis is a `Domain`: the fact of a constant, the transfer of facts through a step without bodies, and the join of
+facts where two paths meet. Only the engine knows how facts pass through scans, branches, while loops and checkpoints.
+It visits their bodies, and repeats the body of a loop until the facts of the carry stop changing. For example, with
+`join=max` over 0 (constant) < 1 (active),
 
     scan[ body: (w, c, x) -> (c * w + x, c) ]  on facts (w: 0, carry: 0, xs: 1)
     visit 1: c 0, x 1  ->  carry 1, ys 0       the carry became active
-    visit 2: c 1, x 1  ->  carry 1, ys 1       nothing changes any more
+    visit 2: c 1, x 1  ->  carry 1, ys 1       nothing changes
 
-A program is anything with `inputs`, `outputs`, `constants` and `steps`: a `Graph` of equations, or an analysis with its nodes.
+A program is anything with `inputs`, `outputs`, `constants` and `steps`: a `Graph` of equations, or an analysis with its
+nodes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +28,7 @@ F = TypeVar("F")
 
 
 class Step(Protocol):
-    """A part of a program that reads and makes values. With bodies, `control` is the loop, branch or checkpoint itself."""
+    """A part of a program. If it has bodies, `control` is the loop, branch or checkpoint itself."""
 
     @property
     def reads(self) -> Sequence[Value]: ...
@@ -61,16 +63,18 @@ def _nothing(*_: Any) -> None:
 
 @dataclass(frozen=True)
 class Domain(Generic[F]):
-    """An analysis: everything except the walk.
+    """An analysis, without the walk through the program.
 
     Attributes:
-        unknown: The fact of a constant, of a value that nothing in the program makes, and (backwards) of an unread output.
+        unknown: The fact of a constant, of a value that nothing in the program makes, and (backwards) of an unread
+            output.
         transfer: Forwards, the facts of a step's outputs from those of its inputs; backwards, the other way around.
-        join: The fact where two ways meet.
-        narrow: A fact as it can hold for a value, for example because an integer carries no derivative.
-        unstack, stack: A fact of a scanned operand inside the body, and of a body's output outside.
+        join: The fact where two paths meet.
+        narrow: Limits a fact to what its value allows, for example because an integer carries no derivative.
+        unstack, stack: Map the fact of a scanned operand into the body, and the fact of a body's output out of it.
         branch: The fact of a branch's output, from the fact of its index and the joined facts of its bodies.
-        observe: Called with a step and the facts of its inputs and outputs, after each visit of the step, bodies included.
+        observe: Called with a step and the facts of its inputs and outputs, after each visit of the step, bodies
+            included.
         visited: Called with a loop and the number of a visit after each visit of its body.
     """
 
@@ -188,7 +192,7 @@ def backward(program: Steps, outputs: Iterable[F], domain: Domain[F]) -> dict[Va
 
 
 def sliced(equations: Sequence[Equation], ends: Iterable[Value]) -> list[Equation]:
-    """The equations that `ends` are made of, in order."""
+    """The equations that `ends` depend on, in order."""
     needed = set(ends)
     kept = []
     for equation in reversed(equations):

@@ -1,15 +1,15 @@
-"""A staged program as a flat list of equations over values: the form that all analysis works on.
+"""A staged program as a flat list of equations over values, the form that all analyses work on.
 
-Calls are replaced by their bodies, so that a function called five times is five sets of equations, each with a state of its own.
-Loops, branches and checkpoints keep their bodies as graphs. For example, `score = lambda x: jnp.sum(jax.nn.relu(x @ w))`
-is staged and flattened to
+Calls are replaced by their bodies, so that a function called five times is five sets of equations, each with a state of
+its own. Loops, branches and checkpoints keep their bodies as graphs. For example,
+`score = lambda x: jnp.sum(jax.nn.relu(x @ w))` is staged and flattened to
 
     jaxpr                                          graph
     c = dot_general a w                            Equation dot_general (a, w) -> c
     d = jit[name=relu jaxpr={custom_jvp_call}] c   Equation custom_jvp_call (c) -> d     the call is opened, relu is not
     e = reduce_sum d                               Equation reduce_sum (d) -> e
 
-where a, w, c, d and e are Values. relu stays one equation because its derivative is its author's; see `is_opened`.
+where a, w, c, d and e are Values. relu stays one equation because it has a derivative of its own; see `is_opened`.
 """
 
 import re
@@ -46,7 +46,7 @@ class Equation:
     def __init__(self, origin: Any, inputs: Sequence[Value], scopes: tuple, caller: Any = None):
         self.origin = origin
         self.row: Row = row_of(origin.primitive)
-        self.caller = caller  # the outermost call around it, because JAX's own functions have no line of the user's
+        self.caller = caller  # the outermost call around it, which has a line of the user's
         self.inputs = tuple(inputs)
         self.outputs = tuple(Value(variable.aval, self) for variable in origin.outvars)
         self.scopes = scopes
@@ -98,7 +98,7 @@ class Equation:
         return f"{self.primitive} at {self.line}"
 
     def call_of(self, scope: str) -> object:
-        """Identifies the call of a scope around this equation; the way back through a call is another one."""
+        """Identifies the call of a scope around this equation. The backward pass through a call is another call."""
         return list(_parts(self.scopes))[scope.count("/")][1]
 
     @property
@@ -110,8 +110,8 @@ class Equation:
 class Graph:
     """A program: equations in order, and the values of its constants, including those of bodies.
 
-    Equal equations on equal operands in one scope are one, so that `where(x @ w > 0, x @ w, 0)` is an activation of x @ w.
-    With `each_call`, only those in the same call of a scope are.
+    Equal equations on equal operands in one scope are one, so that `where(x @ w > 0, x @ w, 0)` is an activation of x @
+    w. With `each_call`, only those in the same call of a scope are.
     """
 
     def __init__(self, each_call: bool = False, while_bodies: bool = False) -> None:
@@ -128,7 +128,7 @@ class Graph:
         return self.equations
 
     def constant(self, aval: Any, content: Any) -> Value:
-        """The value of a constant: one for each array and for each literal."""
+        """The value of a constant; equal literals and the same array share one value."""
         is_number = not isinstance(content, jax.Array) and np.ndim(content) == 0 and np.isscalar(content)
         key = (str(aval), repr(content)) if is_number else id(content)
         if key not in self._known:
@@ -141,13 +141,13 @@ class Graph:
         if equation.bodies or equation.origin.effects:
             self.equations.append(equation)
             return equation.outputs
-        how: Any = tuple(sorted(equation.params.items()))
+        params: Any = tuple(sorted(equation.params.items()))
         try:
-            hash(how)
-        except TypeError:  # only the same equation of one function that is called twice is known to be equal
-            how = id(equation.origin)
+            hash(params)
+        except TypeError:  # equal only to itself, for example in a function that is called twice
+            params = id(equation.origin)
         where = tuple(_parts(equation.scopes)) if self.each_call else equation.path
-        key = (where, equation.op, how, equation.inputs)
+        key = (where, equation.op, params, equation.inputs)
         if key not in self._known:
             self._known[key] = equation.outputs
             self.equations.append(equation)
@@ -166,7 +166,7 @@ Axes = list[int | None]
 
 
 def moved_axes(equation: Equation, axes: Axes) -> Axes | None:
-    """The names of an operand's axes, carried over to the output of a move; None where axes are merged or split."""
+    """The names of an operand's axes after a move; None if axes are merged or split."""
     name, old, new = equation.op, equation.inputs[0].shape, equation.outputs[0].shape
     if name is lax.transpose_p:
         return [axes[axis] for axis in equation.params["permutation"]]
@@ -180,7 +180,7 @@ def moved_axes(equation: Equation, axes: Axes) -> Axes | None:
 
 
 def broadcast_axes(equation: Equation, axes: Axes) -> Axes:
-    """The same for a broadcast: a new axis, or one that was of size 1, has no name."""
+    """The names of an operand's axes after a broadcast. New axes, and axes that had size 1, have no name."""
     (operand, *_), (output,) = equation.inputs, equation.outputs
     named: Axes = [None] * len(output.shape)
     for axis, n, place in zip(axes, operand.shape, equation.params["broadcast_dimensions"], strict=True):
@@ -220,7 +220,7 @@ def flatten(
     each_call: bool = False,
     while_bodies: bool = False,
 ) -> Graph:
-    """The graph of a staged program. `opens(equation, body)` says which calls with a derivative of their own are opened.
+    """The graph of a staged program. `opens(equation, body)` selects the calls with derivatives of their own to open.
 
     A while loop has no bodies here unless `while_bodies` asks for them, because nothing can be replayed inside it.
     """
@@ -243,13 +243,13 @@ def _append(
     # A function that is called twice is staged once, but each call enters its scopes again.
     entered: dict[int, Any] = {}
 
-    def look(atom: Any) -> Value:
+    def value_of(atom: Any) -> Value:
         return graph.constant(atom.aval, atom.val) if _compat.is_literal(atom) else values[atom]
 
     for origin in jaxpr.eqns:
         own = [entered.setdefault(id(entry), type(entry)(*entry)) for entry in _compat.scopes_of(origin)]
         here = (*scopes, *own)
-        arguments = [look(atom) for atom in origin.invars]
+        arguments = [value_of(atom) for atom in origin.invars]
         row = row_of(origin.primitive)
         body = next(_compat.closed_bodies(origin)) if row.has_any(Trait.CALL | Trait.CUSTOM) else None
         if body is not None and (row.has(Trait.CALL) or opens(origin, body)):
@@ -263,26 +263,26 @@ def _append(
                 )
             outputs = graph.append(equation)
         values.update(zip(origin.outvars, outputs, strict=True))
-    return tuple(look(atom) for atom in jaxpr.outvars)
+    return tuple(value_of(atom) for atom in jaxpr.outvars)
 
 
 def is_opened(origin: Any, body: Any) -> bool:
     """Whether a call with a derivative of its own is replaced by its body.
 
-    One elementwise formula (relu, softplus) stays one equation because its derivative is the author's (relu′(0) = 0). An
-    affine one (for example an identity that clips gradients) is opened because it belongs to the adjacent layer. A body that
-    cannot be read (a while loop, an unknown primitive) keeps its own derivative, too.
+    An elementwise formula (relu, softplus) stays one equation because its author chose its derivative (relu′(0) = 0).
+    An affine one (for example an identity that clips gradients) is opened because it belongs to the adjacent layer. A
+    body with a while loop or an unknown primitive is not opened.
     """
     return is_readable(body) and (not is_elementwise_call(origin, body) or not is_curved(body))
 
 
 def opens_activations(origin: Any, body: Any) -> bool:
-    """Which calls are opened where derivatives are taken: those with a nonlinearity inside. Others keep their author's."""
+    """Whether a call is opened where derivatives are taken: only if it contains a nonlinearity."""
     return is_opened(origin, body) and is_curved(body)
 
 
 def is_curved(body: Any) -> bool:
-    """Whether a body holds a nonlinear elementwise equation."""
+    """Whether a body contains a nonlinear elementwise equation."""
     return any(row_of(e.primitive).has(Trait.CURVED) or any(map(is_curved, _compat.inner_jaxprs(e))) for e in body.eqns)
 
 
@@ -311,7 +311,7 @@ _WRAPPED = re.compile(r"(?:vmap|jvp|transpose|remat|checkpoint|rematted_computat
 
 
 def _parts(scopes: tuple) -> Iterator[tuple[str, object]]:
-    """The names that make up a path, each with an identifier of its call; the marks of transforms are left out."""
+    """The names that make up a path, each with an identifier of its call, without the marks of transforms."""
     is_back = False
     for entry in scopes:
         if not _compat.is_scope(entry):
@@ -320,7 +320,7 @@ def _parts(scopes: tuple) -> Iterator[tuple[str, object]]:
         for part in entry.name.split("/"):
             while match := _WRAPPED.fullmatch(part):
                 part = match.group(1)
-            is_einsum = "->" in part  # it names itself
+            is_einsum = "->" in part  # a name that `jnp.einsum` gives itself
             if part and not is_einsum and part not in ("checkpoint", "rematted_computation"):
                 yield part, (id(entry), is_back)
 
@@ -334,6 +334,6 @@ def equations_inside(graph: Graph) -> Iterator[Equation]:
 
 
 def is_elementwise_product(equation: Equation) -> bool:
-    """Whether each output is one product: `mul`, `div`, or a `dot_general` that sums over nothing."""
+    """Whether each output is one product: `mul`, `div`, or a `dot_general` without contracted axes."""
     is_outer = equation.op is lax.dot_general_p and not any(equation.params["dimension_numbers"][0])
     return equation.has(Trait.PRODUCT) or is_outer

@@ -1,7 +1,8 @@
-"""One interpreter: runs a program step by step, with a hook for what a step does, and rebuilds loops, branches and checkpoints.
+"""One interpreter: runs a program step by step with a hook, and rebuilds loops, branches and checkpoints.
 
-Everything that runs an analyzed program is a hook. For example, LRP's replay evaluates an equation as it is and a node with its
-rule's derivative; DeepLIFT's hook evaluates each step at the input and at the reference; `split` replaces some values.
+Everything that runs an analyzed program is a hook. For example, LRP's replay evaluates equations unchanged and nodes
+with the derivatives of their rules; DeepLIFT's hook evaluates each step at the input and at the reference; `split`
+replaces some values.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ RunBody = Callable[[Any, list[Any]], list[Any]]
 
 
 def run_equation(equation: Equation, inputs: list[Any]) -> list[Any]:
-    """An equation as it was written, under the settings that it was written under."""
+    """An equation on new inputs, under the settings that it was written under."""
     with _compat.context(equation.origin):
         return _compat.bind(equation.origin, inputs)
 
@@ -33,8 +34,8 @@ def interpret(
 ) -> dict[Value, Any]:
     """Run steps in order with `run(step, inputs)`, and add their outputs to `values`.
 
-    Where `run` returns None, the outputs stay unknown, and so does everything that needs them. A value that a node has made is
-    not overwritten by the equation that the node is about, which runs as well if another of its outputs is needed. `given` holds
+    If `run` returns None, the outputs stay unknown, and so does everything that needs them. A value that a node has made
+    is not overwritten by the node's own equation, which also runs if another of its outputs is needed. `given` holds
     values that single steps read in place of the program's own.
     """
     given = {} if given is None else given
@@ -77,9 +78,10 @@ def checkpointed(equation: Equation, function: Callable[..., Any]) -> Callable[.
 def scan_part(
     equation: Any, body: Callable[..., Any], carry: list[Any], scanned: Any, start: int = 0, stop: int | None = None
 ) -> tuple[list[Any], Any]:
-    """Iterations `start` to `stop` of a scan, in order of execution: the carry after them, and their other outputs stacked.
+    """Iterations `start` to `stop` of a scan in order of execution: the carry after them, and the stacked outputs.
 
-    `body(*carry, *slices)` returns the carry and whatever is to be stacked after it. `scanned` is stacked over all iterations.
+    `body(*carry, *slices)` returns the carry, followed by the outputs to stack. `scanned` is stacked over all
+    iterations.
     """
     length, reverse = equation.params["length"], equation.params["reverse"]
     stop = length if stop is None else stop
@@ -97,25 +99,26 @@ def scan_part(
 def scan_once(
     equation: Any, body: Callable[..., Any], carry: list[Any], scanned: Any, time: int
 ) -> tuple[list[Any], list[Any]]:
-    """Iteration `time` of a scan, in order of execution, written out: the carry after it, and its other outputs."""
+    """Iteration `time` of a scan in order of execution, without a loop: the carry after it, and its other outputs."""
     at = equation.params["length"] - 1 - time if equation.params["reverse"] else time
     outputs = body(*carry, *jax.tree.map(lambda leaf: leaf[at], scanned))
     return list(outputs[: len(carry)]), list(outputs[len(carry) :])
 
 
 def stacked(equation: Any, pieces: Sequence[Any]) -> Any:
-    """What pieces of a scan have stacked, in order of execution, as the scan itself would stack it."""
+    """The stacked outputs of consecutive pieces of a scan, given in order of execution, as one stack."""
     pieces = pieces[::-1] if equation.params["reverse"] else pieces
     return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pieces)
 
 
-# Peeling: the first iteration of a loop written out
+# Peeling: the first iteration of a loop runs before the loop
 
 
 def peeled(closed: Any, loops: list[Any]) -> Any:
-    """The program with the first iteration of some scans written out before the rest of them.
+    """The program with the first iteration of some scans moved out of them.
 
-    The layers of that iteration are then first layers, as they would be in the same program without a loop. For example,
+    The layers of that iteration are then first layers, as they would be in the same program without a loop. For
+    example,
 
         c, ys = scan[length=3] body init xs
         =>  c0, y0 = body init xs[0];  c, y = scan[length=2] body c0 xs[1:];  ys = concatenate y0[None] y
@@ -133,7 +136,7 @@ def peeled(closed: Any, loops: list[Any]) -> Any:
             return _compat.bind(equation, inputs, rewrite=rewritten)
         return rewritten(next(_compat.closed_bodies(equation)))(
             *inputs
-        )  # a derivative of its own, opened by the analysis
+        )  # a function with a derivative of its own, which the analysis opened
 
     def holds(jaxpr: Any) -> bool:
         return any(any(e is loop for loop in loops) or any(map(holds, _compat.inner_jaxprs(e))) for e in jaxpr.eqns)

@@ -1,16 +1,20 @@
-"""One row per JAX primitive: everything that the analysis, the rules and the layers need to know of it.
+"""One row per JAX primitive: everything that the analysis, the rules and the layers need to know about it.
 
-Rows are keyed by the primitive object, so that a misspelled name is an error and not a row that never matches. A row has
+Rows are keyed by the primitive object, so that a misspelled name is an error and not a row that never matches. A row
+has
 
-- traits: what the primitive does to elements, as flags. For example `lax.add_p` is a SUM, and therefore AFFINE and ELEMENTWISE;
+- traits: what the primitive does to elements, as flags. For example `lax.add_p` is a SUM, and therefore AFFINE and
+  ELEMENTWISE;
 - interval: the interval of the output from those of the operands, which tells what cannot be negative;
-- axes: how the axes of the operands become those of the output (`_layers/axes.py` holds one function for each word);
-- degree: the degree of homogeneity of the output from those of the operands, which tells a normalization from a product;
+- axes: how the axes of the operands become those of the output (`_layers/axes.py` has one function for each word);
+- degree: the degree of homogeneity of the output from those of the operands, which distinguishes a normalization from a
+  product;
 - kind: the kind of node that a contraction with weights makes;
 - winner: for DeepLIFT, whether a maximum copies its largest or its smallest operand.
 
-A primitive without a row is unknown: propagation refuses it, and a test fails when JAX gains a primitive that has neither a row
-nor an entry in that test's list of refused ones. To support a new primitive, add its row here and a test of it.
+A primitive without a row is unknown: propagation refuses it, and a test fails when JAX gains a primitive that has
+neither a row nor an entry in that test's list of refused ones. To support a new primitive, add its row here and a test
+of it.
 """
 
 import enum
@@ -30,17 +34,17 @@ NONNEGATIVE: Interval = (0.0, math.inf)
 
 
 class Trait(enum.Flag):
-    """What a primitive does to the elements of its operands."""
+    """Effects of a primitive on the elements of its operands."""
 
     # Equations with a program inside.
     CALL = enum.auto()  # replaced by its body
-    CUSTOM = enum.auto()  # a function with a derivative of its author's
+    CUSTOM = enum.auto()  # a function with a derivative of its own
     LOOP = enum.auto()
     BRANCH = enum.auto()
     CHECKPOINT = enum.auto()
     BODIES = LOOP | BRANCH | CHECKPOINT  # kept; the body is analyzed, and rebuilt when it runs
 
-    # An output element depends on the operands' elements at the same position alone.
+    # An output element depends only on the operands' elements at the same position.
     ELEMENTWISE = enum.auto()
     _AFFINE = enum.auto()
     _SUM = enum.auto()
@@ -50,7 +54,7 @@ class Trait(enum.Flag):
     SUM = AFFINE | _SUM
     PRODUCT = AFFINE | _PRODUCT  # includes division
     CURVED = ELEMENTWISE | _CURVED  # any other function
-    ELEMENTARY = enum.auto()  # formulas are written with it: literals next to it belong to the function, not to a layer
+    ELEMENTARY = enum.auto()  # part of written-out formulas: adjacent literals belong to the function, not to a layer
     NO_DERIVATIVE = enum.auto()  # the output depends on the input, without a derivative
 
     # An output element is a copy of at most one element of the operands.
@@ -63,7 +67,7 @@ class Trait(enum.Flag):
     FORM = STRUCTURAL | _FORM  # only the axes change
     CAST = enum.auto()  # the same numbers in another precision
     PICK = enum.auto()  # keeps a part of its operand
-    REORDER = enum.auto()  # the values themselves decide which element goes where
+    REORDER = enum.auto()  # the values themselves determine the order of elements
     LOOK_UP = enum.auto()  # reads a table at integers, or multiplies it by a one-hot code
 
     # An output element sums over elements of the operand.
@@ -72,7 +76,7 @@ class Trait(enum.Flag):
     _SUMMING = enum.auto()
     WEIGHTED = CONTRACTION | _WEIGHTED  # linear in one operand, the other held
     SUMMING = CONTRACTION | _SUMMING  # with weights 0 and 1
-    REDUCING = enum.auto()  # some axes are gone
+    REDUCING = enum.auto()  # removes axes
 
     MAXIMUM = enum.auto()  # or minimum
     JOINTLY_LINEAR = enum.auto()  # linear in all of its operands together
@@ -86,13 +90,14 @@ AxisRule: TypeAlias = Literal[
     "slice", "dynamic_slice", "pad", "concatenate", "gather",
 ]
 # fmt: on
-# "keep": that of the one varying operand. "sum": that on which the terms agree. "add", "subtract": as under × and ÷.
+# "keep": the degree of the one varying operand. "sum": the common degree of all terms. "add", "subtract": as for × and
+# ÷.
 Degree: TypeAlias = Literal["keep", "sum", "add", "subtract", "exponent"] | float
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of a primitive; see the module's docstring."""
+    """The facts about a primitive; see the module's docstring."""
 
     traits: Trait = NO_TRAIT
     interval: IntervalRule | None = None
@@ -126,7 +131,7 @@ def having(trait: Trait) -> frozenset[Any]:
 
 def _add(primitives: Iterable[Any], traits: Trait, **facts: Any) -> None:
     for primitive in primitives:
-        if primitive is not None:  # which this release of JAX does not have
+        if primitive is not None:  # it exists in this release of JAX
             assert primitive not in ROWS, primitive  # noqa: S101 - a second row would hide the first
             ROWS[primitive] = Row(traits, **facts)
 
@@ -199,7 +204,7 @@ _add((lax.scan_p,), T.LOOP)
 _add((lax.cond_p,), T.BRANCH)
 _add((_compat.CHECKPOINT,), T.CHECKPOINT)
 
-# Elementwise: sums, products, and what is linear in one operand
+# Elementwise: sums, products, and functions that are linear in one operand
 
 _linear = {"axes": "elementwise", "degree": "keep"}
 _SUMS = T.SUM | T.ELEMENTARY | T.JOINTLY_LINEAR
@@ -288,7 +293,7 @@ _add((lax.reduce_window_sum_p,), _SUMMING, axes="window", **_summed)
 _add((lax.cumsum_p,), _SUMMING, axes="along", **_summed)
 _add((lax.psum_p, lax.scatter_add_p, *_hidden("psum_invariant")), _SUMMING, **_summed)
 _add((lax.fft_p,), T.CONTRACTION | T.JOINTLY_LINEAR, degree="keep")
-_add((lax.scatter_sub_p,), NO_TRAIT)  # an addition of two values, and no sum over one
+_add((lax.scatter_sub_p,), NO_TRAIT)  # an addition of two values, not a sum over one
 
 # Maxima
 
@@ -305,7 +310,7 @@ _add((lax.scatter_min_p,), T.MAXIMUM, interval=_hull_of_ends, degree="keep", win
 
 KNOWN = frozenset(ROWS)
 
-# Facts of primitives that no rule is known for, but that say something about axes: they may stand before the explained part.
+# Primitives without a rule, whose axes are known nevertheless: they may occur before the explained part of a program.
 
 ROWS |= {
     **dict.fromkeys((lax.argmax_p, lax.argmin_p), Row(T.REDUCING, axes="reduce")),

@@ -1,8 +1,8 @@
-"""Stage a function once into a program, and refuse programs that cannot be explained honestly.
+"""Stages a function once into a program, and refuses programs that cannot be explained correctly.
 
-Staging once per call is what keeps "one trace of the score per compile" true for every method: path steps, noise
-samples and forward values all replay the staged program, never the user's Python. Only the explained leaves are
-abstract: every other argument is closed over as it is, so a Python label stays a Python number inside the score.
+Because a call is staged once, every method traces the score once per compilation: path steps, noise samples and forward
+values all replay the staged program, never the user's Python. Only the explained leaves are abstract. All other
+arguments are closed over unchanged, so that a Python label stays a Python number inside the score.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ class Program:
         self._out_tree = jax.tree.structure(shape)
 
     def _outputs(self, run: Callable[..., list], args: tuple) -> Any:
-        # A constant output comes back as it was written: a Python number.
+        # A constant output may be a Python number.
         return jax.tree.unflatten(self._out_tree, map(jnp.asarray, run(*jax.tree.leaves(args))))
 
     def __call__(self, *args: Any) -> Any:
@@ -45,7 +45,7 @@ class Program:
 
     @cached_property
     def value_and_gradient(self) -> "Program":
-        """The program `(f(x), ∇f(x))` of a program `f` with one real output; one backward pass."""
+        """The program `(f(x), ∇f(x))` of a program `f` with one real output, with one backward pass."""
 
         def run(x: Any) -> tuple[Any, Any]:
             out, pullback = jax.vjp(lambda x: self._outputs(self._recorded, (x,)), x)
@@ -54,8 +54,8 @@ class Program:
         return Program(self.method, run, *self._args)
 
     def refuse_randomness(self) -> "Program":
-        """Raise if a random draw reaches the output: the explanation would change from call to call."""
-        # Only what reaches the output counts: models split keys, and draw, for things that nothing uses.
+        """Raise if a random draw reaches the output, because the explanation would change from call to call."""
+        # Only draws that reach the output count, because models also split keys and draw numbers that nothing uses.
         draws = (_find(e, _compat.is_random) for e in _compat.live_equations(self.closed))
         where, draw = next((found for found in draws if found), (None, None))
         if draw is not None:
@@ -64,11 +64,11 @@ class Program:
                     f"{self.method}: the score draws random numbers.",
                     where=_compat.source_line(where, draw),
                     got=f"primitive {draw.primitive}",
-                    why="dropout or noise left on makes explanations of the same input differ (unless its key is fixed)",
+                    why="with dropout or noise, explanations of the same input differ (unless the key is fixed)",
                     fix=(
                         "switch the model to evaluation: model.eval(), nnx.view(model, deterministic=True), "
                         "train=False or deterministic=True",
-                        "if the randomness is meant, pass allow_random=True",
+                        "if the randomness is intended, pass allow_random=True",
                     ),
                 )
             )
@@ -141,7 +141,7 @@ def require_scalar(method: str, shape: Any) -> None:
                 f"{method}: the score must be a real number.",
                 got=str(leaf.dtype),
                 need="a float scalar",
-                why="a class index or a comparison is no degree of evidence, and its derivative is zero",
+                why="a class index or a comparison does not measure evidence, and its derivative is zero",
                 fix="explain the logit or the probability, not the prediction",
             )
         )
@@ -152,7 +152,7 @@ _FLAX_TRAINING = ("TraceContextError", "ModifyScopeVariableError", "InvalidRngEr
 
 @contextmanager
 def _training_mode_named(method: str) -> Iterator[None]:
-    """Turns Flax's errors about state and random streams into one that says: this is training mode."""
+    """Turns Flax's errors about state and random streams into one that names training mode as the cause."""
     try:
         yield
     except Exception as error:
@@ -174,7 +174,7 @@ def _training_mode_named(method: str) -> Iterator[None]:
 
 
 def _find(equation: Any, wanted: Callable[[Any], bool]) -> tuple[Any, Any] | None:
-    """The first wanted equation in `equation` or its bodies, behind `equation` itself, which knows the user's line."""
+    """`equation`, which has the user's line, and the first wanted equation in it or its bodies."""
     if wanted(equation):
         return equation, equation
     for jaxpr in _compat.inner_jaxprs(equation):

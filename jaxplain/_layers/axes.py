@@ -1,9 +1,9 @@
-"""Where the axes of an intermediate value come from: rows, columns or tokens of the input, or channels.
+"""Tracks which axes of an intermediate value come from rows, columns or tokens of the input, and which are channels.
 
-Every axis of the input has an origin. Convolutions, poolings, and everything that moves or treats elements one by one keep the
-origins of axes. A contraction with weights drops the origins of the axes that it sums over and makes an axis with origin CHANNEL.
-A value whose axes have places of the input and channels as origins is a *map*, in any layout, and the part of the input that an
-element of it stands for is known. For example, for an image x of shape (32, 32, 3):
+Every axis of the input has an origin. Convolutions, poolings, data movement and elementwise equations keep the origins
+of axes. A contraction with weights drops the origins of the axes that it sums over and makes an axis with origin
+CHANNEL. A value whose axes have places of the input and channels as origins is a *map*, in any layout, and the part of
+the input that an element of it stands for is known. For example, for an image x of shape (32, 32, 3):
 
     x[None]                   (1, 32, 32, 3)     None, row, column, color
     conv_general_dilated      (1, 16, 16, 64)    None, row in 16 steps, column in 16 steps, CHANNEL
@@ -30,7 +30,8 @@ class AxisOrigin(NamedTuple):
     Attributes:
         of: Number of the input and its axis, for each axis of the grid.
         sizes: Sizes of the grid. Its axes may be coarser than those of the input.
-        start: Index of the first grid cell. Positions outside the grid (for example class tokens) correspond to no place.
+        start: Index of the first grid cell. Positions outside the grid (for example class tokens) correspond to no
+            place.
     """
 
     of: tuple[tuple[int, int], ...]
@@ -38,11 +39,11 @@ class AxisOrigin(NamedTuple):
     start: int = 0
 
     def fills(self, size: int) -> bool:
-        """Whether all positions of an axis of that size correspond to places."""
+        """Whether all positions of an axis of this size correspond to places."""
         return self.start == 0 and math.prod(self.sizes) == size
 
 
-CHANNEL = AxisOrigin((), ())  # of an axis that weights have made
+CHANNEL = AxisOrigin((), ())  # the origin of an axis that a contraction with weights makes
 
 Origins = tuple[AxisOrigin | None, ...]  # one for each axis of a value
 
@@ -98,7 +99,7 @@ class AxisOrigins:
         if not places or not others or len(wide) > 1 or len({number for number, _ in axes}) > 1:
             return None
         if len(set(axes)) < len(axes):
-            return None  # as in the table of who attends to whom
+            return None  # for example attention weights, whose two axes are tokens
         return MapReading(axes[0][0], (wide or others)[-1], places, tuple(axis for _, axis in axes))
 
     def _transfer(self, equation: Equation, operands: list[Origins]) -> list[Origins]:
@@ -138,7 +139,7 @@ class AxisOrigins:
 
 
 class _Everything(dict):
-    """The activity of a body that is analyzed on its own."""
+    """An activity that is ACTIVE for every value, for a body that is analyzed on its own."""
 
     def __missing__(self, _: Value) -> Activity:
         return ACTIVE
@@ -148,8 +149,8 @@ def _no_origins(value: Value) -> Origins:
     return (None,) * len(value.shape)
 
 
-# How the axes of operands become those of the outputs: one function for each word of `Row.axes`. Each maps an equation and the
-# origins of its operands to the origins of its outputs (None if unknown) and to whether it mixes places.
+# How the axes of operands become those of the outputs: one function for each word of `Row.axes`. Each maps an equation
+# and the origins of its operands to the origins of its outputs (None if unknown) and to whether it mixes places.
 
 _Result = tuple[list[Origins] | None, bool]
 
@@ -159,7 +160,7 @@ def is_place(origin: AxisOrigin | None) -> TypeGuard[AxisOrigin]:
 
 
 def _lost(operands: Iterable[Origins], outputs: Iterable[Origins]) -> bool:
-    """Whether some axis of places is in no output any more."""
+    """Whether some axis of places is missing from all outputs."""
     kept = {of for origins in outputs for origin in origins if origin for of in origin.of}
     return any(is_place(origin) and not kept.issuperset(origin.of) for origins in operands for origin in origins)
 
@@ -169,10 +170,10 @@ def _common(several: Iterable[Origins]) -> Origins:
 
 
 def _joined(several: Iterable[Origins]) -> Origins:
-    """Origins of values that are combined element by element: what one does not tell, another may.
+    """Origins of the elementwise combination of several values. An origin that one value lacks, another may have.
 
-    What is added to channels is one: the features of a token, where a residual branch adds to them. If there are channels besides, then
-    what a layer across places has made is added to the places (an MLP-Mixer).
+    An axis that is CHANNEL in one value and a place in another is CHANNEL (a residual branch added to the features of a
+    token), unless another axis is CHANNEL already. Then it is a place (an MLP-Mixer, with layers across places).
     """
     columns = [{origin for origin in axis if origin is not None} for axis in zip(*several, strict=True)]
     has_channels = {CHANNEL} in columns
@@ -185,7 +186,7 @@ def _one(origins: Iterable[AxisOrigin | None]) -> AxisOrigin | None:
 
 
 def _resized(origin: AxisOrigin | None, old: int, new: int) -> AxisOrigin | None:
-    """The origin of an axis after a window went along it: coarser or finer, but over the same part of the input."""
+    """The origin of an axis after a window slid along it: coarser or finer, over the same part of the input."""
     if origin is None or old == new:
         return origin
     return AxisOrigin(origin.of, (new,)) if len(origin.sizes) == 1 and origin.fills(old) and new > 1 else None
@@ -205,6 +206,12 @@ def _transpose(equation: Equation, operands: list[Origins]) -> _Result:
 
 
 def _reshape(equation: Equation, operands: list[Origins]) -> _Result:
+    # Split both shapes, without axes of size 1, into the shortest stretches with equal numbers of elements. For
+    # example, (1, 32, 32, 3) -> (4, 8, 32, 3) has the stretches 32 -> (4, 8), 32 -> 32 and 3 -> 3, and `_regrouped`
+    # maps each:     row        -> (row in 4 steps, None)    patches, and the rows in each
+    #     column     -> column
+    #     color      -> color
+    # (16, 16, 64) -> (256, 64) has the stretches (16, 16) -> 256 and 64 -> 64, and 256 is a grid (row, column).
     (operand,), (output,) = equation.inputs[:1], equation.outputs
     if operand.aval.size == 0:
         return None, False
@@ -212,7 +219,7 @@ def _reshape(equation: Equation, operands: list[Origins]) -> _Result:
     new = [n for n in output.shape if n > 1]
     origins: list[AxisOrigin | None] = []
     i = j = 0
-    while i < len(old):  # the shortest stretches of axes that hold equally many elements
+    while i < len(old):
         a, b, n, m = i + 1, j + 1, old[i][1], new[j]
         while n != m:
             if n < m:
@@ -226,7 +233,7 @@ def _reshape(equation: Equation, operands: list[Origins]) -> _Result:
 
 
 def _regrouped(old: list[tuple[AxisOrigin | None, int]], new: list[int]) -> list[AxisOrigin | None]:
-    """Origins of the axes that a stretch of axes becomes: the same, one of several, or several of one."""
+    """Origins of the axes that a stretch of axes becomes: unchanged, merged into one, or split from one."""
     if len(old) == len(new) == 1:
         return [old[0][0]]
     origins = [origin for origin, n in old if origin is not None and origin.fills(n)]
@@ -237,7 +244,7 @@ def _regrouped(old: list[tuple[AxisOrigin | None, int]], new: list[int]) -> list
     (origin,) = origins
     if origin.sizes == tuple(new):
         return [AxisOrigin((of,), (n,)) for of, n in zip(origin.of, new, strict=True)]
-    if len(origin.of) == 1:  # patches, and what is inside of each
+    if len(origin.of) == 1:  # patches, and the positions inside each
         return [AxisOrigin(origin.of, (new[0],)), *[None] * (len(new) - 1)]
     return [None] * len(new)
 
@@ -281,7 +288,7 @@ def _slice(equation: Equation, operands: list[Origins]) -> _Result:
     strides = params["strides"] or (1,) * len(old)
     spans = zip(operands[0], old, params["start_indices"], params["limit_indices"], strides, strict=True)
     origins = tuple(_sliced(*span) for span in spans)
-    # Several places of a part that is cut out have a gradient, like all places of a whole.
+    # A slice with several places counts as mixing, because all of its places have a gradient.
     is_part = (
         is_place(a) and b is None and n > 1
         for a, b, n in zip(operands[0], origins, equation.outputs[0].shape, strict=True)
@@ -295,7 +302,7 @@ def _sliced(origin: AxisOrigin | None, n: int, start: int, stop: int, stride: in
     if stride == 1 and start <= origin.start and stop >= origin.start + math.prod(origin.sizes):
         return origin._replace(start=origin.start - start)  # class tokens cut off
     new = -(-(stop - start) // stride)
-    covers = start < stride and n - stop < stride  # every second row, say: still all of the input
+    covers = start < stride and n - stop < stride  # for example every second row, which still covers all of the input
     return _resized(origin, n, new) if covers else None
 
 
@@ -337,7 +344,7 @@ def _gather(equation: Equation, operands: list[Origins]) -> _Result:
     whole = [axis for axis in range(len(operand.shape)) if axis not in numbers.collapsed_slice_dims]
     of_table = [CHANNEL] * len(operand.shape) if set(operands[0]) == {None} else operands[0]
     kept = iter([of_table[axis] if sizes[axis] == operand.shape[axis] else None for axis in whole])
-    looked_up = iter(operands[1][:-1])  # what is looked up at a place belongs to that place
+    looked_up = iter(operands[1][:-1])  # an entry that is looked up at a place belongs to that place
     return [
         tuple(next(kept) if axis in numbers.offset_dims else next(looked_up) for axis in range(len(output.shape)))
     ], False

@@ -1,7 +1,7 @@
-"""Whether a score is a mean over the places of a map and then linear: the form that class activation mapping requires.
+"""Tests whether a score is a mean over the places of a map and then linear, as class activation mapping requires.
 
-For example, mean over rows and columns -> dense has it; dense -> mean has it, too; flatten -> dense does not, because its weights
-differ from place to place.
+For example, mean over rows and columns -> dense has it; dense -> mean has it, too; flatten -> dense does not, because
+its weights differ from place to place.
 """
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxplain._layers.default_map import between
 
 
 def unlike_pooling(axes: AxisOrigins, value: Value) -> Equation | None:
-    """The first equation that keeps the score from being a sum over the places of a map with equal weights; None if it is one."""
+    """The first equation because of which the score is not a sum over places with equal weights; None if it is one."""
     pooled = {value: False}
     for equation in between(axes.graph, value, axes.activity):
         active = [v for v in equation.inputs if axes.activity[v] is ACTIVE]
@@ -32,7 +32,7 @@ def unlike_pooling(axes: AxisOrigins, value: Value) -> Equation | None:
 
 
 def _is_affine(axes: AxisOrigins, equation: Equation, active: list[Value]) -> bool:
-    """Whether an equation is affine in its active operands for all x. The class that is looked up may depend on x."""
+    """Whether an equation is affine in its active operands for all x. An index of a class may depend on x."""
     held = [v for v in equation.inputs if axes.activity[v] not in (ACTIVE, CONSTANT)]
     are_indices = all(jnp.issubdtype(v.aval.dtype, jnp.integer) for v in held)
     looks_up = equation.op in (lax.gather_p, lax.dynamic_slice_p) and are_indices
@@ -70,5 +70,5 @@ def _tiles(equation: Equation) -> bool:
 
 
 def _grid(origins: Origins) -> dict[tuple[int, int], int]:
-    """Which axes of inputs are places of a value, and how many there are along each."""
+    """The axes of inputs that are places of a value, with the number of places along each."""
     return {of: n for origin in origins if is_place(origin) for of, n in zip(origin.of, origin.sizes, strict=True)}

@@ -1,10 +1,10 @@
-"""The default layer of a class activation map: the last map that everything on its way to the score passes through.
+"""The default layer of a class activation map: the last map that every path from the input to the score passes through.
 
 For example, in conv -> relu -> conv -> relu -> mean over rows and columns -> dense, backwards from the score:
 
     dense   (10,)           no places
     mean    (64,)           mixes places: before it, every place of a map has a gradient
-    relu    (7, 7, 64)      everything passes through it, and it is a map with channels: the default layer
+    relu    (7, 7, 64)      every path passes through it, and it is a map with channels: the default layer
 """
 
 from jaxplain import _compat
@@ -16,9 +16,9 @@ from jaxplain._layers.split import CutPoint
 
 
 def last_maps(origins: AxisOrigins) -> list[CutPoint]:
-    """For each input that has one, the last map that everything on its way to the score passes through.
+    """For each input that has one, the last map that every path from the input to the score passes through.
 
-    The gradient there is not zero by structure at all places but one.
+    A later equation mixes its places, so that the gradient is not confined to one place.
     """
     found = (_last_map(origins, origins.graph, value) for value in origins.graph.inputs)
     return [point for point in found if point is not None]
@@ -27,8 +27,8 @@ def last_maps(origins: AxisOrigins) -> list[CutPoint]:
 def _last_map(origins: AxisOrigins, graph: Graph, start: Value) -> CutPoint | None:
     relevant = between(graph, start, origins.activity)
     waists = _waists(graph, start, relevant)
-    mixes = False  # whether a later equation mixes places; otherwise only what is selected there has a gradient
-    reduced = None  # a layer whose rows, for example, are summed already: an earlier one may still have them
+    mixes = False  # whether a later equation mixes places; otherwise only the selected place has a gradient
+    reduced = None  # a layer that is summed, for example over rows; an earlier one may still have them
     for equation in reversed(relevant):
         waist = waists.get(equation)
         if mixes and waist is not None and _is_layer(origins, waist):
@@ -59,12 +59,12 @@ def _is_reduced(origins: AxisOrigins, value: Value) -> bool:
 
 
 def _is_layer(origins: AxisOrigins, value: Value) -> bool:
-    """Whether a value is a map with channels that weights have made, and not the input itself, rearranged."""
+    """Whether a value is a map with channels made by weights, and not the rearranged input itself."""
     return CHANNEL in origins[value] and origins.map_of(value) is not None
 
 
 def _in_body(origins: AxisOrigins, equation: Equation, waists: dict[Equation, Value], start: Value) -> CutPoint | None:
-    """The last map inside a checkpoint, or inside the last iteration of a scan, that has a single (carried) value."""
+    """The last map inside a checkpoint or the last iteration of a scan, if a single (carried) value is active."""
     read = [v for v in equation.inputs if origins.activity[v] is ACTIVE]
     if equation.has(Trait.BRANCH) or len(read) != 1 or read[0] not in {start, *waists.values()}:
         return None
@@ -85,11 +85,11 @@ def _name(value: Value) -> str:
 
 
 def between(graph: Graph, start: Value, activity: dict[Value, Activity]) -> list[Equation]:
-    """The equations on the paths of a derivative from `start` to the outputs, or from its look-ups if it is an integer."""
+    """The equations on the paths of a derivative from `start` (or from its look-ups, for an integer) to the outputs."""
     reached, on_the_way = {start}, set()
     for equation in graph.equations:
         active = [v for v in equation.inputs if activity[v] is ACTIVE]
-        # A value that depends on a float without a derivative is on no path. A look-up by an integer is where paths begin.
+        # A value that depends on a float without a derivative is on no path. Look-ups by integers start paths.
         from_integers = not active and activity[start] is not ACTIVE and reached.intersection(equation.inputs)
         if from_integers or reached.intersection(active):
             on_the_way.add(equation)
@@ -104,7 +104,7 @@ def between(graph: Graph, start: Value, activity: dict[Value, Activity]) -> list
 
 
 def _waists(graph: Graph, start: Value, relevant: list[Equation]) -> dict[Equation, Value]:
-    """Equations after which every path goes through one value: nothing else from before it is read later."""
+    """Equations after which every path goes through one value, because no other earlier value is read later."""
     last = {v: index for index, equation in enumerate(relevant) for v in equation.inputs}
     last.update(dict.fromkeys(graph.outputs, len(relevant)))
     alive = {start} if start in last else set()

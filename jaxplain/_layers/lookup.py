@@ -53,7 +53,8 @@ class LayerLookup:
                 explain_error(
                     f"{self.method}: `{self.setting}` must name a layer.",
                     got=repr(at),
-                    need="a path or glob ('encoder/Block_3', 'Block_3:in', 'Block_3@1'), a tag, 'last conv', or a function of a row of jx.layers",
+                    need="a path or glob ('encoder/Block_3', 'Block_3:in', 'Block_3@1'), a tag, 'last conv', "
+                    "or a function of a row of jx.layers",
                 )
             )
         name, run, entering = parts["name"], parts["run"], parts["entering"] or ""
@@ -64,7 +65,7 @@ class LayerLookup:
                     explain_error(
                         f"{self.method}: a position has no number in `{self.setting}`.",
                         got=repr(at),
-                        why="'first' and 'last' say which run is meant",
+                        why="'first' and 'last' already select a run",
                         fix=f"'{name}', or the path of the layer with @{run}",
                     )
                 )
@@ -92,7 +93,8 @@ class LayerLookup:
                 several=bool(found),
                 there_are=[f"{r.kind} {list(r.shape)} {r.path or r.source}" for r in rows],
                 fix=(
-                    "narrow it: lambda node: node.kind == 'convolution' and node.shape == (1, 7, 7, 512); node.path and node.source, too",
+                    "narrow it by kind, shape, path or source: "
+                    "lambda node: node.kind == 'convolution' and node.shape == (1, 7, 7, 512)",
                     "'first activation', 'last conv' take the first or last of a kind",
                 ),
             )
@@ -101,17 +103,17 @@ class LayerLookup:
         # "last" means the last one that runs.
         run = None if end is None else tuple(0 if end == "first" else n - 1 for n in lengths)
         values = (node.inputs or self._varying(node.others)) if entering else node.outputs
-        return self._site(at, loops, values, run, frozenset(node.equations) if entering else None)
+        return self._cut_point(at, loops, values, run, frozenset(node.equations) if entering else None)
 
     def _of_name(self, at: str, name: str, run: int | None, suffix: str) -> CutPoint:
-        belongs = self._the_one(at, name, run, suffix)
-        calls = list(self._calls(self.graph, (), belongs))
+        target = self._the_one(at, name, run, suffix)
+        calls = list(self._calls(self.graph, (), target))
         if run is None and len(calls) > 1:
             n_runs = len(list(_runs(self.graph, calls)))
             raise self._not_one(
                 at,
                 several=True,
-                need=[f"{belongs.name}@{k}{suffix}" for k in range(n_runs)],
+                need=[f"{target.name}@{k}{suffix}" for k in range(n_runs)],
                 how="it runs several times",
             )
         iteration = None
@@ -122,7 +124,7 @@ class LayerLookup:
                     explain_error(
                         f"{self.method}: `{self.setting}` asks for a run that does not take place.",
                         got=repr(at),
-                        need=f"{belongs.name} runs {len(runs)} time{'s' * (len(runs) > 1)}: @0 to @{len(runs) - 1}",
+                        need=f"{target.name} runs {len(runs)} time{'s' * (len(runs) > 1)}: @0 to @{len(runs) - 1}",
                     )
                 )
             number, iteration = runs[run]
@@ -134,14 +136,14 @@ class LayerLookup:
         else:
             read = {v for equation in graph.equations if equation not in inside for v in equation.inputs}
             values = [v for e in equations for v in e.outputs if v in read or v in graph.outputs]
-        return self._site(at, loops, self._varying(values), iteration, inside if suffix else None)
+        return self._cut_point(at, loops, self._varying(values), iteration, inside if suffix else None)
 
     def _varying(self, values: Iterable[Value]) -> list[Value]:
-        """Those values that depend on the input. Integers (masks, indices) are included only if there are no floats."""
+        """The values that depend on the input. Integers (masks, indices) are included only if there are no floats."""
         varying = [value for value in dict.fromkeys(values) if self.activity[value] is not CONSTANT]
         return [value for value in varying if jnp.issubdtype(value.aval.dtype, jnp.inexact)] or varying
 
-    def _site(
+    def _cut_point(
         self,
         name: str,
         loops: tuple[Equation, ...],
@@ -157,7 +159,7 @@ class LayerLookup:
                     where=branch.line,
                     got=repr(name),
                     why="the layer may not run at all",
-                    fix="cut before or after the branch; where both sides are cheap, jnp.where instead of lax.cond",
+                    fix="cut before or after the branch; if both sides are cheap, use jnp.where instead of lax.cond",
                 )
             )
         return CutPoint(name, tuple(values), loops, run, readers)
@@ -172,13 +174,13 @@ class LayerLookup:
     def _tags(self) -> dict[str, None]:
         return dict.fromkeys(e.params["name"] for e in self._varying_equations(self.graph) if e.op is _compat.NAME)
 
-    def _the_one(self, at: str, name: str, run: int | None, suffix: str) -> "_Belongs":
+    def _the_one(self, at: str, name: str, run: int | None, suffix: str) -> "_Name":
         if name in self._scopes and name not in self._tags:
             return _under(name)
         if name in self._tags and name not in self._scopes:
             return _tagged(name)
         found = [scope for scope in self._scopes if fnmatchcase(scope, name) or fnmatchcase(scope, f"*/{name}")]
-        # `Block_*` means the blocks, not what is in them.
+        # `Block_*` means the blocks, not the scopes inside them.
         found = [s for s in found if not any(s.startswith(f"{outer}/") for outer in found)]
         tags = [tag for tag in self._tags if fnmatchcase(tag, name)]
         if len(found) + len(tags) == 1:
@@ -211,7 +213,7 @@ class LayerLookup:
 
         for equation in equations_inside(self.graph):
             if is_meant(equation):
-                return "it does not depend on the explained input: on the arguments that `argnums` names, the first unless told"
+                return "it does not depend on the explained input (the arguments in `argnums`, by default the first)"
             bodies = () if equation.bodies else _compat.closed_bodies(equation.origin)
             if any(is_meant(e) for body in bodies for e in equations_inside(flatten(body, equation.scopes))):
                 return f"it is inside {equation.primitive} at {equation.line}, which runs as a whole"
@@ -224,17 +226,17 @@ class LayerLookup:
                 for body in equation.bodies:
                     yield from self._varying_equations(body)
 
-    def _calls(self, graph: Graph, loops: tuple[Equation, ...], belongs: "_Belongs") -> Iterator[_Call]:
-        """Each call of a layer, including those in bodies. Preparations of weights belong to no call."""
+    def _calls(self, graph: Graph, loops: tuple[Equation, ...], target: "_Name") -> Iterator[_Call]:
+        """Each call of a layer, including calls in bodies. Equations on weights alone belong to no call."""
         calls: dict[object, list[Equation]] = {}
         inner = []
         for equation in graph.equations:
             if all(self.activity[value] is CONSTANT for value in equation.outputs):
                 continue
-            if belongs.holds(equation):
-                calls.setdefault(belongs.call_of(equation), []).append(equation)
+            if target.has(equation):
+                calls.setdefault(target.call_of(equation), []).append(equation)
             else:
-                inner += [c for body in equation.bodies for c in self._calls(body, (*loops, equation), belongs)]
+                inner += [c for body in equation.bodies for c in self._calls(body, (*loops, equation), target)]
         yield from (_Call(loops, graph, tuple(equations)) for equations in calls.values())
         yield from inner
 
@@ -248,7 +250,7 @@ class LayerLookup:
         how: str | None = None,
         fix: Sequence[str] = (),
     ) -> LayerError:
-        """The error for a name of no layer, or of several. `need` holds names that work, `there_are` lines about layers."""
+        """The error for a name of no or several layers. `need` are names that work, `there_are` lines about layers."""
         candidates = need or there_are
         listed = [f"\n          {line}" for line in candidates[:_LISTED]]
         if len(candidates) > _LISTED:
@@ -263,7 +265,7 @@ class LayerLookup:
             why = "no layer of this program has a name"
             fix = (
                 "Flax NNX models leave no names: score = jx.logit(jx.nnx.named(model))",
-                "name a value in the model: h = checkpoint_name(h, 'h'), from jax.ad_checkpoint, or with jax.named_scope('h'):",
+                "name a value in the model: h = jax.ad_checkpoint.checkpoint_name(h, 'h'), or jax.named_scope('h')",
                 "by position: 'last conv', 'last activation'; print(jx.layers(score)(x, *args)) lists the kinds",
             )
         return LayerError(
@@ -283,24 +285,24 @@ def _around(equation: Equation) -> Iterator[str]:
     return ("/".join(parts[: i + 1]) for i in range(len(parts)))
 
 
-class _Belongs(NamedTuple):
-    """The equations that a name stands for, and the call of it that each belongs to."""
+class _Name(NamedTuple):
+    """A name of a layer: the test whether an equation belongs to it, and the call that an equation belongs to."""
 
     name: str
-    holds: Callable[[Equation], bool]
+    has: Callable[[Equation], bool]
     call_of: Callable[[Equation], object]
 
 
-def _under(scope: str) -> _Belongs:
-    return _Belongs(
+def _under(scope: str) -> _Name:
+    return _Name(
         scope,
         lambda equation: equation.path == scope or equation.path.startswith(f"{scope}/"),
         lambda equation: equation.call_of(scope),
     )
 
 
-def _tagged(tag: str) -> _Belongs:
-    return _Belongs(
+def _tagged(tag: str) -> _Name:
+    return _Name(
         tag,
         lambda equation: equation.op is _compat.NAME and equation.params["name"] == tag,
         lambda equation: equation,
@@ -315,7 +317,7 @@ def _nodes(analysis: Analysis, loops: tuple[Equation, ...] = ()) -> Iterator[tup
 
 
 def _runs(graph: Graph, calls: list[_Call]) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Each time that a call runs, in order of execution: its number, and the iteration of each scan around it."""
+    """The executions of calls, in order: the number of the call, and the iteration of each scan around it."""
     starts = {call.equations[0]: number for number, call in enumerate(calls)}
     around = {equation for call in calls for equation in call.loops}
 

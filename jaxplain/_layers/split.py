@@ -1,7 +1,8 @@
-"""Cuts a program into two halves at some of its values: up to them, and on from other values in their place.
+"""Cuts a program at some of its values into two halves: one up to them, one from other values in their place.
 
-Both halves run the program's own equations, with their authors' derivatives, so either may be differentiated, mapped and sharded
-like the program itself. Values that bypass the cut are computed from the input. For example, h cut in `c = x @ w; h = c + x; y = h * c`:
+Both halves run the program's own equations, with their authors' derivatives, so either may be differentiated, mapped
+and sharded like the program itself. Values that bypass the cut are computed from the input. For example, h cut in
+`c = x @ w; h = c + x; y = h * c`:
 
     encode(x) = h                 runs  c, h
     decode(h, x) = y              runs  c, y      h is given, c bypasses the cut
@@ -20,14 +21,14 @@ from jaxplain._ir.primitives import Trait
 
 
 class CutPoint(NamedTuple):
-    """A place where a program is cut.
+    """A point where a program is cut.
 
     Attributes:
-        name: Name that a user may write for it.
+        name: Name under which a user can select it.
         values: Values of one graph, either the program's own or a body's.
         loops: Scans and checkpoints around that graph, outermost first.
         run: Iteration of each scan, in order of execution. None stands for all iterations, with stacked values.
-        readers: Equations that read the values from the cut. None stands for all that read them.
+        readers: Equations that read the values from the cut. None stands for all of their readers.
     """
 
     name: str
@@ -43,14 +44,14 @@ class CutPoint(NamedTuple):
 
     @property
     def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of the values, stacked where they are."""
+        """Shapes of the values, with axes for the iterations of scans if they are stacked."""
         scans = [equation for equation in self.loops if equation.has(Trait.LOOP)]
         lead = tuple(equation.params["length"] for equation in scans) if self.run is None else ()
         return tuple(jax.ShapeDtypeStruct((*lead, *value.shape), value.aval.dtype) for value in self.values)
 
 
 class _Cut(NamedTuple):
-    """A cut point as seen from the graph that runs. Without `given`, which replaces its values, they are looked up."""
+    """A cut point as seen from the graph that runs. `given` replaces its values; if it is None, they are looked up."""
 
     point: CutPoint
     number: int
@@ -104,7 +105,7 @@ def _run(graph: Graph, inputs: Sequence[Any], cuts: Sequence[_Cut], *, wanted: b
             if equation not in inside:
                 return _compat.bind(equation.origin, arguments)
             is_read = not needed.isdisjoint(equation.outputs)
-            outputs, new = _through(equation, arguments, inside[equation], wanted=is_read)
+            outputs, new = _run_around(equation, arguments, inside[equation], wanted=is_read)
         found.update(new)
         return outputs or None  # none where nothing reads them
 
@@ -114,15 +115,17 @@ def _run(graph: Graph, inputs: Sequence[Any], cuts: Sequence[_Cut], *, wanted: b
     return [values[v] for v in graph.outputs] if wanted else [], found
 
 
-def _through(equation: Equation, inputs: list[Any], cuts: list[_Cut], *, wanted: bool) -> tuple[Sequence[Any], _Found]:
-    """The same for a scan or a checkpoint around the cuts."""
+def _run_around(
+    equation: Equation, inputs: list[Any], cuts: list[_Cut], *, wanted: bool
+) -> tuple[Sequence[Any], _Found]:
+    """The outputs and found values, like `_run`, of a scan or a checkpoint around the cuts."""
     cuts = [cut._replace(point=cut.point._replace(loops=cut.point.loops[1:])) for cut in cuts]
     if equation.has(Trait.LOOP):
         return _scan(equation, inputs, cuts, wanted=wanted)
     (body,) = equation.bodies
 
     def again(inputs: list, given: list) -> tuple[list, _Found]:
-        return _run(body, inputs, _with(cuts, given), wanted=wanted)
+        return _run(body, inputs, _with_given(cuts, given), wanted=wanted)
 
     return checkpointed(equation, again)(inputs, _given(cuts))
 
@@ -131,14 +134,14 @@ def _given(cuts: list[_Cut]) -> list[tuple | None]:
     return [cut.given for cut in cuts]
 
 
-def _with(cuts: list[_Cut], given: list) -> list[_Cut]:
+def _with_given(cuts: list[_Cut], given: list) -> list[_Cut]:
     return [cut._replace(given=values) for cut, values in zip(cuts, given, strict=True)]
 
 
 def _scan(equation: Equation, inputs: list[Any], cuts: list[_Cut], *, wanted: bool) -> tuple[Sequence[Any], _Found]:
-    """A scan: iterations that are cut run on their own, and stretches between them as scans.
+    """A scan: iterations with a cut run by themselves, and the iterations between them as scans.
 
-    For example, of 5 iterations cut in number 2: a scan of 0 and 1, iteration 2 written out, a scan of 3 and 4.
+    For example, 5 iterations with a cut in number 2 become a scan of 0 and 1, iteration 2, and a scan of 3 and 4.
     """
     (body,) = equation.bodies
     consts, carry, scanned = _compat.split_scan(equation.origin, inputs)
@@ -150,27 +153,27 @@ def _scan(equation: Equation, inputs: list[Any], cuts: list[_Cut], *, wanted: bo
             first, *rest = cut.point.run
             single.setdefault(first, []).append(cut._replace(point=cut.point._replace(run=tuple(rest))))
     found: _Found = {}
-    pieces: list[Any] = []  # of what is stacked, in order of execution
+    pieces: list[Any] = []  # of the stacked outputs, in order of execution
 
     def iteration(*values: Any, here: Sequence[_Cut] = (), wanted: bool = True) -> list[Any]:
         """The carry, then one item to be stacked: the other outputs, and the values found at cuts in all iterations."""
         *arguments, given = values
-        outputs, seen = _run(body, [*consts, *arguments], [*_with(everywhere, given), *here], wanted=wanted)
+        outputs, seen = _run(body, [*consts, *arguments], [*_with_given(everywhere, given), *here], wanted=wanted)
         found.update((cut.number, seen.pop(cut.number)) for cut in here if cut.given is None)
         return [*outputs[:n_carry], (outputs[n_carry:], seen)]
 
     slices = [*scanned, _given(everywhere)]
-    goes_on = wanted or bool(everywhere)
+    runs_to_end = wanted or bool(everywhere)
     time = 0
     for at in sorted(single):
         if time < at:
             carry, piece = scan_part(equation, iteration, carry, slices, time, at)
             pieces += piece
-        once = partial(iteration, here=single[at], wanted=goes_on or at < max(single))
+        once = partial(iteration, here=single[at], wanted=runs_to_end or at < max(single))
         carry, piece = scan_once(equation, once, carry, slices, at)
         pieces += jax.tree.map(lambda leaf: leaf[None], piece)
         time = at + 1
-    if not goes_on:
+    if not runs_to_end:
         return [], found
     if time < equation.params["length"]:
         carry, piece = scan_part(equation, iteration, carry, slices, time)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxplain import _compat
-from jaxplain._analysis.analyze import LOOPS_TAKEN_APART, Analysis, analyze
+from jaxplain._analysis.analyze import MAX_PEELING_DEPTH, Analysis, analyze
 from jaxplain._analysis.nodes import Node
 from jaxplain._engine.input_bounds import bounds_at
 from jaxplain._engine.node_view import Layer
@@ -68,7 +68,7 @@ def computed(
 
 def analyzed(program: Program, composite: Composite, opens: Opens = is_opened) -> Analysis:
     """The analysis of a score that a composite needs."""
-    depth = LOOPS_TAKEN_APART if composite.asks_for_first else 0
+    depth = MAX_PEELING_DEPTH if composite.asks_for_first else 0
     return analyze(program.closed, patterns=composite.patterns, opens=opens, depth=depth)
 
 

@@ -1,4 +1,4 @@
-"""Rules: how relevance, or a gradient, goes backwards through one node of a program. Pure functions; no method."""
+"""Rules: pure functions that carry relevance, or a gradient, backwards through one node of a program."""
 
 from jaxplain._analysis.nodes import KINDS
 from jaxplain._analysis.patterns import Pattern, scope

@@ -1,4 +1,4 @@
-"""Back-propagation with its nonlinearities changed: guided back-propagation and deconvolution."""
+"""Backpropagation with changed derivatives of activations: guided backpropagation and deconvolution."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def guided() -> Rule:
 
 
 def deconvolved() -> Rule:
-    """max(R, 0), whatever the activation was."""
+    """max(R, 0) for every activation."""
     return Rule("deconvolved", ("activation",), lambda _, arriving: jnp.maximum(arriving, 0))
 
 

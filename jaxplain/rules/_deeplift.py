@@ -1,7 +1,7 @@
 """The rules of DeepLIFT: for each kind of node, a linear map M with M·Δx = Δy exactly, from two evaluations of it.
 
-Notation: x, y at the input, x₀, y₀ at the reference, Δx = x − x₀; J is the node's own derivative. Where |Δx| ≤ 10·eps·max(|x|, |x₀|), which
-rounding alone can make, the quotient Δy/Δx means nothing, and the derivative takes its place.
+Notation: x, y at the input, x₀, y₀ at the reference, Δx = x − x₀; J is the node's own derivative. Rounding alone can
+make |Δx| ≤ 10·eps·max(|x|, |x₀|). The quotient Δy/Δx is meaningless there, and the derivative takes its place.
 """
 
 import math
@@ -21,7 +21,7 @@ from jaxplain._engine.paired import LinearMap, PairedRule, Parts, difference, wi
 from jaxplain._ir.graph import is_elementwise_product
 from jaxplain._leaves import same_dtype
 
-Linear = Callable[..., list[jax.Array]]  # of one array for each input
+Linear = Callable[..., list[jax.Array]]  # takes one array for each input
 Rescale = Callable[[Layer, Layer], Linear]
 
 _AFFINE = ("dense", "convolution", "sum", "fft", "scale_shift", "add")
@@ -29,6 +29,9 @@ _SPLITTING = ("dense", "convolution", "sum", "add")
 
 
 def _rule(node: Node) -> Rescale | None:
+    # The first case that matches applies, and special cases come before general ones: a top_k with k = 1 is also
+    # structural; a quotient of two values and a product with a statistic are also products; only what is none of these,
+    # for example x / x, is treated as any elementwise function of at most two values.
     (*_, equation) = node.equations
     if node.kind in _AFFINE:
         return _mean_derivative if node.others_vary else _derivative
@@ -57,7 +60,7 @@ def _rule(node: Node) -> Rescale | None:
 
 
 def rescale(node: Node) -> PairedRule | None:
-    """The Rescale rule of a node, one change for each value; None if there is none for its kind."""
+    """The Rescale rule of a node, with one change for each value; None if its kind is not supported."""
     known = _rule(node)
     if known is None:
         return None
@@ -70,11 +73,11 @@ def rescale(node: Node) -> PairedRule | None:
 
 
 def _may_choose(node: Node) -> bool:
-    """Whether a structural node may copy other elements at the input than at the reference."""
+    """Whether a structural node may copy different elements at the input and at the reference."""
     return node.others_vary or node.named.op in (lax.sort_p, lax.top_k_p)
 
 
-# Affine nodes: the derivative is exact
+# Affine nodes, for which the derivative is exact
 
 
 def _derivative(layer: Layer, _reference: Layer) -> Linear:
@@ -82,7 +85,7 @@ def _derivative(layer: Layer, _reference: Layer) -> Linear:
 
 
 def _mean_derivative(layer: Layer, reference: Layer) -> Linear:
-    """½(J + J₀): the weights may differ between input and reference; what their own change does is not explained."""
+    """½(J + J₀), for weights that differ between input and reference. The effect of their change is not explained."""
     return lambda *d: [(a + b) / 2 for a, b in zip(layer.push_forward(*d), reference.push_forward(*d), strict=True)]
 
 
@@ -90,10 +93,10 @@ def _mean_derivative(layer: Layer, reference: Layer) -> Linear:
 
 
 def _secant(layer: Layer, reference: Layer) -> Linear:
-    """Δy/Δx at every element. For two values: each one's part of Δy, averaged over which of them changes first."""
+    """Δy/Δx at every element. Of two values, each gets its part of Δy, averaged over which of them changes first."""
     y, xs, x0s = layer.output, layer.inputs, reference.inputs
     rises = _rises(layer, xs, x0s)
-    if layer.node.others_vary:  # a mask from elsewhere: the same function at both points, one and the other on average
+    if layer.node.others_vary:  # for example a mask: the mean of the functions with the mask of either point
         rises = [(a + b) / 2 for a, b in zip(rises, _rises(reference, xs, x0s), strict=True)]
     slopes = _slopes(layer, *(_middle(x, x0) for x, x0 in zip(xs, x0s, strict=True)))
     factors = [
@@ -115,19 +118,19 @@ def _rises(layer: Layer, xs: Sequence[jax.Array], x0s: Sequence[jax.Array]) -> l
 
 
 def _slopes(layer: Layer, *point: jax.Array) -> tuple[jax.Array, ...]:
-    """The derivatives of an elementwise node at a point; zero where they are not finite, as √ at zero."""
+    """The derivatives of an elementwise node at a point; zero where they are not finite, for example of √ at zero."""
     values, pullback = jax.vjp(layer.at, *point)
     slopes = pullback([jnp.ones_like(v) for v in values])
     return tuple(jnp.where(jnp.isfinite(s), s, 0) for s in slopes)
 
 
 def _middle(x: jax.Array, x0: jax.Array) -> jax.Array:
-    """Halfway: there the derivative is the quotient to second order."""
+    """The midpoint, where the derivative equals the quotient Δy/Δx to second order."""
     return (x / 2 + x0 / 2).astype(x.dtype)
 
 
-def _is_moved(change: jax.Array, *sizes: jax.Array) -> jax.Array:
-    """Whether a change is more than rounding can make, where numbers of these sizes are added."""
+def _exceeds_rounding(change: jax.Array, *sizes: jax.Array) -> jax.Array:
+    """Whether a change is larger than rounding can make it when numbers of these sizes are added."""
     largest = reduce(jnp.maximum, map(jnp.abs, sizes))
     size, limit = same_dtype(jnp.abs(change), 10 * jnp.finfo(largest.dtype).eps * largest)
     return size > limit
@@ -135,9 +138,9 @@ def _is_moved(change: jax.Array, *sizes: jax.Array) -> jax.Array:
 
 def _quotient(rise: jax.Array, run: jax.Array, slope: jax.Array, *sizes: jax.Array) -> jax.Array:
     """rise / run, or the slope where the run is too small."""
-    moved = _is_moved(run, *sizes)
+    exceeds = _exceeds_rounding(run, *sizes)
     rise, run, slope = same_dtype(rise, run, slope)
-    return jnp.where(moved, rise / jnp.where(moved, run, 1), slope)
+    return jnp.where(exceeds, rise / jnp.where(exceeds, run, 1), slope)
 
 
 def _scaled(v: jax.Array, factor: jax.Array) -> jax.Array:
@@ -148,7 +151,7 @@ def _scaled(v: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def _midpoint(layer: Layer, reference: Layer) -> Linear:
-    """Δ(ab) = ½(b + b₀)Δa + ½(a + a₀)Δb: the derivative of a product halfway."""
+    """Δ(ab) = ½(b + b₀)Δa + ½(a + a₀)Δb, i.e. the derivative of a product at the midpoint."""
     point = tuple(_middle(x, x0) for x, x0 in zip(layer.inputs, reference.inputs, strict=True))
     if not layer.node.others_vary:
         return layer.moved(point).push_forward
@@ -156,10 +159,10 @@ def _midpoint(layer: Layer, reference: Layer) -> Linear:
 
 
 def _quotient_rule(layer: Layer, reference: Layer) -> Linear:
-    """y = a/b: Δy = (Δa − ȳΔb)/b̄, which is the product rule of a = y·b with the means ȳ, b̄ of both evaluations.
+    """For y = a/b: Δy = (Δa − ȳΔb)/b̄, the midpoint rule of a = y·b with the means ȳ, b̄ of both evaluations.
 
-    It stays bounded if one b is tiny, as the size that a norm divides by is at a reference of zero. Where b changes its sign, and b̄ may be
-    zero, it is the rule of any function of two values.
+    It stays bounded if one b is tiny, for example the size that a norm divides by, at a reference of zero. Where b
+    changes its sign, b̄ may be zero; the rule for any function of two values applies there.
     """
     y, b, b0 = layer.output, layer.inputs[1], reference.inputs[1]
     total = (y + reference.output) / 2
@@ -175,7 +178,13 @@ def _quotient_rule(layer: Layer, reference: Layer) -> Linear:
 
 
 def _normalized(layer: Layer, reference: Layer) -> Linear:
-    """y = s·r, where r is a reciprocal: the quotient rule for s divided by 1/r, Δy = (2rr₀/(r + r₀))Δs + (ȳ/r̄)Δr."""
+    """For y = s·r with a reciprocal r: the quotient rule for s divided by 1/r, Δy = (2rr₀/(r + r₀))Δs + (ȳ/r̄)Δr.
+
+    For example, s = 3, r = 1/2 at the input and s₀ = 1, r₀ = 1/10 at the reference: y = 3/2 and y₀ = 1/10, so Δy = 7/5.
+    With Δs = 2, Δr = 2/5, r̄ = 3/10, ȳ = 4/5, the signal gets (2 · 1/20 / (6/10)) · 2 = 1/3 and the statistic
+    (4/5 / (3/10)) · 2/5 = 16/15; together 7/5. The midpoint rule would give 3/5 and 4/5. Where r changes its sign, the
+    factors are those of the midpoint rule.
+    """
     which = cast(int, layer.node.statistic)
     r, r0 = layer.inputs[which], reference.inputs[which]
     signal, mean = (_middle(layer.inputs[i], reference.inputs[i]) for i in (1 - which, which))
@@ -198,21 +207,22 @@ def _normalized(layer: Layer, reference: Layer) -> Linear:
 
 
 def _cross_maximum(layer: Layer, reference: Layer) -> Linear:
-    """A maximum that rises belongs to its winner at the input, one that falls to its winner at the reference.
+    """A maximum that rises is explained by its winner at the input, one that falls by its winner at the reference.
 
-    So Δy/Δx of the winner is between 0 and 1, since it is ahead of, or behind, by at least Δy.
+    So Δy/Δx of the winner is between 0 and 1. For example, max(x) rises from 2 to 5 for x = (1, 5) and x₀ = (2, 0): the
+    winner at the input is the second element, with Δy/Δx = 3/5.
     """
     y, y0 = layer.output, reference.output
     (equation,) = layer.node.equations
     falls = y > y0 if equation.row.winner == "smallest" else y < y0
     rise = difference(y, y0).astype(y.dtype)
     changes = [difference(x, x0) for x, x0 in zip(layer.inputs, reference.inputs, strict=True)]
-    moved = [_is_moved(c, x, x0) for c, x, x0 in zip(changes, layer.inputs, reference.inputs, strict=True)]
-    runs = [jnp.where(m, c, 1).astype(x.dtype) for m, c, x in zip(moved, changes, layer.inputs, strict=True)]
+    differs = [_exceeds_rounding(c, x, x0) for c, x, x0 in zip(changes, layer.inputs, reference.inputs, strict=True)]
+    runs = [jnp.where(m, c, 1).astype(x.dtype) for m, c, x in zip(differs, changes, layer.inputs, strict=True)]
 
     def linear(*d: jax.Array) -> list[jax.Array]:
-        shares = [jnp.where(m, v, 0) / run for m, v, run in zip(moved, d, runs, strict=True)]
-        still = [jnp.where(m, 0, v) for m, v in zip(moved, d, strict=True)]
+        shares = [jnp.where(m, v, 0) / run for m, v, run in zip(differs, d, runs, strict=True)]
+        still = [jnp.where(m, 0, v) for m, v in zip(differs, d, strict=True)]
         (won,), (was_won,) = layer.push_forward(*shares), reference.push_forward(*shares)
         return [rise * jnp.where(falls, was_won, won) + layer.push_forward(*still)[0]]
 
@@ -220,12 +230,12 @@ def _cross_maximum(layer: Layer, reference: Layer) -> Linear:
 
 
 def _choice(layer: Layer, reference: Layer) -> Linear:
-    """Each output copies one element: at the input J·x, at the reference J₀·x₀, perhaps another one.
+    """Each output copies one element, J·x at the input and J₀·x₀ at the reference, where J and J₀ may differ.
 
-    Where they differ, half of the change is each one's, and what is still missing is shared in proportion to |Δx| among those that
-    the choice is between: all along the axis of a sort or of an order, else the two. Sorting changes no value by more than the
-    largest |Δx|, so the multipliers are small numbers. A choice that jumps (another index of values far apart) is not followed: it is
-    left unexplained, and the evaluation says so.
+    Where they do, each of the two elements explains half of its own change, and the rest is shared in proportion to
+    |Δx| among the candidates: all elements along the axis of a sort or permutation, otherwise the two. Sorting changes
+    no value by more than the largest |Δx|, so the multipliers are small numbers. A jump (another index, with a value
+    far away) is left unexplained, and the evaluation reports it.
     """
     changes = [difference(x, x0).astype(x.dtype) for x, x0 in zip(layer.inputs, reference.inputs, strict=True)]
     pooled = _pooling(layer.node)
@@ -252,14 +262,14 @@ def _choice(layer: Layer, reference: Layer) -> Linear:
 
 
 def _pooling(node: Node) -> Callable[[jax.Array], jax.Array] | None:
-    """For a choice along one axis: the sum along it, at each of its elements."""
+    """The sum along the axis that a node chooses along, at each element; None if it does not choose along one axis."""
     (equation,) = node.equations
     axis = equation.params.get("dimension" if equation.op is lax.sort_p else "axis", -1)
     if equation.op is lax.gather_p:
         indexed = equation.params["dimension_numbers"].start_index_map
         n_read = equation.outputs[0].aval.size // max(1, math.prod(_kept(equation.inputs[0].shape, indexed)))
         if len(indexed) != 1 or n_read != equation.inputs[0].shape[indexed[0]]:
-            return None  # not an order of all of them
+            return None  # not a permutation of all elements
         (axis,) = indexed
     elif equation.op not in (lax.sort_p, lax.top_k_p):
         return None
@@ -272,33 +282,34 @@ def _kept(shape: tuple[int, ...], left_out: Sequence[int]) -> list[int]:
 
 # Softmax and its logarithms, by the logarithmic mean
 #
-# With L = (p − p₀)/(ln p − ln p₀), between p and p₀: Δp_k = L_k (Δu_k − Δℓ) for ℓ = logsumexp(u), since ln p = u − ℓ; and as the p sum to
-# one before and after, 0 = Σ L_k (Δu_k − Δℓ), so that Δℓ = Σ L_k Δu_k / Σ L_k. The map L·(I − 1 Lᵀ/ΣL) is the softmax's own derivative with
-# p replaced by L. It does not depend on what is subtracted from u for safety.
+# Let L = (p − p₀)/(ln p − ln p₀), which lies between p and p₀, and ℓ = logsumexp(u). Because ln p = u − ℓ, we have
+# Δp_k = L_k (Δu_k − Δℓ). Because p and p₀ both sum to one, 0 = Σ L_k (Δu_k − Δℓ), and so Δℓ = Σ L_k Δu_k / Σ L_k. The
+# map L·(I − 1 Lᵀ/ΣL) is the softmax's own derivative with p replaced by L. It does not depend on a stabilizing shift of
+# u.
 
 
 def _logarithmic_mean(p: jax.Array, p0: jax.Array, log_ratio: jax.Array) -> jax.Array:
-    """(p − p₀) / (ln p − ln p₀), p where they are equal: always between p and p₀."""
-    apart = jnp.abs(log_ratio) > jnp.sqrt(jnp.finfo(p.dtype).eps)
-    mean = jnp.where(apart, (p - p0) / jnp.where(apart, log_ratio, 1), (p + p0) / 2)
+    """(p − p₀) / (ln p − ln p₀), or p where the two are equal. Always between p and p₀."""
+    differs = jnp.abs(log_ratio) > jnp.sqrt(jnp.finfo(p.dtype).eps)
+    mean = jnp.where(differs, (p - p0) / jnp.where(differs, log_ratio, 1), (p + p0) / 2)
     return jnp.clip(mean, jnp.minimum(p, p0), jnp.maximum(p, p0))
 
 
-def _over(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a / b, zero where b is."""
+def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a / b, or 0 where b is 0."""
     return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
 
 
 def _softmax(layer: Layer, reference: Layer) -> Linear:
     p, p0 = wide(layer.output), wide(reference.output)
     change = difference(layer.x, reference.x)
-    # Δℓ = Δu_k − ln(p_k/p₀_k) for every k; the mean over those that neither evaluation has rounded to zero.
+    # Δℓ = Δu_k − ln(p_k/p₀_k) for every k. Take the mean over all k whose p_k and p₀_k are both greater than zero.
     common = jnp.minimum(p, p0)
     log_ratio = jnp.log(jnp.where(common > 0, p, 1)) - jnp.log(jnp.where(common > 0, p0, 1))
     weight = layer.group_sum(common)
     shift = jnp.where(
         weight > 0,
-        _over(layer.group_sum(common * (change - log_ratio)), weight),
+        _ratio(layer.group_sum(common * (change - log_ratio)), weight),
         _logsumexp_of(layer, p) - _logsumexp_of(reference, p0),
     )
     mean = _logarithmic_mean(p, p0, jnp.where(common > 0, log_ratio, change - shift))
@@ -306,20 +317,20 @@ def _softmax(layer: Layer, reference: Layer) -> Linear:
 
     def linear(d: jax.Array) -> list[jax.Array]:
         v = d.astype(mean.dtype)
-        return [(mean * (v - _over(layer.group_sum(mean * v), total))).astype(layer.output.dtype)]
+        return [(mean * (v - _ratio(layer.group_sum(mean * v), total))).astype(layer.output.dtype)]
 
     return linear
 
 
 def _logsumexp_of(layer: Layer, p: jax.Array) -> jax.Array:
-    """ℓ = Σ p_k (u_k − ln p_k), as every term in brackets is ℓ."""
+    """ℓ = Σ p_k (u_k − ln p_k), because every term in parentheses is ℓ."""
     some = p > 0
     u, p = jnp.where(some, wide(layer.x), 0), jnp.where(some, p, 1)
     return layer.group_sum(jnp.where(some, p * (u - jnp.log(p)), 0))
 
 
 def _rest(layer: Layer, p: jax.Array, p0: jax.Array, shift: jax.Array) -> jax.Array | float:
-    """The logarithmic mean of what a softmax with one more term in its sum, exp(x) / (1 + Σ exp(x)), leaves over."""
+    """For exp(x) / (1 + Σ exp(x)), whose outputs do not sum to one: the logarithmic mean of the remainder."""
     _, equations = cast(Group, layer.node.group)
     if not any(e.op is lax.add_p for e in equations):
         return 0.0
@@ -330,26 +341,26 @@ def _rest(layer: Layer, p: jax.Array, p0: jax.Array, shift: jax.Array) -> jax.Ar
 def _log_softmax(layer: Layer, reference: Layer) -> Linear:
     y, y0 = wide(layer.output), wide(reference.output)
     mean = _logarithmic_mean(jnp.exp(y), jnp.exp(y0), difference(y, y0))
-    weights = _over(mean, layer.group_sum(mean))
+    weights = _ratio(mean, layer.group_sum(mean))
     return lambda d: [d - layer.group_sum(weights * d.astype(weights.dtype)).astype(d.dtype)]
 
 
 def _logsumexp(layer: Layer, reference: Layer) -> Linear:
-    """Its derivative is p, which says which elements a group has: what an element of p₀ has lost is weighed by J₀."""
+    """Its derivatives are p and p₀. Elements with p ≥ p₀ are weighted through J, the others through J₀."""
     (p,), (p0,) = (_slopes(at, at.x) for at in (layer, reference))
     p, p0 = wide(p), wide(p0)
     rise = difference(layer.output, reference.output).astype(layer.output.dtype)
     here = p >= p0
-    spread = jnp.where(here, _over(layer.transpose(rise)[0], p), _over(reference.transpose(rise)[0], p0))
+    spread = jnp.where(here, _ratio(layer.transpose(rise)[0], p), _ratio(reference.transpose(rise)[0], p0))
     mean = _logarithmic_mean(p, p0, difference(layer.x, reference.x) - spread)
-    at_input = jnp.where(here, _over(mean, p), 0).astype(layer.x.dtype)
-    at_reference = jnp.where(here, 0, _over(mean, p0)).astype(layer.x.dtype)
+    at_input = jnp.where(here, _ratio(mean, p), 0).astype(layer.x.dtype)
+    at_reference = jnp.where(here, 0, _ratio(mean, p0)).astype(layer.x.dtype)
 
-    def weighed(d: jax.Array) -> jax.Array:
+    def weighted(d: jax.Array) -> jax.Array:
         return layer.push_forward(at_input * d)[0] + reference.push_forward(at_reference * d)[0]
 
-    total = weighed(jnp.ones_like(layer.x))
-    return lambda d: [_over(weighed(d), total)]
+    total = weighted(jnp.ones_like(layer.x))
+    return lambda d: [_ratio(weighted(d), total)]
 
 
 # RevealCancel: positive and negative parts of each change
@@ -363,12 +374,12 @@ def is_split(node: Node) -> bool:
 
 
 def by_sign(change: jax.Array, v: jax.Array) -> Parts:
-    """What belongs to a positive change, and to a negative one; half each where there is none."""
+    """v split into a part of positive changes and a part of negative changes, half each where nothing changes."""
     return _halves(v, jnp.sign(change).astype(v.dtype) * v)
 
 
 def _halves(total: jax.Array, size: jax.Array) -> Parts:
-    """The positive and the negative part of something, from their sum and their difference."""
+    """The positive and the negative part, from their sum `total` and their difference `size`."""
     return (total + size) / 2, (total - size) / 2
 
 
@@ -377,9 +388,9 @@ def _net(parts: Parts) -> jax.Array:
 
 
 def reveal_cancel(node: Node, splits: Callable[[Node], bool]) -> PairedRule | None:
-    """Two changes for each value, Δ⁺ and Δ⁻; None if there is no rule, of Rescale either, for a node of this kind.
+    """The rule of a node with two changes for each value, Δ⁺ and Δ⁻; None if not even Rescale supports its kind.
 
-    A layer that does not split leaves its change in the part of its sign, and Rescale follows.
+    The change of a layer that does not split is all in the part of its sign, so that the next activation is Rescale.
     """
     known = _rule(node)
     if known is None or not is_split(node):
@@ -387,7 +398,7 @@ def reveal_cancel(node: Node, splits: Callable[[Node], bool]) -> PairedRule | No
     if node.kind == "structural":
         return _copied
     if node.kind == "scale_shift":
-        return _carried
+        return _scaled_parts
     if node.kind == "activation":
         return _revealed
     if node.kind == "add":
@@ -396,7 +407,7 @@ def reveal_cancel(node: Node, splits: Callable[[Node], bool]) -> PairedRule | No
 
 
 def _whole(known: Rescale, layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, list[Parts]]:
-    """Rescale: the net change of the inputs, and that of the outputs by its sign."""
+    """Rescale of the net change of the inputs; the change of the outputs is in the part of its sign."""
     linear = known(layer, reference)
     rises = [difference(y, y0).astype(y.dtype) for y, y0 in zip(layer.outputs, reference.outputs, strict=True)]
 
@@ -414,19 +425,19 @@ def _copied(layer: Layer, _reference: Layer, _changes: Sequence[Parts]) -> tuple
     return copied, None
 
 
-def _carried(layer: Layer, _reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, None]:
-    """One value to one: a negative factor makes a fall of a rise."""
+def _scaled_parts(layer: Layer, _reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, None]:
+    """Scales and shifts map each part to one part; a negative factor exchanges the two."""
     keeps = layer.push_forward(jnp.ones_like(layer.x))[0] >= 0
 
-    def carried(parts: Sequence[Parts]) -> list[Parts]:
+    def scaled(parts: Sequence[Parts]) -> list[Parts]:
         (up,), (down,) = (layer.push_forward(side) for side in parts[0])
         return [(jnp.where(keeps, up, down), jnp.where(keeps, down, up))]
 
-    return carried, None
+    return scaled, None
 
 
 def _split_weights(layer: Layer, reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, list[Parts]]:
-    """Δy⁺ is the sum of the contributions w·Δx above zero, Δx being net; Δy⁻ of those below. So Δy⁺ − Δy⁻ = |w|·|Δx|."""
+    """Δy⁺ sums the positive contributions w·Δx of the net change, and Δy⁻ the negative ones: Δy⁺ − Δy⁻ = |w|·|Δx|."""
     change = difference(layer.x, reference.x).astype(layer.x.dtype)
     weights, sizes = layer.linear(), layer.linear("absolute")
 
@@ -439,22 +450,28 @@ def _split_weights(layer: Layer, reference: Layer, _changes: Sequence[Parts]) ->
 
 
 def _added(layer: Layer, _reference: Layer, _changes: Sequence[Parts]) -> tuple[LinearMap, None]:
-    """A sum of layers is one layer: their parts add up, those of what is subtracted with the other sign."""
+    """A sum of layers exceeds as one layer: their parts add up, and those of a subtracted layer exchange signs."""
     (equation,) = layer.node.equations
     subtracted = equation.inputs[-1] if equation.op in (lax.sub_p, lax.scatter_sub_p) else None
 
     def added(parts: Sequence[Parts]) -> list[Parts]:
-        turned = [p[::-1] if v is subtracted else p for p, v in zip(parts, layer.node.inputs, strict=True)]
-        (up,), (down,) = (layer.push_forward(*side) for side in zip(*turned, strict=True))
+        signed = [p[::-1] if v is subtracted else p for p, v in zip(parts, layer.node.inputs, strict=True)]
+        (up,), (down,) = (layer.push_forward(*side) for side in zip(*signed, strict=True))
         return [(up, down)]
 
     return added, None
 
 
 def _revealed(layer: Layer, reference: Layer, changes: Sequence[Parts]) -> tuple[LinearMap, list[Parts]]:
-    """Δy⁺: what Δx⁺ does alone, and what it does after Δx⁻, on average; Δy⁻ likewise. Then they are one change again.
+    """Δy⁺ is the effect of Δx⁺, averaged over the cases that it comes before and after Δx⁻; likewise Δy⁻.
 
-    Where one alone leaves the domain of the function (a variance below zero), Rescale.
+    For example, y = relu(x) with x₀ = 0, Δx⁺ = 3, Δx⁻ = −1, so that Δy = 2:
+
+        Δx⁺ first: relu(3) − relu(0) =  3     Δx⁺ last: relu(2) − relu(−1) =  2    Δy⁺ =  5/2, multiplier 5/6
+        Δx⁻ first: relu(−1) − relu(0) = 0     Δx⁻ last: relu(2) − relu(3)  = −1    Δy⁻ = −1/2, multiplier 1/2
+
+    After the activation, Δy⁺ and Δy⁻ are one change again, in the part of its sign. Where x₀ + Δx⁺ or x₀ + Δx⁻ leaves
+    the domain of the function (for example a variance below zero), Rescale applies.
     """
     x, x0, y, y0 = layer.x, reference.x, layer.output, reference.output
     ((up, down),) = changes
@@ -465,15 +482,16 @@ def _revealed(layer: Layer, reference: Layer, changes: Sequence[Parts]) -> tuple
     fall = (difference(only_down, y0) + difference(y, only_up)) / 2
     slope = (_slopes(layer, x)[0] + _slopes(reference, x0)[0]) / 2
     secant = _quotient(difference(y, y0), difference(x, x0), slope, x, x0)
-    # The limit for a part of nothing; but where rounding, times that slope, would count (1/√v beside zero), the secant.
+    # The slope is the limit of a multiplier for a part that vanishes. Where the slope is so large that rounding errors
+    # times it would matter (1/√v near zero), the secant takes its place.
     size = reduce(jnp.maximum, map(jnp.abs, (x, x0, up, down)))
     slope = jnp.where(jnp.abs(slope) * size <= 100 * jnp.abs(difference(y, y0)), slope, secant)
-    # Of a part that rounding could have made the slope, of the other what is left: together Δy.
+    # If one part is no larger than rounding errors, it gets the slope, and the other part the rest of Δy.
     runs, sizes = [wide(v) for v in (up, down)], (x, x0, up, down)
-    moved = [_is_moved(v, *sizes) for v in runs]
+    exceeds = [_exceeds_rounding(v, *sizes) for v in runs]
     rises = [
-        jnp.where(moved[1], rise, difference(y, y0) - slope * runs[1]),
-        jnp.where(moved[0], fall, difference(y, y0) - slope * runs[0]),
+        jnp.where(exceeds[1], rise, difference(y, y0) - slope * runs[1]),
+        jnp.where(exceeds[0], fall, difference(y, y0) - slope * runs[0]),
     ]
     parts = zip(rises, runs, strict=True)
     factors = [jnp.where(inside, _quotient(r, v, slope, *sizes), secant) for r, v in parts]

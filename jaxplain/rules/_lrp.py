@@ -1,24 +1,25 @@
 """The rules of layer-wise relevance propagation, one function each.
 
-Notation: x_i inputs, w_ij weights, b_j bias, z_j = Σ_i x_i w_ij + b_j, R_j relevance of the outputs; v⁺ = max(v, 0), v⁻ = min(v, 0);
-stab(z) = z + ε·sign(z) with sign(0) = +1. The weights are those of the whole node: a batch-norm next to a convolution is in them.
-`absorb_bias=True`: biases are in the denominators and take their share of the relevance; `False`: they take none.
+Notation: x_i inputs, w_ij weights, b_j bias, z_j = Σ_i x_i w_ij + b_j, R_j relevance of the outputs, v⁺ = max(v, 0),
+v⁻ = min(v, 0), stab(z) = z + ε·sign(z) with sign(0) = +1. The weights are those of the whole node, for example of a
+convolution with the batch norm after it. With `absorb_bias=True`, biases are in the denominators and take their share
+of the relevance; with `absorb_bias=False`, they take none.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxplain._engine.input_bounds import bound_like
 from jaxplain._engine.node_view import Layer
 from jaxplain._errors import SettingError, explain_error
 from jaxplain.rules._rule import Relevance, Rule, distribute, stabilize, times
 
-# Nodes with weights of their own that have signs; those that may have a bias; all that are linear in their inputs together.
-_WEIGHTED = ("dense", "convolution", "sum")
-_BIASED = (*_WEIGHTED, "fft", "scale_shift", "normalization")
-_PROPORTIONAL = (*_BIASED, "add", "max", "unknown")
+_WITH_WEIGHTS = ("dense", "convolution", "sum")  # whose weights have signs
+_WITH_BIAS = (*_WITH_WEIGHTS, "fft", "scale_shift", "normalization")
+_PROPORTIONAL = (*_WITH_BIAS, "add", "max", "unknown")
 _ONE_TO_ONE = ("scale_shift", "normalization", "activation")
 
 
@@ -43,13 +44,13 @@ def _require(name: str, **settings: Any) -> None:
 def epsilon(epsilon: float = 1e-6, *, absorb_bias: bool = True) -> Rule:
     r"""LRP-ε: $R_i = x_i \sum_j w_{ij} R_j / \mathrm{stab}(z_j)$.
 
-    For ε → 0 it equals gradient × input on nets whose activations are positively homogeneous (ReLU, leaky ReLU, max). Conserves up
-    to bias and ε. Bach et al., PLoS ONE 10, 2015, eq. 58.
+    For ε → 0 it equals gradient × input on nets whose activations are positively homogeneous (ReLU, leaky ReLU, max).
+    Conserves up to bias and ε. Bach et al., PLoS ONE 10, 2015, eq. 58.
     """
     _require("epsilon", epsilon=epsilon)
 
     def backward(layer: Layer, *relevance: Relevance) -> tuple[Relevance, ...]:
-        has_bias = layer.node.kind in _BIASED
+        has_bias = layer.node.kind in _WITH_BIAS
         shares = []
         for output, r in zip(layer.outputs, relevance, strict=True):
             z = layer.linear()(layer.x) if has_bias and not absorb_bias else output
@@ -62,21 +63,21 @@ def epsilon(epsilon: float = 1e-6, *, absorb_bias: bool = True) -> Rule:
 
 
 def norm(stabilizer: float = 1e-6) -> Rule:
-    """In proportion to contributions, $R_i = x_i \\sum_j w_{ij} R_j / \\mathrm{stab}(z_j)$: LRP-ε by its other name, for sums and averages.
-
-    Those have no bias.
-    """
+    r"""LRP-ε under another name, for sums and averages, which have no bias."""
     return epsilon(stabilizer)._replace(name=f"norm({stabilizer:g})")
 
 
 def log_softmax(*, epsilon: float = 1e-6) -> Rule:
-    r"""Log-softmax as the difference that it is: $x_k$ and $-\mathrm{logsumexp}(x)$ in proportion, the latter shared by the softmax."""
+    r"""Log-softmax as a difference: $x_k$ and $-\mathrm{logsumexp}(x)$ share in proportion.
+
+    The softmax distributes the part of the logsumexp.
+    """
     _require("log_softmax", epsilon=epsilon)
 
     def backward(layer: Layer, relevance: Relevance) -> Relevance:
         share = relevance / stabilize(layer.output, epsilon)
         by_softmax = share - layer.transpose(share)[0]  # p · Σ share
-        masked = jnp.isinf(layer.x)  # of probability 0: the operands are replaced, ∞ − ∞ has no derivative
+        masked = jnp.isinf(layer.x)  # of probability 0. The operands are replaced, because ∞ − ∞ has no derivative.
         logsumexp = jnp.where(masked, 0, layer.x) - jnp.where(masked, 0, layer.output)
         return times(layer.x, share) - logsumexp * by_softmax
 
@@ -86,21 +87,21 @@ def log_softmax(*, epsilon: float = 1e-6) -> Rule:
 def zplus(*, absorb_bias: bool = True, epsilon: float = 1e-6) -> Rule:
     r"""z⁺: $R_i = \sum_j (x_i w_{ij})^+ R_j / \mathrm{stab}(\sum_i (x_i w_{ij})^+ + b_j^+)$, for inputs of either sign.
 
-    Positive relevance stays positive. Without bias it conserves (where some contribution is positive) and equals α1β0 and the deep Taylor
-    rule of hidden layers. Montavon et al., Pattern Recognition 65, 2017.
+    Positive relevance stays positive. Without bias it conserves (where some contribution is positive) and equals α1β0
+    and the deep Taylor rule of hidden layers. Montavon et al., Pattern Recognition 65, 2017.
     """
     _require("zplus", epsilon=epsilon)
 
     def backward(layer: Layer, relevance: Relevance) -> Relevance:
         return _signed(layer, relevance, +1, absorb_bias, epsilon)
 
-    return Rule("zplus" if absorb_bias else "zplus(absorb_bias=False)", _WEIGHTED, backward, epsilon)
+    return Rule("zplus" if absorb_bias else "zplus(absorb_bias=False)", _WITH_WEIGHTS, backward, epsilon)
 
 
 def _signed(layer: Layer, relevance: Relevance, sign: int, absorb_bias: bool, epsilon: float) -> Relevance:
-    """By the contributions of one sign."""
+    """Relevance in proportion to the contributions of one sign."""
     same, other = ("positive", "negative") if sign > 0 else ("negative", "positive")
-    # Of an input that cannot be negative, max(x, 0) would be a copy.
+    # For an input that cannot be negative, max(x, 0) would be a copy.
     terms: list[Any] = [(layer.x, same)]
     if not layer.node.is_nonnegative:
         terms = [(_positive(layer.x), same), (_negative(layer.x), other)]
@@ -109,9 +110,10 @@ def _signed(layer: Layer, relevance: Relevance, sign: int, absorb_bias: bool, ep
 
 
 def alpha_beta(alpha: float = 2.0, beta: float = 1.0, *, absorb_bias: bool = True, epsilon: float = 1e-6) -> Rule:
-    r"""αβ: $R_i = \sum_j (\alpha \frac{(x_i w_{ij})^+}{\mathrm{stab}(z_j^+)} - \beta \frac{(x_i w_{ij})^-}{\mathrm{stab}(z_j^-)}) R_j$.
+    r"""αβ: $R_i = \sum_j (\alpha p_{ij} - \beta n_{ij}) R_j$, α − β = 1.
 
-    $z^\pm$ sum the contributions of one sign, with $b^\pm$; α − β = 1. Bach et al., PLoS ONE 10, 2015, eq. 60.
+    $p_{ij} = (x_i w_{ij})^+ / \mathrm{stab}(z_j^+)$, $n_{ij} = (x_i w_{ij})^- / \mathrm{stab}(z_j^-)$, where $z_j^\pm$
+    sum the contributions of one sign, with $b_j^\pm$. Bach et al., PLoS ONE 10, 2015, eq. 60.
     """
     _require("alpha_beta", alpha=alpha, beta=beta, epsilon=epsilon)
     if isinstance(alpha, int | float) and isinstance(beta, int | float) and abs(alpha - beta - 1) > 1e-9:
@@ -129,15 +131,16 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, *, absorb_bias: bool = Tru
             return positive
         return positive - beta * _signed(layer, relevance, -1, absorb_bias, epsilon)
 
-    return Rule(f"alpha_beta({alpha:g}, {beta:g})", _WEIGHTED, backward, epsilon)
+    return Rule(f"alpha_beta({alpha:g}, {beta:g})", _WITH_WEIGHTS, backward, epsilon)
 
 
 def gamma(gamma: float = 0.25, *, absorb_bias: bool = True, epsilon: float = 1e-6) -> Rule:
-    r"""LRP-γ, generalized to inputs of either sign: contributions that agree in sign with $z_j$ count $1 + \gamma$ times.
+    r"""LRP-γ for inputs of either sign: contributions with the sign of $z_j$ count $1 + \gamma$ times.
 
-    $R_i = \sum_j c_{ij} R_j / \mathrm{stab}(\sum_i c_{ij} + c_{bj})$ with $c = x w + \gamma (x w)^+$ where $z_j > 0$ and
-    $c = x w + \gamma (x w)^-$ where $z_j < 0$, the bias likewise. Montavon et al., LRP: an overview, 2019; the generalization is that of
-    Andéol et al., 2021, as in Zennit. Large γ on deep nets with biases excluded grows without bound.
+    $R_i = \sum_j c_{ij} R_j / \mathrm{stab}(\sum_i c_{ij} + c_{bj})$, $c = x w + \gamma (x w)^+$ where $z_j > 0$ and
+    $c = x w + \gamma (x w)^-$ where $z_j < 0$, and likewise for the bias. With a large γ and excluded biases, relevance
+    grows without bound in deep nets. Montavon et al., LRP: an overview, 2019, generalized to inputs of either sign by
+    Andéol et al., 2021, as in Zennit.
     """
     _require("gamma", gamma=gamma, epsilon=epsilon)
 
@@ -156,16 +159,17 @@ def gamma(gamma: float = 0.25, *, absorb_bias: bool = True, epsilon: float = 1e-
 
         return side(+1) + side(-1)
 
-    return Rule(f"gamma({gamma:g})", _WEIGHTED, backward, epsilon)
+    return Rule(f"gamma({gamma:g})", _WITH_WEIGHTS, backward, epsilon)
 
 
-def zbox(low: Any, high: Any, *, epsilon: float = 1e-6) -> Rule:
-    r"""z^B, for inputs in a box: $R_i = \sum_j \frac{x_i w_{ij} - l_i w_{ij}^+ - h_i w_{ij}^-}{\mathrm{stab}(\sum_i \ldots)} R_j$.
+def zbox(low: ArrayLike, high: ArrayLike, *, epsilon: float = 1e-6) -> Rule:
+    r"""z^B, for inputs in a box: $R_i = \sum_j c_{ij} R_j / \mathrm{stab}(\sum_i c_{ij})$.
 
-    For a first layer `low` and `high` are bounds of the explained input, in its units and layout, whatever shifts, scales, pads or
-    moves it before the layer (a nonlinear preprocessing is refused); for a later one, bounds of the layer's own input. The bias
-    takes no share. Positive relevance stays positive for low ≤ x ≤ high.
-    Montavon et al., Pattern Recognition 65, 2017.
+    $c_{ij} = x_i w_{ij} - l_i w_{ij}^+ - h_i w_{ij}^-$ for bounds $l \leq x \leq h$.
+    For a first layer, `low` and `high` are bounds of the explained input in its own units and layout. They are followed
+    through shifts, scales, padding and data movement before the layer; nonlinear preprocessing raises an error. For a
+    later layer, they are bounds of the layer's own input. The bias takes no share. Positive relevance stays positive
+    for low ≤ x ≤ high. Montavon et al., Pattern Recognition 65, 2017.
     """
     if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
         raise SettingError(explain_error("rules.zbox: `low` is above `high`.", got=f"low={low}, high={high}"))
@@ -181,7 +185,7 @@ def zbox(low: Any, high: Any, *, epsilon: float = 1e-6) -> Rule:
 
 
 def wsquare(*, absorb_bias: bool = False, epsilon: float = 1e-6) -> Rule:
-    r"""w²: $R_i = \sum_j w_{ij}^2 R_j / \mathrm{stab}(\sum_i w_{ij}^2)$, whatever the input is (real-valued inputs).
+    r"""w²: $R_i = \sum_j w_{ij}^2 R_j / \mathrm{stab}(\sum_i w_{ij}^2)$, independent of x, for real-valued inputs.
 
     `absorb_bias=True` adds $b_j^2$ to the denominator, as Zennit does. Montavon et al., Pattern Recognition 65, 2017.
     """
@@ -191,28 +195,28 @@ def wsquare(*, absorb_bias: bool = False, epsilon: float = 1e-6) -> Rule:
         bias = layer.bias**2 if absorb_bias else 0.0
         return distribute(layer, relevance, [(jnp.ones_like(layer.x), "squared")], bias=bias, epsilon=epsilon)
 
-    return Rule("wsquare", _WEIGHTED, backward, epsilon)
+    return Rule("wsquare", _WITH_WEIGHTS, backward, epsilon)
 
 
 def flat(*, epsilon: float = 1e-6) -> Rule:
-    """♭: evenly over the receptive field, R_i = Σ_j R_j / n_j. Lapuschkin et al., Nature Communications 10, 2019."""
+    """♭: R_i = Σ_j R_j / n_j, evenly over n_j inputs. Lapuschkin et al., Nature Communications 10, 2019."""
     _require("flat", epsilon=epsilon)
 
     def backward(layer: Layer, relevance: Relevance) -> Relevance:
         return distribute(layer, relevance, [(jnp.ones_like(layer.x), "ones")], epsilon=epsilon)
 
-    return Rule("flat", _WEIGHTED, backward, epsilon)
+    return Rule("flat", _WITH_WEIGHTS, backward, epsilon)
 
 
 def pass_through() -> Rule:
-    """R_i = R_j for nodes that act on each element alone: activations, scale and shift, normalization."""
+    """R_i = R_j for nodes that act on each element separately: activations, scale and shift, normalization."""
     return Rule("pass", _ONE_TO_ONE, lambda layer, relevance: layer.pass_back(relevance))
 
 
 def uniform(*, epsilon: float = 1e-6) -> Rule:
-    """Products share equally: ½ R to each factor; in a matrix product ½ x_i Σ_j (∂z_j/∂x_i) R_j / stab(z_j).
+    """Products share equally: ½ R for each factor, or ½ x_i Σ_j (∂z_j/∂x_i) R_j / stab(z_j) in a matrix product.
 
-    A quotient is the product with the reciprocal. Achtibat et al., AttnLRP, ICML 2024, eqs. 13–15.
+    A quotient counts as the product with the reciprocal. Achtibat et al., AttnLRP, ICML 2024, eqs. 13–15.
     """
 
     def backward(layer: Layer, relevance: Relevance) -> tuple[Relevance, ...]:
@@ -228,7 +232,7 @@ def uniform(*, epsilon: float = 1e-6) -> Rule:
 
 
 def signal_takes_all() -> Rule:
-    """Gates: the signal takes all, the factor that lets more or less of it through nothing. Arras et al., WASSA 2017."""
+    """Signal-takes-all for gated products: all relevance goes to the signal. Arras et al., WASSA 2017."""
 
     def backward(layer: Layer, relevance: Relevance) -> tuple[Relevance, ...]:
         return tuple(
@@ -240,14 +244,14 @@ def signal_takes_all() -> Rule:
 
 
 def winner_takes_all() -> Rule:
-    """The maximum takes it all; a log-sum-exp shares by its softmax: the node's own derivative."""
+    """Winner-takes-all: relevance goes to the maximum (logsumexp distributes by softmax). The node's own derivative."""
     return Rule("winner_takes_all", ("max", "logsumexp"), None)
 
 
 def proportional_pooling(*, epsilon: float = 1e-6) -> Rule:
     """Max-pooling as if it were a sum: R_i = x_i Σ_j R_j / stab(Σ_i x_i) over each window.
 
-    For non-negative inputs. The rule of the deep Taylor tutorials.
+    For nonnegative inputs, as in the deep Taylor tutorials.
     """
     _require("proportional_pooling", epsilon=epsilon)
 
@@ -263,7 +267,7 @@ def proportional_pooling(*, epsilon: float = 1e-6) -> Rule:
 
 
 def gradient_x_input() -> Rule:
-    r"""Softmax: $R_i = x_i (R_i - p_i \sum_k R_k)$, its deep Taylor expansion at the input itself. AttnLRP, ICML 2024, eq. 12."""
+    r"""Softmax: $R_i = x_i (R_i - p_i \sum_k R_k)$, its Taylor expansion at the input. AttnLRP, ICML 2024, eq. 12."""
 
     def backward(layer: Layer, relevance: Relevance) -> Relevance:
         # x ⊙ Jᵀ(R / p), without dividing by a probability that underflowed.
@@ -274,5 +278,5 @@ def gradient_x_input() -> Rule:
 
 
 def copy() -> Rule:
-    """Data movement: every element of relevance goes back to where its value came from."""
+    """Data movement: each element of relevance goes back to the element that was copied."""
     return Rule("copy", ("structural",), None)

@@ -1,10 +1,11 @@
 """What a rule is, and the arithmetic that the LRP rules share."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxplain import _compat
 from jaxplain._engine.node_view import Layer, Weights
@@ -17,36 +18,37 @@ class Rule(NamedTuple):
     """How relevance goes back through a node.
 
     Attributes:
-        name: for tables and messages.
-        kinds: the kinds of node that it can be applied to (`jaxplain._analysis.analyze.KINDS`).
-        backward: `backward(layer, *relevance) -> relevance of the input`, or a tuple with one entry for each input. `layer` is
-            the node as it was evaluated; there is one relevance for each of its outputs. `None`: the node's own derivative.
-        epsilon: the stabilizer it was built with, for composites that derive other rules from it.
-        box: bounds of the explained input that it needs; `layer.box` is what they are at the layer.
+        name: Name for tables and messages.
+        kinds: Kinds of nodes that it supports, from `jx.rules.KINDS`.
+        backward: Maps `(layer, *relevance)` to the relevance of the input, or to a tuple with one entry for each input.
+            `layer` is the evaluated node, and there is one `relevance` for each of its outputs. Multiply values and
+            shares of relevance by `rules.times`, i.e. v * share with ∞·0 = 0. None stands for the node's derivative.
+        epsilon: Stabilizer that it was built with, for composites that derive other rules from it.
+        box: Bounds of the explained input that it needs. `layer.box` holds the bounds of the layer's own input.
     """
 
     name: str
     kinds: tuple[str, ...]
     backward: Callable[..., Relevance | tuple[Relevance, ...]] | None
     epsilon: float = 1e-6
-    box: tuple[Any, Any] | None = None
+    box: tuple[ArrayLike, ArrayLike] | None = None
 
     def __repr__(self) -> str:
         return self.name
 
 
 def stabilize(z: jax.Array, epsilon: float) -> jax.Array:
-    """z + ε·sign(z), with sign(0) = +1: a denominator that is never zero and keeps its sign. In float32 or better."""
+    """z + ε·sign(z) with sign(0) = +1, in float32 or better. This denominator is never zero and has the sign of z."""
     z = z.astype(wide_dtype(z))
     if isinstance(epsilon, int | float) and epsilon == 0:
-        return jnp.where(z == 0, jnp.finfo(z.dtype).tiny, z)  # no relevance at an output of zero stays none
+        return jnp.where(z == 0, jnp.finfo(z.dtype).tiny, z)  # 0 relevance at a zero output stays 0
     return z + jnp.where(z >= 0, epsilon, -epsilon)
 
 
 def times(v: jax.Array, share: jax.Array) -> jax.Array:
-    """v · share, where no share means no relevance even of an infinite value (a masked logit)."""
+    """v * share, with ∞·0 = 0, so that a masked logit without a share gets no relevance."""
     v, share = same_dtype(v, share)
-    # The value is replaced, not the product: else the derivative with respect to the share would be 0 · ∞.
+    # The value is replaced and not the product, because the derivative with respect to the share would be 0·∞.
     return jnp.where(jnp.isinf(v) & (share == 0), 0, v) * share
 
 
@@ -58,14 +60,15 @@ def distribute(
     bias: jax.Array | float = 0.0,
     epsilon: float = 1e-6,
 ) -> Relevance:
-    """Relevance in proportion to contributions: R_i = Σ_terms v_i Σ_j w_ij R_j / stab(z_j), with z = Σ_terms w·v + bias.
+    """Relevance in proportion to contributions: R_i = Σ_terms v_i Σ_j w_ij R_j / stab(z_j), z = Σ_terms w·v + bias.
 
-    Each term is a vector in the layout of the layer's input, and which weights it meets: "full", "positive", "negative", "squared",
-    "absolute" or "ones". What goes to the bias is lost, and counted in the ledger.
+    Each term is a pair of an array v in the layout of the layer's input and the name of the weights w that multiply it:
+    "full", "positive", "negative", "squared", "absolute" or "ones". The share of the bias is lost, and is counted in
+    the ledger. For example, `distribute(layer, relevance, [(layer.x, "full")], bias=layer.bias)` is LRP-ε.
     """
     z: jax.Array | float = bias
     pullbacks = []
-    # Else the transpose would sum over the devices of a `shard_map`.
+    # Otherwise the transpose would sum over the devices of a `shard_map`.
     terms = [(_compat.varying_like(v, jax.typeof(layer.x)), weights) for v, weights in terms]
     for v, weights in terms:
         contribution, pullback = jax.vjp(layer.linear(weights), v)

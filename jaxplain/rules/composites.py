@@ -1,15 +1,15 @@
-"""Composites: which rule each node of a program gets, as data.
+"""Composites: tables that give each node of a program its rule.
 
-A composite is a list of (selector, rule). For a node, the last entry counts whose selector fits and whose rule applies to the node's
-kind. A selector is
+A composite is a list of (selector, rule). A node gets the rule of the last entry whose selector matches and whose rule
+supports the node's kind. A selector is
 
-- a kind: "dense", "convolution", "sum" (average pooling, means), "fft", "scale_shift", "normalization", "activation", "softmax",
-  "log_softmax", "logsumexp", "add", "product", "gate", "max", "unknown";
-- a group: "layer" (dense and convolution), "contraction" (those, sum and fft), "any";
+- a kind: "dense", "convolution", "sum" (average pooling, means), "fft", "scale_shift", "normalization", "activation",
+  "softmax", "log_softmax", "logsumexp", "add", "product", "gate", "max" or "unknown";
+- a group: "layer" (dense and convolution), "contraction" (layer, sum and fft) or "any";
 - a position: "first" or "last", the layers that no other layer precedes or follows;
-- a layer's path as a glob: "encoder/*", "*/Dense_1";
-- a function of the node, `lambda node: node.path.endswith("head")`;
-- a tuple of these, which must all fit: `("first", "convolution")`.
+- a layer's path as a glob, for example "encoder/*" or "*/Dense_1";
+- a function of the node, for example `lambda node: node.path.endswith("head")`;
+- a tuple of these, all of which must match, for example `("first", "convolution")`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,10 +26,13 @@ Selector: TypeAlias = str | Callable[[Node], bool] | tuple
 
 
 class Composite(NamedTuple):
-    """A named list of (selector, rule); the last fitting entry counts.
+    """A named list of (selector, rule), of which the last matching entry applies.
 
-    `fallback` is the rule of what no entry fits, if the user asks for a gradient there: gradient × input. `patterns` are
-    stretches of the program that are to be one node.
+    Attributes:
+        name: Name for tables and messages.
+        entries: Pairs of a selector and a rule.
+        fallback: Rule of nodes that no entry matches, if the user asks for gradient × input there.
+        patterns: Stretches of the program that become one node each.
     """
 
     name: str
@@ -38,9 +41,9 @@ class Composite(NamedTuple):
     patterns: tuple[Pattern, ...] = ()
 
     def rule(self, node: Node) -> Rule | None:
-        """The rule that a node gets, or None if no entry fits."""
-        fitting = (r for selector, r in reversed(self.entries) if node.kind in r.kinds and _fits(selector, node))
-        return next(fitting, None)
+        """The rule that a node gets, or None if no entry matches."""
+        matching = (r for selector, r in reversed(self.entries) if node.kind in r.kinds and _matches(selector, node))
+        return next(matching, None)
 
     @property
     def asks_for_first(self) -> bool:
@@ -48,17 +51,17 @@ class Composite(NamedTuple):
         return any(callable(part) or part == "first" for selector, _ in self.entries for part in _parts(selector))
 
     def require_matches(self, method: str, nodes: Iterable[Node]) -> None:
-        """Raise if a path of this composite fits no node: a misspelt layer would silently keep its default rule."""
+        """Raise if a path matches no node, because a misspelled layer would silently keep its default rule."""
         nodes = list(nodes)
         layers = [node for node in nodes if node.kind in LAYERS]
         for selector, rule in self.entries:
             for position in {"first", "last"}.intersection(p for p in _parts(selector) if isinstance(p, str)):
-                if layers and not any(_fits_one(position, node) for node in layers):
+                if layers and not any(_matches_part(position, node) for node in layers):
                     raise SettingError(
                         explain_error(
-                            f"{method}: no layer of the score is {position}, so rule {rule.name} would be used nowhere.",
+                            f"{method}: no layer of the score is {position}, so rule {rule.name} would not apply.",
                             where=layers[0].source,
-                            got="layers that read the input together with what other layers made, as in a loop",
+                            got="layers that read the input and outputs of other layers, for example in a loop",
                             fix=(
                                 "name the layers: composites.compose(base, {'path/of/layer': rule}); "
                                 "print(jx.layers(score)(x)) lists them",
@@ -68,11 +71,11 @@ class Composite(NamedTuple):
                     )
             globs = [part for part in _parts(selector) if isinstance(part, str) and part not in _WORDS]
             for glob in globs:
-                if not any(_fits(glob, node) for node in nodes if node.kind in rule.kinds):
+                if not any(_matches(glob, node) for node in nodes if node.kind in rule.kinds):
                     paths = sorted({node.path for node in nodes if node.kind in rule.kinds} - {""})
                     raise SettingError(
                         explain_error(
-                            f"{method}: no node fits the selector {glob!r} of rule {rule.name}.",
+                            f"{method}: no node matches the selector {glob!r} of rule {rule.name}.",
                             got=f"paths {', '.join(paths)}" if paths else "a model without layer names",
                             need=f"a path, a glob, or one of {', '.join(_WORDS)}",
                             fix="list the nodes: print(jx.layers(score)(x))",
@@ -91,11 +94,11 @@ def _parts(selector: Selector) -> tuple:
     return selector if isinstance(selector, tuple) else (selector,)
 
 
-def _fits(selector: Selector, node: Node) -> bool:
-    return all(_fits_one(part, node) for part in _parts(selector))
+def _matches(selector: Selector, node: Node) -> bool:
+    return all(_matches_part(part, node) for part in _parts(selector))
 
 
-def _fits_one(part: Any, node: Node) -> bool:
+def _matches_part(part: Any, node: Node) -> bool:
     if callable(part):
         return bool(part(node))
     if part in ("first", "last"):
@@ -108,10 +111,10 @@ def _fits_one(part: Any, node: Node) -> bool:
 def compose(
     base: "Composite | Rule", rules: Mapping[Any, Rule], name: str = "compose", *, patterns: Sequence[Pattern] = ()
 ) -> Composite:
-    """`base` with further entries, which count before those of base; later ones before earlier ones.
+    """`base` with further entries, which take precedence over those of base, and later ones over earlier ones.
 
-    `patterns` make stretches of the program one node each, of a kind of their own (`rules.scope`, `rules.Pattern`), to be given a
-    rule for that kind.
+    Each of the `patterns` (`rules.scope`, `rules.Pattern`) turns stretches of the program into single nodes of a new
+    kind, which needs a rule in `rules`.
 
     Example:
         >>> from jaxplain import composites, rules
@@ -123,7 +126,7 @@ def compose(
                 explain_error(
                     f"composites.{name}: the entry for {selector!r} is not a rule.",
                     got=repr(rule),
-                    fix="rules.epsilon() and not rules.epsilon: a rule is built by calling it",
+                    fix="build the rule by calling it, for example rules.epsilon() and not rules.epsilon",
                 )
             )
     for pattern in patterns:
@@ -140,7 +143,10 @@ def compose(
 
 
 def as_composite(rules: "Composite | Rule") -> Composite:
-    """A composite as it is; one rule for every contraction as a composite, sums and shifts in proportion with its ε."""
+    """A composite unchanged, or one rule as a composite for all contractions and shifts that it supports.
+
+    The others get LRP-ε with the rule's ε.
+    """
     if isinstance(rules, Composite):
         return rules
     proportional = lrp.epsilon(rules.epsilon)
@@ -157,7 +163,7 @@ def as_composite(rules: "Composite | Rule") -> Composite:
 
 
 def _base(epsilon: float) -> Composite:
-    """What is the same in all composites: everything but layers."""
+    """The entries that all composites share: rules for everything except layers."""
     entries: tuple[tuple[Selector, Rule], ...] = (
         ("sum", lrp.norm(epsilon)),
         ("fft", lrp.epsilon(epsilon)),
@@ -209,7 +215,7 @@ def epsilon_gamma_box(low: Any, high: Any, gamma: float = 0.25, epsilon: float =
 
 
 def excitation_backprop(*, absorb_bias: bool = False, epsilon: float = 1e-6) -> Composite:
-    """z⁺ everywhere, without biases: probabilities of winning, passed down. Zhang et al., ECCV 2016."""
+    """z⁺ for all layers, without biases: probabilities of winning, passed down. Zhang et al., ECCV 2016."""
     rule = lrp.zplus(absorb_bias=absorb_bias, epsilon=epsilon)
     return compose(_base(epsilon), {"layer": rule}, "excitation_backprop")
 
@@ -218,7 +224,7 @@ def deep_taylor(low: Any = None, high: Any = None, *, pooling: str = "winner", e
     """z⁺ without biases in hidden layers; in the first, z^B if the input is bounded and w² if it is not."""
     if pooling not in ("winner", "sum"):
         raise SettingError(
-            explain_error("composites.deep_taylor: unknown `pooling`.", got=repr(pooling), need="'winner', 'sum'")
+            explain_error("composites.deep_taylor: unknown `pooling`.", got=repr(pooling), need="'winner' or 'sum'")
         )
     if (low is None) != (high is None):
         raise SettingError(
@@ -235,7 +241,7 @@ def deep_taylor(low: Any = None, high: Any = None, *, pooling: str = "winner", e
 
 
 def attention(epsilon: float = 1e-6) -> Composite:
-    """AttnLRP for transformers: ε for layers and normalizations, half for each factor of a matrix product, gradient × input for softmax.
+    """AttnLRP for transformers: ε for layers, half for each factor of a matrix product, gradient × input for softmax.
 
     Achtibat et al., ICML 2024.
     """
