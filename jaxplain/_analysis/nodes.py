@@ -11,10 +11,13 @@ For example, `jax.nn.relu(x @ W + a) @ V` has three nodes:
 
 import enum
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jaxplain._analysis.softmax import Group
 from jaxplain._ir.graph import Equation, Value
+
+if TYPE_CHECKING:
+    from jaxplain._analysis.analyze import Analysis
 
 # Kinds that distribute relevance by weights. The positions "first" and "last" are counted among them.
 LAYERS = ("dense", "convolution")
@@ -90,7 +93,7 @@ class Node:
         self.is_nonnegative = False
         self.signal: int | None = None
         self.scale_axes: frozenset[int] | None = None
-        self.bodies: tuple[Any, ...] = ()  # of Analysis
+        self.bodies: tuple[Analysis, ...] = ()
         self.others_vary = False
         self.statistic: int | None = None
 

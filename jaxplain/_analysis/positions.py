@@ -1,14 +1,17 @@
 """Positions: which layers come first after the explained input, and which come last before the score."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxplain._analysis.activity import CONSTANT, Activity
 from jaxplain._analysis.nodes import LAYERS, Behind, Node
 from jaxplain._ir.dataflow import Domain, backward, forward
 from jaxplain._ir.graph import Equation, Value
 
+if TYPE_CHECKING:
+    from jaxplain._analysis.analyze import Analysis
 
-def mark_first(analysis: Any, activity: dict[Value, Activity]) -> list[Equation]:
+
+def mark_first(analysis: "Analysis", activity: dict[Value, Activity]) -> list[Equation]:
     """Set `behind` of each node, and so which layers are first. Return the loops to peel.
 
     In these loops, some layer is first in the first iteration only. For example, in a recurrent net
@@ -61,7 +64,7 @@ def _passed(node: Node, activity: dict[Value, Activity]) -> Behind:
     return max(node.behind, Behind.RESCALED if node.kind in ("scale_shift", "sum", "max") else Behind.OTHER)
 
 
-def mark_last(analysis: Any) -> None:
+def mark_last(analysis: "Analysis") -> None:
     """Mark the layers that no other layer follows."""
 
     def transfer(node: Node | Equation, after: list[bool]) -> list[bool]:

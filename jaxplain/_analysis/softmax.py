@@ -211,7 +211,7 @@ def _shift(shifted: Value, total: Equation, activity: Activities) -> _Shift | No
 
 
 def _own_maximum(root: Value, value: Value, activity: Activities) -> set[Equation] | None:
-    """The equations from root to its own maximum, if that is what `value` is."""
+    """The equations from root to `value`, if `value` is the maximum of root."""
     seen: set[Equation] = set()
     while (source := value.source) is not None:
         seen.add(source)

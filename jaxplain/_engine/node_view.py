@@ -67,7 +67,7 @@ class Layer:
         """The outputs for other inputs."""
         return evaluate(self.node, inputs, self._others)
 
-    def moved(self, inputs: tuple) -> "Layer":
+    def with_inputs(self, inputs: tuple) -> "Layer":
         """The node at other inputs, for its derivative there."""
         return Layer(self.node, inputs, self._others, [])
 

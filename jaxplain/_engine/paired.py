@@ -25,7 +25,7 @@ from jaxplain._ir.graph import Equation
 from jaxplain._ir.interpret import interpret, rebuilt, run_equation
 from jaxplain._leaves import wide_dtype
 
-Parts = tuple[jax.Array, ...]  # one change, or what it is split into
+Parts = tuple[jax.Array, ...]  # one change, or the parts that it is split into
 LinearMap = Callable[[Sequence[Parts]], list[Parts]]  # from the parts of each input to those of each output
 # Maps a node at the input, the node at the reference, and the parts of its inputs' changes to its linear map, and to
 # the parts of its outputs' changes. None for these parts means the map applied to those of the inputs.

@@ -34,7 +34,7 @@ def interpret(
 ) -> dict[Value, Any]:
     """Run steps in order with `run(step, inputs)`, and add their outputs to `values`.
 
-    If `run` returns None, the outputs stay unknown, and so does everything that needs them. A value that a node has made
+    If `run` returns None, the outputs stay unknown, and so does everything that needs them. A value that a node made
     is not overwritten by the node's own equation, which also runs if another of its outputs is needed. `given` holds
     values that single steps read in place of the program's own.
     """

@@ -5,7 +5,7 @@ has
 
 - traits: what the primitive does to elements, as flags. For example `lax.add_p` is a SUM, and therefore AFFINE and
   ELEMENTWISE;
-- interval: the interval of the output from those of the operands, which tells what cannot be negative;
+- interval: the interval of the output from those of the operands, which finds nonnegative values;
 - axes: how the axes of the operands become those of the output (`_layers/axes.py` has one function for each word);
 - degree: the degree of homogeneity of the output from those of the operands, which distinguishes a normalization from a
   product;

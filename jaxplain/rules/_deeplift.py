@@ -30,8 +30,8 @@ _SPLITTING = ("dense", "convolution", "sum", "add")
 
 def _rule(node: Node) -> Rescale | None:
     # The first case that matches applies, and special cases come before general ones: a top_k with k = 1 is also
-    # structural; a quotient of two values and a product with a statistic are also products; only what is none of these,
-    # for example x / x, is treated as any elementwise function of at most two values.
+    # structural; a quotient of two values and a product with a statistic are also products; the other elementwise
+    # nodes, for example x / x, are treated as any function of at most two values.
     (*_, equation) = node.equations
     if node.kind in _AFFINE:
         return _mean_derivative if node.others_vary else _derivative
@@ -154,8 +154,8 @@ def _midpoint(layer: Layer, reference: Layer) -> Linear:
     """Δ(ab) = ½(b + b₀)Δa + ½(a + a₀)Δb, i.e. the derivative of a product at the midpoint."""
     point = tuple(_middle(x, x0) for x, x0 in zip(layer.inputs, reference.inputs, strict=True))
     if not layer.node.others_vary:
-        return layer.moved(point).push_forward
-    return _mean_derivative(layer.moved(point), reference.moved(point))
+        return layer.with_inputs(point).push_forward
+    return _mean_derivative(layer.with_inputs(point), reference.with_inputs(point))
 
 
 def _quotient_rule(layer: Layer, reference: Layer) -> Linear:

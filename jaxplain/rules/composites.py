@@ -135,7 +135,7 @@ def compose(
                 explain_error(
                     f"composites.{name}: a pattern's kind must be a new word.",
                     got=repr(pattern.kind),
-                    need=f"none of {', '.join(_WORDS)}",
+                    need=f"a word other than {', '.join(_WORDS)}",
                 )
             )
     base = as_composite(base)
