@@ -12,6 +12,7 @@ from jax import lax
 from jaxplain._arguments import Arguments
 from jaxplain._checks import positive_int
 from jaxplain._errors import InputError, SettingError, StructureError, explain_error
+from jaxplain._leaves import common_dtype
 from jaxplain._types import GroupLabels, Leaves, Masks, PyTree
 
 
@@ -56,11 +57,12 @@ class Groups(NamedTuple):
 
     def totals(self, values: Leaves) -> jax.Array:
         """The sum of `values` over the features of each group."""
-        total = jnp.zeros(self.n, jnp.result_type(*values))
+        total = jnp.zeros(self.n, common_dtype(*values))
         for leaf, labels in zip(values, self.labels, strict=True):
             if labels is not None:  # axes that the labels broadcast over are summed first
                 axes = tuple(a for a in range(leaf.ndim) if jnp.ndim(labels) == 0 or labels.shape[a] == 1)
-                total = total.at[labels].add(jnp.sum(leaf, axis=axes, keepdims=jnp.ndim(labels) > 0), mode="drop")
+                sums = jnp.sum(leaf, axis=axes, keepdims=jnp.ndim(labels) > 0)
+                total = total.at[labels].add(sums.astype(total.dtype), mode="drop")
         return total
 
     @property

@@ -49,7 +49,8 @@ def subtract(a: Leaves, b: Leaves) -> Leaves:
 
 def total(leaves: Sequence[jax.Array]) -> jax.Array:
     """The sum over every element of every leaf."""
-    return sum((jnp.sum(leaf) for leaf in leaves[1:]), start=jnp.sum(leaves[0]))
+    with jax.numpy_dtype_promotion("standard"):  # because leaves may differ in dtype
+        return sum((jnp.sum(leaf) for leaf in leaves[1:]), start=jnp.sum(leaves[0]))
 
 
 def mapped_like(x: Leaves, point: Leaves) -> Leaves:

@@ -14,8 +14,14 @@ from jax import lax
 HEADS = 2
 
 
+def along_last(v: jax.Array, like: jax.Array) -> jax.Array:
+    """v with the rank of `like`."""
+    return jnp.expand_dims(v, tuple(range(like.ndim - 1)))
+
+
 def dense(w: Any, x: jax.Array, name: str) -> jax.Array:
-    return x @ w[f"{name}.kernel"] + w[f"{name}.bias"]
+    y = x @ w[f"{name}.kernel"]
+    return y + along_last(w[f"{name}.bias"], y)
 
 
 def conv(w: Any, x: jax.Array, name: str, stride: int = 1, padding: int = 0, groups: int = 1) -> jax.Array:
@@ -29,8 +35,8 @@ def conv(w: Any, x: jax.Array, name: str, stride: int = 1, padding: int = 0, gro
         feature_group_count=groups,
     )[0]
     if f"{name}.bias" in w:
-        y = y + w[f"{name}.bias"]
-    mean, var, gamma, beta = (w[f"{name}.{part}"] for part in ("mean", "var", "gamma", "beta"))
+        y = y + along_last(w[f"{name}.bias"], y)
+    mean, var, gamma, beta = (along_last(w[f"{name}.{part}"], y) for part in ("mean", "var", "gamma", "beta"))
     return (y - mean) / jnp.sqrt(var + w["norm_eps"]) * gamma + beta
 
 
@@ -42,7 +48,8 @@ def average_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
 def layer_norm(w: Any, x: jax.Array, name: str) -> jax.Array:
     mean = jnp.mean(x, -1, keepdims=True)
     var = jnp.var(x, -1, keepdims=True)
-    return (x - mean) / jnp.sqrt(var + w["norm_eps"]) * w[f"{name}.gamma"] + w[f"{name}.beta"]
+    gamma, beta = (along_last(w[f"{name}.{part}"], x) for part in ("gamma", "beta"))
+    return (x - mean) / jnp.sqrt(var + w["norm_eps"]) * gamma + beta
 
 
 def mlp(w: Any, x: jax.Array) -> jax.Array:

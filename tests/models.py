@@ -185,6 +185,7 @@ def pytree_input() -> Case:
 def linen_batchnorm_depthwise() -> Case:
     class Net(linen.Module):
         @linen.compact
+        @promoting()
         def __call__(self, x: jax.Array, train: bool) -> jax.Array:
             x = linen.Conv(4, (3, 3), use_bias=False, param_dtype=jnp.float64)(x)
             x = linen.BatchNorm(use_running_average=not train, param_dtype=jnp.float64)(x)
@@ -194,17 +195,12 @@ def linen_batchnorm_depthwise() -> Case:
             return linen.Dense(N_CLASSES, param_dtype=jnp.float64)(jnp.mean(x, axis=(1, 2)))
 
     net = Net()
+    variables = net.init(jax.random.key(0), jnp.zeros((1, 6, 6, 2)), train=False)
     with promoting():
-        variables = net.init(jax.random.key(0), jnp.zeros((1, 6, 6, 2)), train=False)
         variables = jax.tree.map(
             lambda v: v + 0.1 * (jnp.arange(1.0 * v.size).reshape(v.shape) + 0.5) / v.size, variables
         )
-
-    @promoting()
-    def score(v: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        return net.apply(v, x[None], train=False)[0, y]
-
-    return case(score, variables, 6, 6, 2)
+    return case(lambda v, x, y: net.apply(v, x[None], train=False)[0, y], variables, 6, 6, 2)
 
 
 class _Residual(nnx.Module):
@@ -215,6 +211,7 @@ class _Residual(nnx.Module):
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
         self.dense = nnx.Linear(4, N_CLASSES, param_dtype=jnp.float64, rngs=rngs)
 
+    @promoting()
     def __call__(self, x: jax.Array) -> jax.Array:
         x = jax.nn.relu(self.norm(self.conv(x)))
         x = nnx.avg_pool(jax.nn.relu(x + self.conv2(x)), (2, 2), (2, 2))
@@ -232,12 +229,7 @@ def nnx_residual_batchnorm() -> Case:
     net.eval()
     graphdef, state = nnx.split(net)
     state = jax.tree.map(lambda v: v.astype(jnp.float64) if v.dtype == jnp.float32 else v, state)
-
-    @promoting()
-    def score(state: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, state)(x[None])[0, y]
-
-    return case(score, state, 6, 6, 2)
+    return case(lambda state, x, y: nnx.merge(graphdef, state)(x[None])[0, y], state, 6, 6, 2)
 
 
 @model

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import relative, text
+from helpers import promoting, relative, text
 
 import jaxplain as jx
 
@@ -58,13 +58,15 @@ def test_weights_closed_over_are_those_of_the_first_call_and_arguments_are_not()
     from flax import nnx
 
     net = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
-    run = jx.batched(jx.gradient(jx.logit(net)), **quiet)
+    run = jx.batched(jx.gradient(jx.logit(promoting()(lambda x: net(x)))), **quiet)
     before = run(XS, YS)
     net.kernel[...] = 10 * net.kernel[...]
     assert relative(run(XS, YS), before) == 0
-    assert relative(jx.batched(jx.gradient(jx.logit(net)), **quiet)(XS, YS), 10 * before) < 1e-6
+    assert (
+        relative(jx.batched(jx.gradient(jx.logit(promoting()(lambda x: net(x)))), **quiet)(XS, YS), 10 * before) < 1e-6
+    )
     graph, state = nnx.split(net)
-    score = lambda x, y, state: jx.logit(nnx.merge(graph, state))(x, y)
+    score = lambda x, y, state: jx.logit(promoting()(lambda x: nnx.merge(graph, state)(x)))(x, y)
     passed = jx.batched(jx.gradient(score), in_axes=(0, 0, None), **quiet)
     assert relative(passed(XS, YS, state), 10 * before) < 1e-6
     assert relative(passed(XS, YS, jax.tree.map(lambda w: w / 10, state)), before) < 1e-6

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen
-from helpers import relative
+from helpers import promoting, relative
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -52,6 +52,7 @@ class _ViT(linen.Module):
     scanned: bool
 
     @linen.compact
+    @promoting()
     def __call__(self, x):
         x = linen.Conv(8, (4, 4), strides=(4, 4))(x)
         x = x.reshape(x.shape[0], -1, 8)
@@ -67,6 +68,7 @@ class _ViT(linen.Module):
 
 class _Block(linen.Module):
     @linen.compact
+    @promoting()
     def __call__(self, x, _):
         x = x + linen.MultiHeadDotProductAttention(num_heads=2)(linen.LayerNorm()(x))
         return x + linen.Dense(8)(linen.gelu(linen.Dense(16)(linen.LayerNorm()(x)))), None
@@ -122,7 +124,7 @@ def test_eigen_cam_is_the_first_singular_vector_and_its_derivative_exists_beside
         h = checkpoint_name(jax.nn.relu(x @ w) * alive, "maps")
         return jnp.sum(jnp.mean(h, 0))
 
-    w, alive = jax.random.normal(jax.random.key(0), (3, 6)), jnp.array([1.0, 1, 1, 1, 0, 0])
+    w, alive = jax.random.normal(jax.random.key(0), (3, 6)), jnp.array([[1.0, 1, 1, 1, 0, 0]])
     x = jax.random.normal(jax.random.key(1), (9, 3))
     explain = jx.eigen_cam(score, at="maps", upsample=False)
     u, s, _ = np.linalg.svd(np.maximum(x @ w, 0) * alive)
@@ -216,6 +218,7 @@ def test_the_default_layer_of_the_zoo_is_what_is_flattened_or_averaged(name, sha
     assert explain(X[0], Y[0])[1].layer.shape == shape
 
 
+_avg_pool = promoting()(linen.avg_pool)
 _WHERE = jax.random.uniform(jax.random.key(5), (12, 20)) > 0.5
 _WEIGHTS = jax.random.uniform(jax.random.key(5), (12, 20))[..., None]
 TAILS = {  # of a network with maps h, (12, 20, 8): those that average them and are linear, and those that do not
@@ -224,8 +227,8 @@ TAILS = {  # of a network with maps h, (12, 20, 8): those that average them and 
     "flat mean": (True, lambda h: _head(h.reshape(-1, 8).mean(0))),
     "mean of mean": (True, lambda h: _head(h.mean(0).mean(0))),
     "einsum": (True, lambda h: _head(jnp.einsum("hwc->c", h))),
-    "whole window": (True, lambda h: _head(linen.avg_pool(h[None], (12, 20))[0, 0, 0])),
-    "tiles": (True, lambda h: _head(linen.avg_pool(h[None], (3, 2), (3, 2)).mean((0, 1, 2)))),
+    "whole window": (True, lambda h: _head(_avg_pool(h[None], (12, 20))[0, 0, 0])),
+    "tiles": (True, lambda h: _head(_avg_pool(h[None], (3, 2), (3, 2)).mean((0, 1, 2)))),
     "two layers": (True, lambda h: _head(h.mean((0, 1)) @ _normal(8, 6) + 0.3)),
     "mean of logits": (True, lambda h: (h @ _normal(8, 5) + 0.2).mean((0, 1))[3]),
     "margin": (True, lambda h: (h.mean((0, 1)) @ _normal(8, 5))[jnp.array([3, 2])] @ jnp.array([1.0, -1])),
@@ -239,8 +242,8 @@ TAILS = {  # of a network with maps h, (12, 20, 8): those that average them and 
     "written over": (False, lambda h: _head(lax.dynamic_update_slice(h, 0 * h[:3], (0, 0, 0)).mean((0, 1)))),
     "part": (False, lambda h: _head(h[2:8, 3:9].mean((0, 1)))),
     "every second": (False, lambda h: _head(h[::2, ::2].mean((0, 1)))),
-    "part of a window": (False, lambda h: _head(linen.avg_pool(h[None], (10, 15))[0, 0, 0])),
-    "overlapping windows": (False, lambda h: _head(linen.avg_pool(h[None], (6, 4), (4, 4)).mean((0, 1, 2)))),
+    "part of a window": (False, lambda h: _head(_avg_pool(h[None], (10, 15))[0, 0, 0])),
+    "overlapping windows": (False, lambda h: _head(_avg_pool(h[None], (6, 4), (4, 4)).mean((0, 1, 2)))),
     "dilated window": (
         False,
         lambda h: _head(

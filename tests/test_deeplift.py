@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from deeplift_cases import RULES, B, U, V, W, X, gap, layer_norm
 from flax import nnx
-from helpers import relative, relu_net, text
+from helpers import promoting, relative, relu_net, text
 from jax import lax
 
 import jaxplain as jx
@@ -100,8 +100,8 @@ def _llama(x):
 NORMED = {
     "rms norms in a residual network": (_llama, jnp.array([1.0, 2.0, -0.5, 0.3])),
     "divided by a length": (lambda x: x[0] / jnp.sqrt(jnp.sum(x**2) + 1e-12), jnp.array([3.0, 4.0])),
-    "flax layer norm": (lambda x: _FLAX["layer"](x)[0], jnp.array([3.0, 4.0, 1.0, -1.0])),
-    "flax group norm": (lambda x: _FLAX["group"](x[None])[0, 0], jnp.array([3.0, 4.0, 1.0, -1.0])),
+    "flax layer norm": (promoting()(lambda x: _FLAX["layer"](x)[0]), jnp.array([3.0, 4.0, 1.0, -1.0])),
+    "flax group norm": (promoting()(lambda x: _FLAX["group"](x[None])[0, 0]), jnp.array([3.0, 4.0, 1.0, -1.0])),
     "a factor that is a reciprocal": (
         lambda x: jnp.sum(jax.nn.silu(x) * lax.rsqrt(jnp.mean(x * x) + 1e-6)),
         jnp.array([3.0, 4.0, 1.0, -1.0]),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from deeplift_cases import RULES, W2, B, U, V, W, X, gap, layer_norm, missing
 from flax import linen, nnx
-from helpers import relative
+from helpers import promoting, relative
 from jax import lax
 from models import MODELS
 from registry import scaled
@@ -127,6 +127,7 @@ def _reused():
 
     class Net(linen.Module):
         @linen.compact
+        @promoting()
         def __call__(self, x):
             x = act(linen.Dense(8, param_dtype=jnp.float64)(x))
             return linen.Dense(1, param_dtype=jnp.float64)(act(linen.Dense(8, param_dtype=jnp.float64)(x)))[0]
@@ -153,23 +154,30 @@ def _images(pool):
         lambda x: x.reshape(*x.shape[:-3], -1),
         nnx.Linear(64, 3, param_dtype=jnp.float64, rngs=nnx.Rngs(2)),
     )
-    return lambda x: net(x[None])[0, 1], jax.random.normal(jax.random.key(0), (8, 8, 1))
+    return promoting()(lambda x: net(x[None])[0, 1]), jax.random.normal(jax.random.key(0), (8, 8, 1))
 
 
+@promoting()
 def _lstm():
     rnn = linen.RNN(linen.LSTMCell(8, param_dtype=jnp.float64))
     x = jax.random.normal(jax.random.key(1), (5, 6))
     variables = rnn.init(jax.random.key(0), x[None])
-    return lambda x: rnn.apply(variables, x[None])[0, -1, 0], x
+    return promoting()(lambda x: rnn.apply(variables, x[None])[0, -1, 0]), x
 
 
+@promoting()
 def _transformer_block():
     block = linen.MultiHeadDotProductAttention(2, param_dtype=jnp.float64)
     x = jax.random.normal(jax.random.key(1), (5, 6))
     variables = block.init(jax.random.key(0), x, x)
     norm = linen.LayerNorm(param_dtype=jnp.float64)
     scale = norm.init(jax.random.key(0), x)
-    return lambda x: jnp.sum((x + block.apply(variables, norm.apply(scale, x), norm.apply(scale, x)))[0] * V[0]), x
+
+    @promoting()
+    def score(x):
+        return jnp.sum((x + block.apply(variables, norm.apply(scale, x), norm.apply(scale, x)))[0] * V[0])
+
+    return score, x
 
 
 COMPLAINTS = {

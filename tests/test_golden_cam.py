@@ -21,7 +21,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden" / "cam"
 def _conv(w, x, name):
     layout = ("NHWC", "HWIO", "NHWC")
     y = lax.conv_general_dilated(x[None], w[f"{name}.kernel"], (1, 1), "SAME", dimension_numbers=layout)[0]
-    return y + w[f"{name}.bias"]
+    return y + w[f"{name}.bias"][None, None]
 
 
 def _maps(w, x, activation):

@@ -99,7 +99,7 @@ def test_a_convolution_and_a_dense_layer_are_the_authors_formula(rule):
         return lax.conv_general_dilated(x.reshape(1, 4, 4, 1), kernel, (1, 1), "SAME", dimension_numbers=dims)
 
     def score(x):
-        x = jax.nn.relu(conv(x) + bias).ravel()
+        x = jax.nn.relu(conv(x) + bias[None, None, None]).ravel()
         return (jax.nn.relu(x @ hidden[0] + hidden[1]) @ end[0] + end[1])[0]
 
     matrix = np.asarray(jax.jacobian(lambda x: conv(x).ravel())(jnp.zeros(16))).T

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import relative, relu_net
+from helpers import promoting, relative, relu_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from registry import METHODS
@@ -154,8 +154,9 @@ def test_weights_changed_in_place_are_seen():
     from flax import nnx
 
     net = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
-    explain = jx.gradient(lambda x: net(x)[0])
+    score = promoting()(lambda x: net(x)[0])
+    explain = jx.gradient(score)
     before = explain(jnp.ones(3))
     net.kernel[...] = 2 * net.kernel[...]
     np.testing.assert_allclose(explain(jnp.ones(3)), 2 * before, rtol=1e-6)
-    np.testing.assert_allclose(jx.integrated_gradients(lambda x: net(x)[0])(jnp.ones(3)), 2 * before, rtol=1e-6)
+    np.testing.assert_allclose(jx.integrated_gradients(score)(jnp.ones(3)), 2 * before, rtol=1e-6)

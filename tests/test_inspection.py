@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import relative
+from helpers import promoting, relative
 from models import MODELS
 
 import jaxplain as jx
@@ -89,6 +89,7 @@ class _Net(nnx.Module):
         self.head = nnx.Linear(4, 2, rngs=rngs)
         self.tail = self.head
 
+    @promoting()
     def __call__(self, x):
         for block in self.blocks:
             x = block(x)
@@ -188,6 +189,7 @@ def test_named_leaves_static_methods_and_properties_alone():
             self.layer = nnx.Linear(3, 2, rngs=rngs)
             self.inner = Inner(rngs)
 
+        @promoting()
         def __call__(self, x):
             return self.inner(self.layer(x))
 

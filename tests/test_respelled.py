@@ -285,7 +285,7 @@ def test_softmax_and_log_softmax_survive_extreme_logits():
     logits = jnp.array([0.0, 87.0, 0.0], jnp.float32)
     shared = jx.lrp(lambda x: -jnp.log(jax.nn.softmax(x)[0]), rules=rules.epsilon())(logits)
     assert relative(shared, [0.0, -(87.0**2), 0.0]) < 1e-6  # x_k (R_k − p_k ΣR) with R = 87 at the first
-    masked = lambda x: jax.nn.log_softmax(x + jnp.array([0.0, -jnp.inf, 0.0]))[0]
+    masked = lambda x: jax.nn.log_softmax(x + jnp.array([0.0, -jnp.inf, 0.0], x.dtype))[0]
     assert jnp.all(jnp.isfinite(jx.lrp(masked, rules=rules.epsilon())(logits / 10)))
 
 

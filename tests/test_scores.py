@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import text
+from helpers import promoting, text
 from models import nnx_model
 
 import jaxplain as jx
@@ -82,6 +82,7 @@ class LinenNet(nn.Module):
     dropout: bool = True
 
     @nn.compact
+    @promoting()
     def __call__(self, x, train):
         x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x))
         return nn.Dropout(0.5, deterministic=not (train and self.dropout))(x)

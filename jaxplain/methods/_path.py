@@ -17,7 +17,7 @@ from jaxplain._checks import chunk_of, not_negative, positive_int
 from jaxplain._engine.affine_prefix import affine_prefix
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
-from jaxplain._leaves import mapped_like, multiply, subtract, total
+from jaxplain._leaves import common_dtype, mapped_like, multiply, subtract, total
 from jaxplain._quadrature import nodes_and_weights
 from jaxplain._references import References, draw, is_drawn, pool_of
 from jaxplain._types import ArgNums, Baseline, Leaves, PyTree, Score
@@ -159,7 +159,7 @@ def integrated_gradients(
 
     def compute(call: Call, key: Any, with_info: bool) -> tuple[Leaves, Info | None]:
         paths = _paths(call, baseline, key)
-        dtype = jnp.result_type(*call.x)
+        dtype = common_dtype(*call.x)
         alphas, w = jnp.asarray(nodes, dtype), jnp.asarray(weights / paths.n, dtype)
 
         value = start = jnp.zeros((), dtype)
@@ -252,7 +252,7 @@ def _refine(
         |     x     |     x     |        2 cells
         | o | x | o | o | x | o |        6 cells: evaluates o, at 1/6 and 5/6 of the old cells, and reuses x
     """
-    dtype = jnp.result_type(*first)
+    dtype = common_dtype(*first)
     bound = tol * jnp.maximum(jnp.abs(delta_f), atol)
     # Not jnp.int32(0), because JAX cannot map a loop over an Explicit mesh axis if its carry was made without a mesh.
     zero = jnp.zeros(1, jnp.int32)[0]
@@ -352,7 +352,7 @@ def expected_gradients(
 
     def compute(call: Call, key: Any, with_info: bool) -> tuple[Leaves, Info | None]:
         sample = draw(references, call.arguments)
-        dtype = jnp.result_type(*call.x)
+        dtype = common_dtype(*call.x)
 
         def one(k: jax.Array) -> tuple[Leaves, Leaves]:
             reference_key, alpha_key = jax.random.split(jax.random.fold_in(key, k))

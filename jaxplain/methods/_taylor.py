@@ -9,7 +9,7 @@ from jax import lax
 from jaxplain._checks import positive_int
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer
-from jaxplain._leaves import mapped_like, multiply, subtract, total
+from jaxplain._leaves import common_dtype, mapped_like, multiply, subtract, total
 from jaxplain._types import ArgNums, Leaves, LikeInput, Score
 
 
@@ -141,7 +141,7 @@ def _search(call: Call, plan: LineSearch) -> tuple[Leaves, jax.Array]:
     def along(u: jax.Array) -> jax.Array:
         return call.value(at(u))
 
-    dtype = jnp.result_type(*call.x)
+    dtype = common_dtype(*call.x)
     values = lax.map(along, jnp.linspace(1, 0, plan.n_points + 1, dtype=dtype))
     sign = jnp.sign(values[0])
     crossed = sign * values <= 0

@@ -22,7 +22,7 @@ from jaxplain._checks import chunk_of, positive_int, require_callable
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._explainer import Call
 from jaxplain._groups import groups_of, patches
-from jaxplain._leaves import cast_like
+from jaxplain._leaves import cast_like, common_dtype
 from jaxplain._types import ArgNums, Explain, GroupLabels, Leaves, Score, traits
 from jaxplain.metrics._protocol import Compute, CurveMeasure, all_finite, relevance_of
 from jaxplain.metrics.removal import Replacement, draws, filler, impute
@@ -427,7 +427,7 @@ def _path(
         counts = jnp.where(points > 0, jnp.maximum(counts, 1), 0)  # a removal removes something
         fill = filler(call.arguments, baseline)
         removal_key, explain_key = _two_keys(key)
-        share = (counts / n_present).astype(jnp.result_type(*call.x))
+        share = (counts / n_present).astype(common_dtype(*call.x))
         counts = counts.astype(jnp.int32)
 
         def turns(relevance: Leaves) -> jax.Array:

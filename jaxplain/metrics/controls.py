@@ -11,6 +11,7 @@ from jaxplain._accumulate import evaluate
 from jaxplain._checks import chunk_of
 from jaxplain._explainer import Call, Explainer, Info, make_explainer
 from jaxplain._groups import groups_of
+from jaxplain._leaves import common_dtype
 from jaxplain._types import ArgNums, GroupLabels, Leaves, Score
 from jaxplain.metrics.removal import Replacement, draws, filler
 
@@ -98,7 +99,7 @@ def greedy(
             return is_removed.at[chosen].set(True), chosen
 
         order = lax.scan(step, _compat.varying_like(jnp.zeros(n, bool), call.x[0]), jnp.arange(n))[1]
-        dtype = jnp.result_type(*call.x)
+        dtype = common_dtype(*call.x)
         turn = jnp.zeros(n, dtype).at[order].set(n - jnp.arange(n, dtype=dtype))
         info = Info(value=call.value(call.x), n_gradients=jnp.int32(0), n_evaluations=jnp.int32(n * n + 1))
         return labeled.spread(turn, alone=0), info
