@@ -16,7 +16,7 @@ from jaxplain._arguments import Arguments
 from jaxplain._checks import one_key, require_callable
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._ir.program import Program, stage_score
-from jaxplain._leaves import cast_like, total, upcast, wide_dtype
+from jaxplain._leaves import cast_like, same_dtype, total, upcast, wide_dtype
 from jaxplain._types import ArgNums, Args, Explain, Leaves, PyTree, Score, traits
 
 
@@ -71,7 +71,8 @@ class Info(NamedTuple):
 def sum_gap(leaves: Leaves, value: jax.Array, baseline_value: jax.Array | float = 0.0) -> jax.Array:
     """Σ attribution − (value − baseline_value), in the attribution's precision, because a bf16 score has 3 digits."""
     summed = total(leaves)
-    return summed - (value.astype(summed.dtype) - baseline_value)
+    summed, value, baseline = same_dtype(summed, value.astype(summed.dtype), baseline_value)
+    return summed - (value - baseline)
 
 
 class Call:

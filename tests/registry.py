@@ -137,7 +137,7 @@ METHODS: dict[str, Method] = {
 
 
 def scaled(factor: float, tree: Any) -> Any:
-    return jax.tree.map(lambda a: (factor * a).astype(a.dtype), tree)
+    return jax.tree.map(lambda a: a if a.dtype == bool else (factor * a).astype(a.dtype), tree)
 
 
 def _with_root(f: Callable, x: Any) -> Callable:

@@ -24,7 +24,7 @@ REFUSED = {
     "batched score": (lambda: IG(lambda x: x[:, None])(X), jx.ScoreError, ["one number for one example"]),
     "score with aux": (lambda: jx.gradient(lambda x: (jnp.sum(x), x))(X), jx.ScoreError, ["tuple", "[0]"]),
     "integer score": (lambda: jx.gradient(lambda x: jnp.argmax(x))(X), jx.ScoreError, ["int", "not the prediction"]),
-    "complex score": (lambda: jx.gradient(lambda x: jnp.sum(x) * 1j)(X), jx.ScoreError, ["complex"]),
+    "complex score": (lambda: jx.gradient(lambda x: jnp.sum(x).astype(complex))(X), jx.ScoreError, ["complex"]),
     "integer input": (
         lambda: jx.gradient(f)(jnp.arange(3)),
         jx.InputError,
@@ -32,7 +32,7 @@ REFUSED = {
     ),
     "boolean input": (lambda: IG(f)(jnp.array([True])), jx.InputError, ["bool"]),
     "complex input": (
-        lambda: jx.gradient(lambda x: jnp.abs(x).sum())(X * 1j),
+        lambda: jx.gradient(lambda x: jnp.abs(x).sum())(X.astype(complex)),
         jx.InputError,
         ["complex128", "imaginary"],
     ),
@@ -78,14 +78,18 @@ REFUSED = {
         ["1 entries", "2 entries"],
     ),
     "complex baseline": (
-        lambda: IG(f, baseline=X * 1j)(X),
+        lambda: IG(f, baseline=X.astype(complex))(X),
         jx.InputError,
         ["`baseline` must be real", "argument 0", "complex128", "score(re, im)"],
     ),
     "complex number as baseline": (lambda: IG(f, baseline=1j)(X), jx.InputError, ["`baseline`", "complex"]),
-    "complex baseline function": (lambda: IG(f, baseline=lambda x: x * 1j)(X), jx.InputError, ["`baseline`"]),
+    "complex baseline function": (
+        lambda: IG(f, baseline=lambda x: x.astype(complex))(X),
+        jx.InputError,
+        ["`baseline`"],
+    ),
     "complex references": (
-        lambda: IG(f, baseline=jx.references(jnp.ones((2, 3)) * 1j))(X),
+        lambda: IG(f, baseline=jx.references(jnp.ones((2, 3), complex)))(X),
         jx.InputError,
         ["`references`"],
     ),

@@ -73,7 +73,7 @@ def test_with_biases_the_gap_says_what_is_missing():
 @pytest.mark.parametrize(("reduction", "want"), [("max", 3.0), ("mean", 2.0), ("sum", 6.0), ("norm", np.sqrt(14.0))])
 def test_saliency_reduces_channels(reduction, want):
     image = jnp.ones((2, 4, 3))
-    explain = jx.saliency(lambda x: jnp.sum(x * jnp.array([1.0, -2.0, 3.0])), channel_axis=-1, reduction=reduction)
+    explain = jx.saliency(lambda x: jnp.sum(x * jnp.array([[[1.0, -2.0, 3.0]]])), channel_axis=-1, reduction=reduction)
     np.testing.assert_allclose(explain(image), np.full((2, 4), want))
 
 

@@ -44,7 +44,7 @@ def test_the_ledger_names_what_the_bias_takes():
     x = jnp.array([1.0, 2.0])
     accounts = jx.ledger(score, rules=jx.rules.epsilon(1e-12))(x)
     hidden = x @ w + b
-    by_hand = jnp.sum(b * v * (hidden > 0))
+    by_hand = jnp.sum(jnp.where(hidden > 0, b * v, 0))
     kinds = [node.kind for node in accounts.nodes]
     assert kinds == ["dense", "activation", "dense"]
     np.testing.assert_allclose(accounts.to_bias, [by_hand, 0, 0], atol=1e-10)

@@ -352,10 +352,10 @@ SMOOTH = {
 
 def _everything(w, x):
     """A net with a convolution, max-pooling, a gate, attention, a normalization and log-softmax."""
-    h = _windows(lax.max, -jnp.inf)(jnp.tanh(_conv(x, w["k"]) + w["b"])).reshape(9, 2)
+    h = _windows(lax.max, -jnp.inf)(jnp.tanh(_conv(x, w["k"]) + w["b"][None, None])).reshape(9, 2)
     h = h * jax.nn.sigmoid(h @ w["g"])
     h = h + jax.nn.softmax(h @ w["q"] @ h.T) @ h
-    h = (h - h.mean(0)) / jnp.sqrt(h.var(0) + 0.1)
+    h = (h - h.mean(0)[None]) / jnp.sqrt(h.var(0)[None] + 0.1)
     return jax.nn.log_softmax(h.ravel() @ w["o"])[1]
 
 

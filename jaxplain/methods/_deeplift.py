@@ -17,7 +17,7 @@ from jaxplain._engine.paired import Paired, PairedRule, difference, paired_repla
 from jaxplain._errors import NonFiniteError, SettingError, UnexplainedChangeError, UnknownNodeError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
 from jaxplain._ir.program import Program
-from jaxplain._leaves import cast_like, multiply, subtract, total, upcast
+from jaxplain._leaves import cast_like, multiply, same_dtype, subtract, total, upcast
 from jaxplain._references import hidden, is_drawn, pool_of
 from jaxplain._types import ArgNums, Baseline, Leaves, Score
 from jaxplain.methods._propagation import count_of, listed, require_rules
@@ -186,7 +186,7 @@ def _sums(contributions: Leaves, value: jax.Array, value0: jax.Array, tolerance:
     gap = jnp.abs(sum_gap(contributions, value, value0))
     if tolerance == float("inf"):
         return jnp.isfinite(gap)
-    distributed = total(tuple(map(jnp.abs, contributions)))
+    distributed, value, value0 = same_dtype(total(tuple(map(jnp.abs, contributions))), value, value0)
     size = jnp.maximum(distributed, jnp.abs(value - value0))
     rounding = jnp.maximum(jnp.abs(value), jnp.abs(value0))  # of the score's own two values
     return gap <= tolerance * size + tolerance**2 * 10 * rounding + smallest  # and not NaN

@@ -17,7 +17,7 @@ from jaxplain._checks import chunk_of, not_negative, positive_int
 from jaxplain._engine.affine_prefix import affine_prefix
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
-from jaxplain._leaves import common_dtype, mapped_like, multiply, subtract, total
+from jaxplain._leaves import common_dtype, mapped_like, multiply, same_dtype, subtract, total
 from jaxplain._quadrature import nodes_and_weights
 from jaxplain._references import References, draw, is_drawn, pool_of
 from jaxplain._types import ArgNums, Baseline, Leaves, PyTree, Score
@@ -175,8 +175,9 @@ def integrated_gradients(
             weight = w[k % n_steps]
             if not complete:
                 return (_scale(weight, summand),)
-            tilted = weight * (slope - mean)
-            return _scale(weight, summand), _scale(tilted[0], summand), tilted, tilted * (slope - mean)
+            weight, slope, delta_f = same_dtype(weight, slope, mean)
+            tilted = weight * (slope - delta_f)
+            return _scale(weight, summand), _scale(tilted[0], summand), tilted, tilted * (slope - delta_f)
 
         summed, *moments = accumulate(term, paths.n * n_steps, chunk)
         if not (with_info or complete or tol is not None):
@@ -258,7 +259,8 @@ def _refine(
     zero = jnp.zeros(1, jnp.int32)[0]
 
     def miss(summed: Leaves) -> jax.Array:
-        return jnp.abs(paths.total(summed) - delta_f)
+        reached, wanted = same_dtype(paths.total(summed), delta_f)
+        return jnp.abs(reached - wanted)
 
     def fresh_nodes(cells: jax.Array, first_round: jax.Array) -> Callable[[jax.Array], jax.Array]:
         def node(j: jax.Array) -> jax.Array:
@@ -294,11 +296,11 @@ def _refine(
         upcoming = jnp.where(state.cells == 0, 2 * n_steps, 2 * state.cells)
         affordable = state.steps + upcoming <= max_steps
         # A NaN cannot improve, and would keep its whole batch running without the last condition.
-        return (miss(state.best) > bound) & affordable & jnp.isfinite(delta_f)
+        return jnp.greater(*same_dtype(miss(state.best), bound)) & affordable & jnp.isfinite(delta_f)
 
     end = lax.while_loop(unfinished, round_, _Round(first, first, zero, zero + n_steps))
     summed = tuple(_compat.forward_only(leaf, _NO_REVERSE) for leaf in end.best)
-    return summed, end.steps, miss(end.best) <= bound
+    return summed, end.steps, jnp.less_equal(*same_dtype(miss(end.best), bound))
 
 
 class _Round(NamedTuple):

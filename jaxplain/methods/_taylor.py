@@ -9,7 +9,7 @@ from jax import lax
 from jaxplain._checks import positive_int
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer
-from jaxplain._leaves import common_dtype, mapped_like, multiply, subtract, total
+from jaxplain._leaves import common_dtype, mapped_like, multiply, same_dtype, subtract, total
 from jaxplain._types import ArgNums, Leaves, LikeInput, Score
 
 
@@ -114,7 +114,8 @@ def taylor(
         if not with_info:
             return attribution, None
         value = call.value(call.x)
-        residual = value - root_value - total(attribution)
+        change, explained = same_dtype(value - root_value, total(attribution))
+        residual = change - explained
         info = Info(
             value=value,
             baseline_value=root_value,
@@ -161,6 +162,6 @@ def _search(call: Call, plan: LineSearch) -> tuple[Leaves, jax.Array]:
     # One Newton step with a constant slope does not move the root, but gives it the right derivative.
     at_root, gradient = call.value_and_gradient(at(u))
     slope = lax.stop_gradient(total(multiply(gradient, way)))
-    offset = at_root - lax.stop_gradient(at_root)
+    slope, offset = same_dtype(slope, at_root - lax.stop_gradient(at_root))
     u = u - jnp.where(slope == 0, 0, offset / jnp.where(slope == 0, 1, slope)).astype(dtype)
     return at(u), found

@@ -485,7 +485,8 @@ def _revealed(layer: Layer, reference: Layer, changes: Sequence[Parts]) -> tuple
     # The slope is the limit of a multiplier for a part that vanishes. Where the slope is so large that rounding errors
     # times it would matter (1/√v near zero), the secant takes its place.
     size = reduce(jnp.maximum, map(jnp.abs, (x, x0, up, down)))
-    slope = jnp.where(jnp.abs(slope) * size <= 100 * jnp.abs(difference(y, y0)), slope, secant)
+    is_exact = wide(jnp.abs(slope) * size) <= 100 * jnp.abs(difference(y, y0))
+    slope = jnp.where(is_exact, wide(slope), secant)
     # If one part is no larger than rounding errors, it gets the slope, and the other part the rest of Δy.
     runs, sizes = [wide(v) for v in (up, down)], (x, x0, up, down)
     exceeds = [_exceeds_rounding(v, *sizes) for v in runs]
