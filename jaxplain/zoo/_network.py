@@ -208,6 +208,7 @@ def _nnx_functional(
     graph, _ = nnx.split(abstract, nnx.Param)
 
     def apply(params: Params, images: jax.Array) -> jax.Array:
-        return nnx.merge(graph, params)(images)
+        with jax.numpy_dtype_promotion("standard"):  # because average pooling of Flax divides floats by integers
+            return nnx.merge(graph, params)(images)
 
     return init, apply
