@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxplain._checks import one_of, require_callable
 from jaxplain._errors import LabelError, ModelModeError, NonFiniteError, ScoreError, SettingError, explain_error
 from jaxplain._ir.program import Program
+from jaxplain._leaves import same_dtype
 from jaxplain._types import PyTree
 
 
@@ -119,7 +120,8 @@ def _margin(z: jax.Array, label: int | jax.Array) -> jax.Array:
     if z.shape[0] < 2:
         raise ScoreError(explain_error("logit: a margin needs at least two classes.", got=f"{z.shape[0]} class"))
     picked = _pick(z, label)
-    return picked - jnp.max(jnp.where(jnp.arange(z.shape[0]) == label, -jnp.inf, z))
+    classes, label = same_dtype(jnp.arange(z.shape[0]), label)
+    return picked - jnp.max(jnp.where(classes == label, -jnp.inf, z))
 
 
 _SCORES: dict[str, Callable[..., jax.Array]] = {

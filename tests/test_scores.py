@@ -151,7 +151,7 @@ def test_randomness_that_does_not_reach_the_score_is_fine():
 
 def test_check_finds_models_that_mix_examples():
     with pytest.raises(jx.ModelModeError) as error:
-        jx.check(lambda x: x - x.mean(axis=0), jax.random.normal(jax.random.key(0), (5, 6)))
+        jx.check(lambda x: x - x.mean(axis=0, keepdims=True), jax.random.normal(jax.random.key(0), (5, 6)))
     assert "example 0" in text(error) and "largest difference" in text(error)
     with pytest.raises(jx.ModelModeError, match="example 0 alone and in the batch differ"):
         jx.check(lambda x: x / len(x), jax.random.normal(jax.random.key(0), (5, 6)))
@@ -173,7 +173,7 @@ def test_check_finds_models_that_mix_examples():
 def test_check_finds_mixing_beside_a_large_offset_and_a_large_example():
     xs, w = jax.random.normal(jax.random.key(0), (5, 6), jnp.float32), W.astype(jnp.float32)
     honest = lambda x: x @ w + jnp.float32(1e3)
-    mixing = lambda x: honest(x) + 1e-3 * jnp.mean(x @ w, axis=0)
+    mixing = lambda x: honest(x) + 1e-3 * jnp.mean(x @ w, axis=0, keepdims=True)
     for batch in (xs, xs.at[4].mul(1e6)):
         jx.check(honest, batch)
         with pytest.raises(jx.ModelModeError, match="example 0 changes with the other examples"):

@@ -49,7 +49,8 @@ def test_line_search_in_float32_ends_at_rounding():
 
 
 def test_a_root_at_zero_keeps_the_gradient_of_the_piece_that_x_is_on():
-    f = relu_net(jax.random.key(0), (5, 7, 6, 1))
+    net = relu_net(jax.random.key(0), (5, 7, 6, 1))
+    f = lambda x: net(x.astype(jnp.float64))
     for x in (jnp.arange(1.0, 6), jnp.arange(1, 6, dtype=jnp.float32)):
         got, info = jx.with_info(jx.taylor(f, root=jx.line_search()))(x)
         assert info.converged
