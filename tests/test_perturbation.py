@@ -260,7 +260,7 @@ def test_several_references_are_averaged(method, key):
 def test_the_score_need_not_be_differentiable(method, key):
     def score(x):
         steps = lax.while_loop(lambda s: s < jnp.max(x), lambda s: s + 0.1, -5.0)  # no reverse mode
-        rounded = jnp.sum(jnp.round(4 * x).astype(jnp.int32) * jnp.arange(N))
+        rounded = jnp.sum(jnp.round(4 * x).astype(jnp.int32) * jnp.arange(N, dtype=jnp.int32))
         return jnp.float64(jnp.argmax(x) == 1) + rounded + steps
 
     got = run(METHODS[method](score), X, key=key)

@@ -416,7 +416,7 @@ def test_moves_of_an_image_that_is_not_square_are_those_of_scipy():
 
 def test_boxes_of_channels_and_of_decoders():
     low, high = jnp.array([0.0, -2.0]), jnp.array([1.0, 5.0])
-    x = low + (high - low) * jax.random.uniform(jax.random.key(0), (4, 5, 2))
+    x = low[None, None] + (high - low)[None, None] * jax.random.uniform(jax.random.key(0), (4, 5, 2))
     box = prototypes.box(low, high)
     assert relative(box.decode(box.encode(x)), x) < 1e-9
     made = prototypes.box(0, 1, of=prototypes.decoder(lambda z: 3 * z))
