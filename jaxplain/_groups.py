@@ -12,7 +12,7 @@ from jax import lax
 from jaxplain._arguments import Arguments
 from jaxplain._checks import positive_int
 from jaxplain._errors import InputError, SettingError, StructureError, explain_error
-from jaxplain._leaves import common_dtype
+from jaxplain._leaves import common_dtype, same_dtype
 from jaxplain._types import GroupLabels, Leaves, Masks, PyTree
 
 
@@ -32,7 +32,7 @@ class Groups(NamedTuple):
     def masks(self, group: jax.Array) -> Masks:
         """The features of one group."""
         return tuple(
-            jnp.zeros(shape, bool) if labels is None else jnp.broadcast_to(labels == group, shape)
+            jnp.zeros(shape, bool) if labels is None else jnp.broadcast_to(jnp.equal(*same_dtype(labels, group)), shape)
             for shape, labels in zip(self.shapes, self.labels, strict=True)
         )
 

@@ -178,7 +178,7 @@ def test_every_order_by_hand(key):
 def test_shares_of_a_group_sum_to_its_value(key):
     groups, f = jnp.arange(len(W)) // 3, lambda x: jnp.sum(jnp.tanh(x * W)) + x[0] * x[-1]
     x = jnp.linspace(-1, 2, len(W))
-    sizes = jnp.bincount(groups)[groups]
+    sizes = jnp.bincount(groups)[groups].astype(x.dtype)
     for method, settings in ((jx.ablation, {}), (jx.shapley_sampling, {"n_samples": 3})):
         whole, info = run(jx.with_info(method(f, groups=groups, **settings)), x, key=key)
         shared, same = run(jx.with_info(method(f, groups=groups, share=True, **settings)), x, key=key)
@@ -261,7 +261,7 @@ def test_the_score_need_not_be_differentiable(method, key):
     def score(x):
         steps = lax.while_loop(lambda s: s < jnp.max(x), lambda s: s + 0.1, -5.0)  # no reverse mode
         rounded = jnp.sum(jnp.round(4 * x).astype(jnp.int32) * jnp.arange(N, dtype=jnp.int32))
-        return jnp.float64(jnp.argmax(x) == 1) + rounded + steps
+        return jnp.float64(jnp.argmax(x) == 1) + rounded.astype(x.dtype) + steps
 
     got = run(METHODS[method](score), X, key=key)
     assert jnp.abs(got).max() > 0.1
@@ -285,7 +285,10 @@ TREE = {"image": IMAGE, "meta": (X[:3],), "count": jnp.int32(3), "bias": jnp.flo
 
 
 def of_tree(x):
-    return of_image(x["image"]) * jnp.tanh(x["meta"][0]).sum() + x["count"] * x["meta"][0][0] * x["bias"]
+    return (
+        of_image(x["image"]) * jnp.tanh(x["meta"][0]).sum()
+        + x["count"].astype(jnp.float64) * x["meta"][0][0] * x["bias"]
+    )
 
 
 def test_pytrees_share_labels_and_have_windows_of_their_own(key):
@@ -471,7 +474,10 @@ REFUSED = {
     "no function": (lambda: ablation(X), ["must be a function"]),
     "baseline shape": (lambda: ablation(NET, baseline=jnp.zeros(4))(X), ["`baseline`", "(4,)"]),
     "nothing to explain": (lambda: ablation(lambda x: 1.0)(jnp.zeros(0)), ["empty", "((0,),)"]),
-    "dropout": (lambda: ablation(lambda x: NET(x * jax.random.bernoulli(jax.random.key(0), 0.5, (N,))))(X), ["random"]),
+    "dropout": (
+        lambda: ablation(lambda x: NET(jnp.where(jax.random.bernoulli(jax.random.key(0), 0.5, (N,)), x, 0)))(X),
+        ["random"],
+    ),
 }
 
 
@@ -499,7 +505,7 @@ def test_float64_agrees_with_captum(network, monkeypatch):
     weights = {key[8:]: jnp.asarray(value) for key, value in stored.items() if key.startswith("weights/")}
     score = lambda x, label: NETWORKS[network](weights, x)[label]
     # The stored permutations list groups by turn; ours are turns by group.
-    turns = jnp.argsort(jnp.asarray(stored["orders"]), axis=1)
+    turns = jnp.argsort(jnp.asarray(stored["orders"]), axis=1).astype(jnp.int32)
     monkeypatch.setattr(perturbation, "_turns", lambda key, k, n: turns[k])
     options = {"baseline": jnp.asarray(stored["baseline"]), "chunk_size": 8}
     explainers = {

@@ -40,7 +40,7 @@ def test_a_quadratic_reaches_its_optimum_and_centers_may_depend_on_the_class():
         n_steps=100,
     )
     found = jax.vmap(pull, in_axes=(None, 0))(jnp.zeros(6), jnp.arange(3))
-    assert relative(found.x, centers + W / 0.5) < 1e-9
+    assert relative(found.x, centers + W[None] / 0.5) < 1e-9
     in_pairs = optax.MultiSteps(optax.sgd(0.1), 2)
     after_two = jx.activation_maximization(lambda x: W @ x, optimizer=in_pairs, n_steps=2)(jnp.zeros(6))
     assert relative(after_two.x, 0.1 * W) < 1e-6  # one step, of the mean of two gradients, which optax keeps in float32
