@@ -65,7 +65,7 @@ def _internal_influence(score):
 
     def explain(x, label):
         gradients = jax.vmap(lambda x: jax.grad(decode)(encode(x, label), x, label))(
-            x * (nodes[:, None, None, None] + 1) / 2
+            x[None] * (nodes[:, None, None, None] + 1) / 2
         )
         return jnp.tensordot(weights / 2, gradients, 1)
 
