@@ -349,7 +349,7 @@ def test_transforms_are_drawn_anew_applied_in_order_and_not_seen_by_penalties():
 def test_what_is_traced_may_be_anything():
     run = lambda rate: jx.activation_maximization(lambda x: W @ x, optimizer=optax.sgd(rate), n_steps=3)(jnp.zeros(6)).x
     rates = jnp.array([0.1, 0.2])
-    assert relative(jax.vmap(run)(rates), 3 * rates[:, None] * W) < 1e-12
+    assert relative(jax.vmap(run)(rates), 3 * rates[:, None] * W[None]) < 1e-12
     assert relative(jax.jacfwd(run)(0.1), 3 * W) < 1e-12
     assert relative(jax.jit(lambda: run(0.1))(), 0.3 * W) < 1e-12
     watched = lambda s: (
