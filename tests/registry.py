@@ -32,7 +32,12 @@ class Method(NamedTuple):
 
 
 def _pool(x: Any) -> Any:
-    return jx.references(jax.tree.map(lambda leaf: jnp.stack([leaf * 0, leaf]), x))
+    return jx.references(jax.tree.map(lambda leaf: jnp.stack([_zeros(leaf), leaf]), x))
+
+
+def _zeros(leaf: Any) -> Any:
+    """Zeros that vary over meshes as the leaf does."""
+    return leaf & False if leaf.dtype == bool else leaf * 0
 
 
 def _two(x: Any) -> Any:

@@ -107,7 +107,8 @@ def mixture(expert: RBM) -> tuple[np.ndarray, np.ndarray]:
     """The logarithms of the shares and the means of the Gaussians: what completing the square leaves over."""
     hs = states(len(expert.hidden_bias))
     means = np.asarray(jax.vmap(expert.visible)(hs))
-    back, b = (means - expert.visible_bias) / expert.sigma, expert.visible_bias / expert.sigma
+    bias, sigma = np.asarray(expert.visible_bias), np.asarray(expert.sigma)
+    back, b = (means - bias) / sigma, bias / sigma
     return log_softmax(np.asarray(hs @ expert.hidden_bias + np.sum(b * back + back**2 / 2, 1))), means
 
 
@@ -156,7 +157,7 @@ def test_gibbs_sampling_of_real_pixels_has_the_moments_of_the_mixture() -> None:
     log_shares, means = mixture(expert)
     shares = np.exp(log_shares)
     mean = shares @ means
-    square = shares @ (means**2 + expert.sigma**2)
+    square = shares @ (means**2 + np.asarray(expert.sigma) ** 2)
     n = 5_000
     xs = jax.jit(jax.vmap(partial(expert.gibbs, x=jnp.zeros(2), n_steps=30)))(jax.random.split(KEY, n))
     error = np.sqrt((square - mean**2) / n)
