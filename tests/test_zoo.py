@@ -106,7 +106,7 @@ def test_class_activation_maps_of_gap_networks_average_to_the_logits(name: str, 
         maps = jax.lax.conv_general_dilated(
             maps, conv["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        maps = jax.nn.relu(maps + conv["bias"])
+        maps = jax.nn.relu(maps + conv["bias"][None, None, None])
         if depth < 2:
             n, height, width, channels = maps.shape
             maps = maps.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))

@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen, nnx, traverse_util
 
 from jaxplain._errors import SettingError, explain_error
+from jaxplain._leaves import same_dtype
 from jaxplain.datasets import mnist
 from jaxplain.zoo._networks import CNN, GAP, MLP, AllConv, ClutteredFlatten, ClutteredGAP, StridedCNN
 from jaxplain.zoo._training import fit, scenes, shifted
@@ -155,7 +156,7 @@ def accuracy(net: Network, images: jax.Array | np.ndarray, labels: jax.Array | n
     for start in range(0, len(images), 1000):  # in parts, to bound memory
         part = slice(start, start + 1000)
         logits = apply(net.params, jnp.asarray(images[part]))
-        right += int(jnp.sum(logits.argmax(-1) == labels[part]))
+        right += int(jnp.sum(jnp.equal(*same_dtype(logits.argmax(-1), labels[part]))))
     return right / len(images)
 
 
