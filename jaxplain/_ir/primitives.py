@@ -12,7 +12,7 @@ has
 - kind: the kind of node that a contraction with weights makes;
 - winner: for DeepLIFT, whether a maximum copies its largest or its smallest operand.
 
-A primitive without a row is unknown: propagation refuses it, and a test fails when JAX gains a primitive that has
+A primitive that is not in KNOWN is unknown: propagation refuses it, and a test fails when JAX gains a primitive that has
 neither a row nor an entry in that test's list of refused ones. To support a new primitive, add its row here and a test
 of it.
 """
@@ -310,11 +310,9 @@ _add((lax.scatter_min_p,), T.MAXIMUM, interval=_hull_of_ends, degree="keep", win
 
 KNOWN = frozenset(ROWS)
 
-# Primitives without a rule, whose axes are known nevertheless: they may occur before the explained part of a program.
+# Unknown all the same: primitives of which only the axes are known, for values before a default layer of a CAM.
 
-ROWS |= {
-    **dict.fromkeys((lax.argmax_p, lax.argmin_p), Row(T.REDUCING, axes="reduce")),
-    **dict.fromkeys((lax.reduce_prod_p, lax.reduce_and_p, lax.reduce_or_p), Row(T.REDUCING, axes="reduce")),
-    **dict.fromkeys((lax.cumprod_p, lax.cumlogsumexp_p), Row(axes="along")),
-    lax.reduce_window_p: Row(axes="window"),
-}
+_reducing = (lax.argmax_p, lax.argmin_p, lax.reduce_prod_p, lax.reduce_and_p, lax.reduce_or_p)
+_add(_reducing, T.REDUCING, axes="reduce")
+_add((lax.cumprod_p, lax.cumlogsumexp_p), NO_TRAIT, axes="along")
+_add((lax.reduce_window_p,), NO_TRAIT, axes="window")
