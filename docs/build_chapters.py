@@ -2,11 +2,11 @@
 
     python docs/build_chapters.py            # all chapters
     python docs/build_chapters.py 2.1 3.4    # those whose names start so
-    python docs/build_chapters.py --check    # run those again that something changed for, write nothing
+    python docs/build_chapters.py --check    # run those that something changed for, write nothing
     python docs/build_chapters.py --check --full    # run all again, write nothing
 
 A chapter asserts its own proofs, so running it is its test. `--check` fails if a cell raises, or if a notebook's cells
-are not those of its script. Each notebook keeps a fingerprint of what made its outputs: its script, the code and data of
+are not those of its script. Each notebook keeps a fingerprint of what made its outputs: its script, code and data of
 jaxplain without comments and docstrings, and the versions of JAX. `--check` only executes notebooks whose fingerprint
 differs. Needs `pip install jaxplain[docs]`.
 """

@@ -3,7 +3,7 @@
     python docs/run_snippets.py              # all pages
     python docs/run_snippets.py recipes      # those whose names start so
 
-A ```text block directly after a ```python block is what that block prints; `…` in it stands for any text. Comments before
+A ```text block directly after a ```python block is what that block prints; `…` stands for any text. Comments before
 a block control it, and are not shown on the site:
 
     <!-- setup            code that runs without being shown, to the end of the comment

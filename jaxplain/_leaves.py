@@ -33,7 +33,7 @@ def common_dtype(*values: jax.typing.ArrayLike | jnp.dtype) -> jnp.dtype:
         return jnp.result_type(*values)
 
 
-def same_dtype(*arrays: jax.Array) -> Leaves:
+def same_dtype(*arrays: jax.typing.ArrayLike) -> Leaves:
     """The arrays in their common dtype."""
     dtype = common_dtype(*arrays)
     return tuple(jnp.asarray(a).astype(dtype) for a in arrays)

@@ -12,9 +12,9 @@ has
 - kind: the kind of node that a contraction with weights makes;
 - winner: for DeepLIFT, whether a maximum copies its largest or its smallest operand.
 
-A primitive that is not in KNOWN is unknown: propagation refuses it, and a test fails when JAX gains a primitive that has
-neither a row nor an entry in that test's list of refused ones. To support a new primitive, add its row here and a test
-of it.
+A primitive that is not in KNOWN is unknown: propagation refuses it, and a test fails when JAX gains a primitive that
+has neither a row nor an entry in that test's list of refused ones. To support a new primitive, add its row here and a
+test of it.
 """
 
 import enum
