@@ -7,8 +7,10 @@ import pytest
 import scipy.stats
 from flax import linen, nnx
 from helpers import relative, text
+from jax import lax
 
 import jaxplain as jx
+from jaxplain._analysis.weight_order import weights_in_order
 from jaxplain.metrics import _randomization as rd
 
 KEYS = jax.random.split(jax.random.key(0), 8)
@@ -370,3 +372,30 @@ def test_layers_that_test_nothing_do_not_count(key):
         where = measure.layers(constant, X, 1).index("middle")
         assert np.isnan(curve).tolist() == [i == where for i in range(4)]
         assert relative(measure(constant, X, 1), np.nanmean(curve)) < 1e-12
+
+
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_the_order_of_weights_is_found_inside_shard_map(differentiated):
+    order = [2, 0, 3, 1]
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def net(x, *weights):
+        for i in order:
+            x = jax.nn.relu(x @ weights[i])
+        return lax.psum(x.sum(), "data")
+
+    specs = {"in_specs": (jax.P("data"), *[jax.P()] * 4), "out_specs": jax.P()}
+    score = lambda weights, x: jax.shard_map(net, mesh=mesh, **specs)(x, *weights)
+    f = jax.grad(score, argnums=1) if differentiated else score
+    closed = jax.make_jaxpr(f)([jnp.ones((3, 3))] * 4, jnp.ones((4, 3)))
+    assert weights_in_order(closed, 4) == order
+
+
+def test_a_scope_named_transpose_is_no_backward_pass():
+    def score(weights, x):
+        with jax.named_scope("transpose"):
+            h = x @ weights[1]
+        return jnp.tanh(h) @ weights[0]
+
+    closed = jax.make_jaxpr(score)([jnp.ones(3), jnp.ones((3, 3))], jnp.ones(3))
+    assert weights_in_order(closed, 2) == [1, 0]

@@ -505,3 +505,10 @@ def test_the_nodes_of_a_random_program_are_the_program(seed):
     (value, gradient), want = jax.jit(lambda x: (jax.value_and_grad(run)(x), jax.value_and_grad(score)(x)))(x)
     assert relative(value, want[0]) < 1e-12
     assert relative(gradient, want[1]) < 1e-9
+
+
+def test_bounds_behind_preprocessing_in_a_body_are_refused():
+    rules = jx.composites.epsilon_gamma_box(-3.0, 3.0)
+    score = lambda x: jnp.sum(jax.nn.relu(jax.checkpoint(lambda x: 2 * x - 1)(x) @ jnp.eye(4)))
+    with pytest.raises(jx.SettingError, match="units of the explained input"):
+        jx.lrp(score, rules=rules)(jnp.ones(4))

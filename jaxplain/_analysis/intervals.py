@@ -3,7 +3,6 @@
 For example, `1 - logistic(x @ w)` lies in [0, 1] for all x and w. The contents of arrays are never used.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,11 +28,6 @@ class Intervals:
 
     def __getitem__(self, value: Value) -> Interval:
         return self._found.get(value, ANY)
-
-    def literal(self, value: Value) -> float | None:
-        """The number that a value is known to be; None if it is not known, or not finite."""
-        low, high = self[value]
-        return low if low == high and math.isfinite(low) else None
 
     def _of(self, equation: Equation) -> list[Interval]:
         inputs = [self[v] for v in equation.inputs]

@@ -12,6 +12,7 @@ the order is W1, W2. Weights that only the backward pass uses are met in the rev
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from jaxplain import _compat
 from jaxplain._ir.dataflow import Domain, forward
 from jaxplain._ir.graph import Equation, flatten
 
@@ -36,7 +37,7 @@ def weights_in_order(closed: Any, n_weights: int) -> list[int]:
             used.update((i, None) for origin in before if origin is not _DATA for i in origin)
         return [joined] * len(equation.outputs)
 
-    graph = flatten(closed, opens=lambda *_: True, while_bodies=True)
+    graph = flatten(closed, opens=lambda *_: True, all_bodies=True)
     inputs: list[_Origin] = [(i,) if i < n_weights else _DATA for i in range(len(graph.inputs))]
     forward(graph, inputs, Domain(unknown=lambda _: (), transfer=transfer, join=lambda a, b: _join((a, b))))
     return [*in_forward, *reversed([i for i in in_backward if i not in in_forward])]
@@ -51,6 +52,7 @@ def _join(origins: Sequence[_Origin]) -> _Origin:
 def _is_in_backward_pass(equation: Equation) -> bool:
     is_back = False
     for entry in equation.scopes:
-        # A transposed checkpoint runs forward again first.
-        is_back = entry.name != "rematted_computation" and (is_back or entry.name == "transpose")
+        # A transposed checkpoint runs forward again first. A user's scope may have the name of the transform.
+        is_transpose = entry.name == "transpose" and not _compat.is_scope(entry)
+        is_back = entry.name != "rematted_computation" and (is_back or is_transpose)
     return is_back

@@ -28,20 +28,7 @@ def bounds_at(analysis: Analysis, node: Node, bounds: tuple[Any, Any], leaves: S
     # In a body, the position of an element is unknown, but bounds that are numbers hold at every position.
     is_unknown = is_inside and (node.behind is Behind.RESCALED or any(jnp.ndim(bound) for bound in bounds))
     if node.behind is Behind.OTHER or is_unknown:
-        raise SettingError(
-            explain_error(
-                "rules.zbox: the bounds are in units of the explained input, but this layer reads something else.",
-                where=node.source,
-                got="preprocessing, or bounds that are arrays, inside a loop, branch or checkpoint"
-                if is_inside
-                else "differences or nonlinear functions of parts of the input",
-                why="bounds can only be followed through shifts, scales, averages and data movement",
-                fix=(
-                    "explain the preprocessed input: lrp(lambda h: score_of_preprocessed(h))(preprocess(x))",
-                    "a first rule without bounds: rules.flat() or rules.wsquare()",
-                ),
-            )
-        )
+        raise _out_of_reach(node, is_inside)
     if is_inside:
         return None
     corners = [[bound_like(node, bound, leaf, "explained input") for leaf in leaves] for bound in bounds]
@@ -63,8 +50,27 @@ def bounds_at(analysis: Analysis, node: Node, bounds: tuple[Any, Any], leaves: S
         return [_Bounded(jnp.minimum(*pair), jnp.maximum(*pair)) for pair in zip(*ends, strict=True)]
 
     before = analysis.steps[: analysis.steps.index(node)]
-    found = interpret(before, values, run)[node.inputs[0]]
+    found = interpret(before, values, run).get(node.inputs[0])
+    if found is None:  # preprocessing in a body
+        raise _out_of_reach(node, is_inside=True)
     return found.low, found.high
+
+
+def _out_of_reach(node: Node, is_inside: bool) -> SettingError:
+    return SettingError(
+        explain_error(
+            "rules.zbox: the bounds are in units of the explained input, but this layer reads something else.",
+            where=node.source,
+            got="preprocessing, or bounds that are arrays, inside a loop, branch or checkpoint"
+            if is_inside
+            else "differences or nonlinear functions of parts of the input",
+            why="bounds can only be followed through shifts, scales, averages and data movement",
+            fix=(
+                "explain the preprocessed input: lrp(lambda h: score_of_preprocessed(h))(preprocess(x))",
+                "a first rule without bounds: rules.flat() or rules.wsquare()",
+            ),
+        )
+    )
 
 
 class _Bounded(NamedTuple):

@@ -114,9 +114,9 @@ class Graph:
     w. With `each_call`, only those in the same call of a scope are.
     """
 
-    def __init__(self, each_call: bool = False, while_bodies: bool = False) -> None:
+    def __init__(self, each_call: bool = False, all_bodies: bool = False) -> None:
         self.each_call = each_call
-        self.while_bodies = while_bodies
+        self.all_bodies = all_bodies
         self.inputs: tuple[Value, ...] = ()
         self.outputs: tuple[Value, ...] = ()
         self.equations: list[Equation] = []
@@ -218,13 +218,14 @@ def flatten(
     opens: Opens | None = None,
     caller: Any = None,
     each_call: bool = False,
-    while_bodies: bool = False,
+    all_bodies: bool = False,
 ) -> Graph:
     """The graph of a staged program. `opens(equation, body)` selects the calls with derivatives of their own to open.
 
-    A while loop has no bodies here unless `while_bodies` asks for them, because nothing can be replayed inside it.
+    A while loop, a `shard_map` and the like have no bodies here, because nothing can be replayed inside them.
+    `all_bodies` asks for their bodies all the same, for an analysis that replays nothing.
     """
-    graph = Graph(each_call, while_bodies)
+    graph = Graph(each_call, all_bodies)
     jaxpr = _compat.open_jaxpr(closed)
     graph.inputs = tuple(Value(variable.aval) for variable in jaxpr.invars)
     graph.outputs = _append(graph, closed, graph.inputs, scopes, opens or is_opened, caller)
@@ -251,19 +252,27 @@ def _append(
         here = (*scopes, *own)
         arguments = [value_of(atom) for atom in origin.invars]
         row = row_of(origin.primitive)
-        body = next(_compat.closed_bodies(origin)) if row.has_any(Trait.CALL | Trait.CUSTOM) else None
-        if body is not None and (row.has(Trait.CALL) or opens(origin, body)):
+        is_call = row.has(Trait.CALL) or (graph.all_bodies and _is_like_a_call(origin))
+        body = next(_compat.closed_bodies(origin)) if is_call or row.has(Trait.CUSTOM) else None
+        if body is not None and (is_call or opens(origin, body)):
             outputs = _append(graph, body, arguments, here, opens, caller or origin)
         else:
             equation = Equation(origin, arguments, here, caller)
-            if row.has_any(Trait.BODIES) or (graph.while_bodies and origin.primitive is lax.while_p):
+            if row.has_any(Trait.BODIES) or (graph.all_bodies and origin.primitive is lax.while_p):
                 equation.bodies = tuple(
-                    flatten(body, here, opens, caller or origin, graph.each_call, graph.while_bodies)
+                    flatten(body, here, opens, caller or origin, graph.each_call, graph.all_bodies)
                     for body in _compat.closed_bodies(origin)
                 )
             outputs = graph.append(equation)
         values.update(zip(origin.outvars, outputs, strict=True))
     return tuple(value_of(atom) for atom in jaxpr.outvars)
+
+
+def _is_like_a_call(origin: Any) -> bool:
+    """Whether an unknown primitive, for example `shard_map`, has one body that maps its operands to its outputs."""
+    bodies = [] if origin.primitive in KNOWN or origin.primitive is lax.while_p else list(_compat.closed_bodies(origin))
+    sizes = [(len(body.in_avals), len(body.out_avals)) for body in bodies]
+    return sizes == [(len(origin.invars), len(origin.outvars))]
 
 
 def is_opened(origin: Any, body: Any) -> bool:
