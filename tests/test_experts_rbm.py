@@ -209,7 +209,7 @@ def trained(persistent: bool) -> RBM:
 @pytest.mark.parametrize("persistent", [True, False], ids=["pcd", "cd"])
 def test_training_beats_independent_pixels(persistent) -> None:
     images, expert = bars(), trained(persistent)
-    p = images.mean(0)
+    p = images.mean(0, keepdims=True)
     pixelwise = jnp.sum(images * jnp.log(p) + (1 - images) * jnp.log1p(-p), (1, 2)).mean()
     assert abs(pixelwise + 9 * np.log(2)) < 0.05
     likelihood = -free_energies(expert, images).mean() - log_z(expert)

@@ -155,7 +155,7 @@ class VAE(NamedTuple):
         mean, log_variance = self.encode(x)
         z, noise = _codes("log_prob", mean, log_variance, key, n_samples)
         # log p(z) − log q(z | x); the constants of the two normals are the same.
-        log_ratios = jnp.sum(jnp.square(noise) + log_variance - jnp.square(z), -1) / 2
+        log_ratios = jnp.sum(jnp.square(noise) + log_variance[None] - jnp.square(z), -1) / 2
         return logsumexp(self._log_likelihoods(x, z) + log_ratios) - math.log(n_samples)
 
     def sample(self, key: jax.Array) -> jax.Array:
