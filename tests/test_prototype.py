@@ -53,7 +53,7 @@ def test_a_quadratic_reaches_its_optimum_and_centers_may_depend_on_the_class():
             lambda x: W @ x, penalties={"l2": prototypes.l2(s)}, optimizer=optax.sgd(0.4), n_steps=200
         )(jnp.zeros(6))
     )
-    assert relative(sweep(strengths).x, W / strengths[:, None]) < 1e-5
+    assert relative(sweep(strengths).x, W[None] / strengths[:, None]) < 1e-5
 
 
 @pytest.mark.parametrize(
