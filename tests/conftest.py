@@ -1,7 +1,11 @@
-"""Strict by default: warnings are errors (pyproject), float64 everywhere, four host devices, no network, no display."""
+"""Strict by default: warnings are errors (pyproject), types and ranks are not promoted implicitly.
+
+Also float64 everywhere, four host devices, no network, no display.
+"""
 
 import gc
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 
 # Thousands of small programs are compiled once and run once: compile fast rather than run fast. Without the emitters,
@@ -22,8 +26,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
+from helpers import promoting
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,6 +62,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether --full is given."""
     return request.config.getoption("--full")
+
+
+@pytest.fixture
+def promotes() -> Iterator[None]:
+    """Types and ranks are promoted, as by default, for files whose tests rely on it."""
+    with promoting():
+        yield
 
 
 @pytest.fixture
