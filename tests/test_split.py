@@ -262,7 +262,7 @@ def test_what_cannot_be_cut_says_why():
     def score(x, z):
         with jax.named_scope("other"):
             z = jnp.sin(z)
-        return jnp.sum(own(x) + z + jnp.argsort(x)[0])
+        return jnp.sum(own(x) + z + jnp.argsort(x)[0].astype(x.dtype))
 
     x = jnp.arange(4.0)
     for at, words in (("own", "inside custom_vjp_call"), ("other", "does not depend on the explained input")):
