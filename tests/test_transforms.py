@@ -31,7 +31,7 @@ def _covering_derivatives():
     """Every method on one model, and every model at least once."""
     rows = []
     for i, method in enumerate(METHODS):
-        # The derivative of Score-CAM with respect to the weights of this network is NaN: a known fault, seen with --full.
+        # A known fault, seen with --full: the derivative of Score-CAM with respect to these weights is NaN.
         known = {("linen_batchnorm_depthwise", "score_cam")}
         models = [model for model, name in DERIVATIVES if name == method and (model, name) not in known]
         rows.append((models[i % len(models)], method))
