@@ -302,3 +302,21 @@ def test_conductance_by_hand_with_a_bypass():
     assert relative(info.gap, jnp.sum(want) - (score(x) - score(b))) < 1e-6  # what bypasses the layer
     both = jx.with_info(jx.conductance(score, at=["h", "h"], n_steps=5))(x)[1]
     assert both.n_gradients == 10 and both.n_evaluations == 2 and both.gap is None
+
+
+def test_a_cut_inside_a_reversed_scan_is_that_of_the_unrolled_loop():
+    w, xs = jax.random.normal(jax.random.key(0), (4, 4)), jax.random.normal(jax.random.key(1), (5, 4))
+
+    def cell(h, x):
+        h = checkpoint_name(jnp.tanh(h @ w + x), "h")
+        return h, h
+
+    encode, decode = jx.split(lambda xs: jnp.sum(jnp.cos(jax.lax.scan(cell, xs[0], xs, reverse=True)[1])), "h@1")
+    h, made = xs[0], []
+    for number, x in enumerate(xs[::-1]):
+        h = cell(h, x)[0]
+        if number == 1:
+            assert relative(encode(xs), h) < 1e-14
+            h = 2 * h
+        made.append(h)
+    assert relative(decode(2 * encode(xs), xs), jnp.sum(jnp.cos(jnp.stack(made)))) < 1e-12
