@@ -1,5 +1,7 @@
 """The affine head: taken out of path methods without a change in value, and only where it pays."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -35,10 +37,14 @@ def test_a_dense_first_layer_is_the_head_and_a_small_convolution_is_not():
     assert _head(lambda x: case.score(case.weights, x, 1), case.xs[0]) is None
 
 
-@pytest.mark.parametrize("settings", [{}, {"complete": True}, {"tol": 1e-4}], ids=str)
-@pytest.mark.parametrize("model", MODELS)
+SETTINGS = {"fixed": {}, "complete": {"complete": True}, "tol": {"tol": 1e-4}}
+WHOLE = list(itertools.product(MODELS, SETTINGS))
+ROTATED = [row for i, row in enumerate(WHOLE) if (i + i // len(SETTINGS)) % len(SETTINGS) == 0]
+
+
+@pytest.mark.rows(("model", "settings"), WHOLE, ROTATED)
 def test_integrated_gradients_is_the_same_with_and_without_it(model, settings, monkeypatch):
-    case = MODELS[model]()
+    case, settings = MODELS[model](), SETTINGS[settings]
     x = jax.tree.map(lambda leaf: leaf[0], case.xs)
 
     def explain():
@@ -50,7 +56,7 @@ def test_integrated_gradients_is_the_same_with_and_without_it(model, settings, m
     assert relative(hoisted, explain()) < (1e-2 if model == "bf16_compute" else 1e-10)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.rows("model", MODELS, list(MODELS)[::3])
 def test_smoothgrad_is_the_same_with_and_without_it(model, monkeypatch):
     case = MODELS[model]()
     x = jax.tree.map(lambda leaf: leaf[0], case.xs)

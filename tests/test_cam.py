@@ -77,7 +77,7 @@ class _Block(linen.Module):
 @pytest.mark.parametrize("scanned", [False, True])
 def test_a_transformer_with_a_class_token_is_explained_before_its_last_mixing(scanned):
     net, x = _ViT(scanned), jax.random.normal(jax.random.key(0), (16, 24, 3))
-    weights = net.init(jax.random.key(1), x[None])
+    weights = jax.jit(net.init)(jax.random.key(1), x[None])
     score = jx.logit(lambda xs: net.apply(weights, xs))
     heat, info = jax.jit(jx.with_info(jx.grad_cam(score, relu=False, upsample=False)))(x, 2)
     assert heat.shape == (4, 6) and info.layer.shape == (1, 25, 8) and np.abs(heat).min() > 0

@@ -185,8 +185,10 @@ def test_relu_and_upsampling_are_the_peers(network, method):
     assert relative(_scaled(ours), _stored(network)[f"{method}_returned"]) <= _about()["tolerance"]["returned"]
 
 
-@each_network
-@pytest.mark.parametrize("start", ["zero", "baseline"])
+STARTS = [(network, start) for network in NETWORKS for start in ("zero", "baseline")]
+
+
+@pytest.mark.rows(("network", "start"), STARTS, STARTS[::3])
 def test_conductance_agrees_with_captums_converged_sum(network, start):
     """Captum sums differences of the layer; we integrate its derivative, which jumps at kinks. Both converge as 1/n."""
     *_, baseline = _arrays(network)

@@ -89,7 +89,7 @@ def test_float64_agrees_with_the_peer(net, composite):
     assert relative(ours, _stored(net)[composite]) <= _about()["tolerance"]["float64"]
 
 
-@each_row
+@pytest.mark.rows(("net", "composite"), ROWS, ROWS[::3])
 def test_float32_is_near_the_peers_float64(net, composite):
     stored = _stored(net)
     ours = _ours(net, "float32", _composite(net, composite))

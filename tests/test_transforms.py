@@ -192,7 +192,7 @@ def test_float32_mode():
     with jax.enable_x64(False):
         f = lambda x: jnp.sum(jnp.tanh(x))
         x, key = jnp.ones(3), jax.random.key(0)
-        for explain in (
+        explainers = (
             jx.integrated_gradients(f, tol=1e-3),
             jx.integrated_gradients(f, complete=True),
             jx.smoothgrad(jx.gradient(f)),
@@ -202,8 +202,10 @@ def test_float32_mode():
             jx.lrp(f, rules=jx.rules.epsilon()),
             jx.deep_taylor(f),
             jx.guided_backprop(f),
+        )
+        for attribution, info in jax.jit(lambda x, k: [jx.with_info(explain)(x, key=k) for explain in explainers])(
+            x, key
         ):
-            attribution, info = jx.with_info(explain)(x, key=key)
             assert attribution.dtype == jnp.float32 and np.isfinite(attribution).all()
             assert all(leaf.dtype != jnp.float64 for leaf in jax.tree.leaves(info))
 
