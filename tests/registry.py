@@ -29,6 +29,7 @@ class Method(NamedTuple):
     condition: float = 1.0  # how much rounding in the score is magnified
     may_be_empty: bool = False  # a map in which nothing is left is NaN
     refuses: dict[str, str] = {}  # noqa: RUF012 - models that it refuses, and words of the error
+    like: str = ""  # the method that stands for its mechanism: by default, some of its own rows are only traced
 
 
 def _pool(x: Any) -> Any:
@@ -70,11 +71,11 @@ EPSILON = 0.1
 
 METHODS: dict[str, Method] = {
     "gradient": Method(lambda f, x: jx.gradient(f)),
-    "saliency": Method(lambda f, x: jx.saliency(f)),
-    "saliency_channels": Method(lambda f, x: jx.saliency(f, channel_axis=-1, reduction="norm")),
-    "sensitivity": Method(lambda f, x: jx.sensitivity(f)),
-    "input_x_gradient": Method(lambda f, x: jx.input_x_gradient(f)),
-    "taylor": Method(lambda f, x: jx.taylor(f)),
+    "saliency": Method(lambda f, x: jx.saliency(f), like="gradient"),
+    "saliency_channels": Method(lambda f, x: jx.saliency(f, channel_axis=-1, reduction="norm"), like="gradient"),
+    "sensitivity": Method(lambda f, x: jx.sensitivity(f), like="gradient"),
+    "input_x_gradient": Method(lambda f, x: jx.input_x_gradient(f), like="gradient"),
+    "taylor": Method(lambda f, x: jx.taylor(f), like="gradient"),
     "taylor_line_search": Method(
         lambda f, x: jx.taylor(_with_root(f, x), root=jx.line_search(lambda x: scaled(0.9, x), n_points=4)),
         condition=15,  # x − root is 7 % of x
@@ -86,7 +87,8 @@ METHODS: dict[str, Method] = {
         reverse=False,
     ),
     "integrated_gradients_references": Method(
-        lambda f, x: jx.integrated_gradients(f, baseline=_pool(x), n_steps=2, quadrature="midpoint")
+        lambda f, x: jx.integrated_gradients(f, baseline=_pool(x), n_steps=2, quadrature="midpoint"),
+        like="expected_gradients",
     ),
     "expected_gradients": Method(
         lambda f, x: jx.expected_gradients(f, references=_pool(x), n_samples=3, chunk_size=2), stochastic=True
@@ -95,42 +97,45 @@ METHODS: dict[str, Method] = {
         lambda f, x: jx.smoothgrad(jx.gradient(f), n_samples=3, noise=0.1, chunk_size=2), stochastic=True
     ),
     "smoothgrad_squared": Method(
-        lambda f, x: jx.smoothgrad_squared(jx.integrated_gradients(f, n_steps=2), n_samples=2), stochastic=True
+        lambda f, x: jx.smoothgrad_squared(jx.integrated_gradients(f, n_steps=2), n_samples=2),
+        stochastic=True,
+        like="vargrad",
     ),
-    "taylor_root": Method(lambda f, x: jx.taylor(f, root=lambda x: scaled(0.5, x))),
+    "taylor_root": Method(lambda f, x: jx.taylor(f, root=lambda x: scaled(0.5, x)), like="gradient"),
     "vargrad": Method(lambda f, x: jx.vargrad(jx.input_x_gradient(f), n_samples=3), stochastic=True),
     "guided_backprop": Method(lambda f, x: jx.guided_backprop(f)),
-    "deconvnet": Method(lambda f, x: jx.deconvnet(f)),
+    "deconvnet": Method(lambda f, x: jx.deconvnet(f), like="guided_backprop"),
     "deep_taylor": Method(lambda f, x: jx.deep_taylor(f, pooling="sum", epsilon=EPSILON)),
-    "excitation_backprop": Method(lambda f, x: jx.excitation_backprop(f, epsilon=EPSILON)),
+    "excitation_backprop": Method(lambda f, x: jx.excitation_backprop(f, epsilon=EPSILON), like="deep_taylor"),
     "lrp": Method(lambda f, x: jx.lrp(f, rules=jx.composites.epsilon_plus_flat(EPSILON))),
     "lrp_gamma_box": Method(
         lambda f, x: jx.lrp(f, rules=jx.composites.epsilon_gamma_box(-4.0, 4.0, epsilon=EPSILON)),
         # Their first layers read a normalization, and a square, of the input.
         refuses=dict.fromkeys(("attention", "pytree_input"), "units of the explained input"),
+        like="lrp",
     ),
     "deeplift": Method(lambda f, x: jx.deeplift(f, baseline=lambda x: scaled(0.4, x))),
     "deeplift_reveal_cancel": Method(
         lambda f, x: jx.deeplift(f, baseline=_two(x), rule="reveal_cancel", fallback="rescale", chunk_size=2)
     ),
     "conductance": Method(lambda f, x: jx.conductance(f, at="last activation", baseline=0.1, n_steps=3, chunk_size=2)),
-    "layer_gradient": Method(_layer_gradient),
+    "layer_gradient": Method(_layer_gradient, like="conductance"),
     "cam": Method(
         lambda f, x: jx.cam(f), refuses=NO_MAP | dict.fromkeys(("conv_maxpool", "equinox_conv"), "not a mean")
     ),
     "grad_cam": Method(lambda f, x: jx.grad_cam(f, relu=False), refuses=NO_MAP),
-    "hires_cam": Method(lambda f, x: jx.hires_cam(f), refuses=NO_MAP),
-    "xgrad_cam": Method(lambda f, x: jx.xgrad_cam(f, relu=False), refuses=NO_MAP),
+    "hires_cam": Method(lambda f, x: jx.hires_cam(f), refuses=NO_MAP, like="grad_cam"),
+    "xgrad_cam": Method(lambda f, x: jx.xgrad_cam(f, relu=False), refuses=NO_MAP, like="grad_cam"),
     "grad_cam_plus_plus": Method(lambda f, x: jx.grad_cam_plus_plus(f), refuses=NO_MAP, may_be_empty=True),
-    "layer_cam": Method(lambda f, x: jx.layer_cam(f), refuses=NO_MAP, may_be_empty=True),
+    "layer_cam": Method(lambda f, x: jx.layer_cam(f), refuses=NO_MAP, may_be_empty=True, like="grad_cam_plus_plus"),
     "eigen_cam": Method(lambda f, x: jx.eigen_cam(f, upsample=False), condition=30, refuses=NO_MAP),
     "score_cam": Method(lambda f, x: jx.score_cam(f, baseline=0.2, chunk_size=3), refuses=NO_MAP),
     "ablation_cam": Method(lambda f, x: jx.ablation_cam(f, relu=False, upsample="nearest"), refuses=NO_MAP),
-    "guided_grad_cam": Method(lambda f, x: jx.guided_grad_cam(f), refuses=NO_MAP, may_be_empty=True),
+    "guided_grad_cam": Method(lambda f, x: jx.guided_grad_cam(f), refuses=NO_MAP, may_be_empty=True, like="grad_cam"),
     "occlusion": Method(
         lambda f, x: jx.occlusion(f, window=2, strides=2, baseline=lambda x: scaled(0.4, x), chunk_size=2)
     ),
-    "ablation": Method(lambda f, x: jx.ablation(f, baseline=_two(x), chunk_size=5)),
+    "ablation": Method(lambda f, x: jx.ablation(f, baseline=_two(x), chunk_size=5), like="occlusion"),
     "shapley_sampling": Method(
         lambda f, x: jx.shapley_sampling(
             f, groups=_four_groups(x), share=True, baseline=0.1, n_samples=3, chunk_size=4
@@ -232,6 +237,13 @@ def stored(model: str, method: str) -> list[np.ndarray] | None:
     while (name := f"{model}/{method}/{len(leaves)}") in _stored():
         leaves.append(_stored()[name])
     return leaves or None
+
+
+def shapes(transform: str, s: Setup) -> Any:
+    """What the transform gives, traced and not run; None for those that move arrays between devices or batches."""
+    if transform not in ("jit_vmap", "vmap_jit", "weights_as_argument", "all_classes", "lax_map", "checkpoint"):
+        return None
+    return jax.eval_shape(lambda: TRANSFORMS[transform](s))
 
 
 @transform

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from models import BATCH, MODELS
-from registry import METHODS, TRANSFORMS, covering, jit, setup, stored
+from registry import METHODS, TRANSFORMS, covering, jit, setup, shapes, stored
 
 from jaxplain import JaxplainError
 
@@ -53,6 +53,10 @@ def test_transform_equals_reference(model: str, method: str, transform: str, ful
     if words := METHODS[method].refuses.get(model):
         with pytest.raises(JaxplainError, match=words):
             TRANSFORMS[transform](setup(model, method))
+        return
+    if not full and METHODS[method].like and (traced := shapes(transform, setup(model, method))) is not None:
+        described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+        assert described(traced) == described(reference(model, method, traced, full))
         return
     got = TRANSFORMS[transform](setup(model, method))
     want = reference(model, method, got, full)
