@@ -9,7 +9,15 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxplain._checks import one_key, one_of, positive_int, require_callable
-from jaxplain._errors import MissingKeyError, NonFiniteError, SettingError, StructureError, explain_error
+from jaxplain._errors import (
+    SAFE_FORMULAS,
+    WHY_NOT_FINITE,
+    MissingKeyError,
+    NonFiniteError,
+    SettingError,
+    StructureError,
+    explain_error,
+)
 from jaxplain._explainer import with_info
 from jaxplain._types import Args, Explain, PyTree, traits
 
@@ -213,9 +221,10 @@ def _nan_message(rows: np.ndarray, mapped: list, start: int) -> str:
     return explain_error(
         f"batched: the attribution contains NaN or infinity for {len(rows)} example(s) of a chunk.",
         where=f"example(s) {shown}{labels}",
-        why="a label out of range, 0/0 and a missing root give NaN; slopes may be infinite",
+        why=f"{WHY_NOT_FINITE}; a label out of range and a missing root give NaN",
         fix=(
-            "check these examples' labels and inputs",
+            "without batched, explain(x, …) of one such example names the line",
+            *SAFE_FORMULAS,
             'to continue, on_nan="mark", or "keep" to leave the numbers unchanged',
         ),
     )

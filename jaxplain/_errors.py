@@ -61,6 +61,17 @@ class DataError(JaxplainError, OSError):
     """Data shipped with the package is missing or damaged."""
 
 
+# What makes a derivative of a finite score NaN or infinite, and how to write the formula instead.
+WHY_NOT_FINITE = (
+    "a norm and a square root at 0 have an infinite slope and a division by 0 none, "
+    "also in the branch that jnp.where does not choose"
+)
+SAFE_FORMULAS = (
+    "a safe operand in the branch that is not chosen: jnp.where(s > 0, jnp.sqrt(jnp.where(s > 0, s, 1.0)), 0.0)",
+    "a small number inside of the root or the quotient: jnp.sqrt(jnp.sum(v**2) + 1e-12)",
+)
+
+
 def explain_error(
     what: str,
     *,

@@ -14,7 +14,8 @@ import jax
 
 from jaxplain._arguments import Arguments
 from jaxplain._checks import one_key, require_callable
-from jaxplain._errors import SettingError, explain_error
+from jaxplain._errors import SAFE_FORMULAS, WHY_NOT_FINITE, NonFiniteError, SettingError, explain_error
+from jaxplain._ir.not_finite import is_finite, source_of_nan
 from jaxplain._ir.program import Program, stage_score
 from jaxplain._leaves import cast_like, same_dtype, total, upcast, wide_dtype
 from jaxplain._types import ArgNums, Args, Explain, Leaves, PyTree, Score, traits
@@ -143,6 +144,9 @@ class Explainer:
         repeats_groups: Whether every feature carries its whole group's value, so that a sum over features counts each
             group several times.
         gradient_call: For `gradient` only, its staged call, for methods that average gradients.
+
+    An attribution that is not finite is an error, if its numbers are known. Under `jit` and `vmap` it is returned;
+    `batched` finds it there.
     """
 
     def __init__(
@@ -154,6 +158,7 @@ class Explainer:
         stochastic: bool = False,
         key: jax.Array | None = None,
         gradient_call: Callable[[Args], Call] | None = None,
+        staged: Callable[[Args], Call] | None = None,
         repeats_groups: bool = False,
     ):
         self.method = method
@@ -163,6 +168,7 @@ class Explainer:
         self.needs_key = stochastic and key is None
         self.repeats_groups = repeats_groups
         self._evaluate = evaluate
+        self._staged = staged
         self._key = key if stochastic else None
         self.__name__ = self.__qualname__ = method
 
@@ -173,10 +179,48 @@ class Explainer:
         """The attribution, with `Info` if asked for. Wrappers call this; users call `with_info(explain)`."""
         if self.stochastic:
             key = one_key(self.method, self._key if key is None else key)
-        return self._evaluate(args, key, with_info)
+        attribution, info = self._evaluate(args, key, with_info)
+        if not all(map(is_finite, jax.tree.leaves(attribution))) and not _says_failed(info):
+            raise NonFiniteError(_not_finite(self.method, None if self._staged is None else self._staged(args)))
+        return attribution, info
 
     def __repr__(self) -> str:
         return f"<jaxplain explainer {self.method}>"
+
+
+def _says_failed(info: Info | None) -> bool:
+    """Whether the info says that the method found no result, for example no root."""
+    return info is not None and info.converged is not None and not bool(info.converged)
+
+
+def _not_finite(method: str, call: Call | None) -> str:
+    """The text of the error for an attribution with NaN or infinity, with the line that makes it if it is made at x."""
+    going_on = "to get the numbers as they are: jax.jit(explain)(x)"
+    value = None if call is None else call.value(call.x)
+    if call is not None and value is not None and not is_finite(value):
+        return explain_error(
+            f"{method}: the score is not finite at the explained input.",
+            where=source_of_nan(call.program.closed, call.arguments.leaves),
+            got=f"f(x) = {value}",
+            why="x or a weight is not finite, or the score has 0/0, log(0) or an overflow",
+            fix=("check x, the label and the weights; in half precision try float32", going_on),
+        )
+    return explain_error(
+        f"{method}: the attribution contains NaN or infinity.",
+        where=None if call is None else _source_of_slope(call),
+        got=None if value is None else f"f(x) = {value}, finite",
+        why=f"{WHY_NOT_FINITE}; or the method visits a point (a baseline, a root) where the score is not finite",
+        fix=(*SAFE_FORMULAS, going_on),
+    )
+
+
+def _source_of_slope(call: Call) -> str | None:
+    """The user's line at which the derivative of a score stops being finite, if it does at x."""
+    try:
+        program = call.program.value_and_gradient
+    except Exception:
+        return None
+    return source_of_nan(program.closed, call.arguments.leaves)
 
 
 def make_explainer(
@@ -217,6 +261,7 @@ def make_explainer(
         stochastic=stochastic,
         key=key,
         gradient_call=gradient_call,
+        staged=stage,
         repeats_groups=repeats_groups,
     )
 

@@ -19,6 +19,7 @@ from jaxplain._errors import SettingError, explain_error
 from jaxplain._ir.graph import Equation, Value, is_elementwise_product
 from jaxplain._ir.interpret import interpret, run_equation
 from jaxplain._ir.primitives import Trait
+from jaxplain._leaves import pulled_back
 
 Weights = Literal["full", "positive", "negative", "squared", "absolute", "ones"]
 
@@ -61,7 +62,7 @@ class Layer:
     def transpose(self, *cotangents: jax.Array) -> tuple[jax.Array, ...]:
         """Jᵀ·cotangents, the ordinary backpropagation to each input."""
         _, pullback = jax.vjp(self.at, *self.inputs)
-        return pullback([c.astype(out.dtype) for c, out in zip(cotangents, self.outputs, strict=True)])
+        return pulled_back(pullback, cotangents, [out.dtype for out in self.outputs])
 
     def at(self, *inputs: jax.Array) -> list[jax.Array]:
         """The outputs for other inputs."""

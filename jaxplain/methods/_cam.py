@@ -62,7 +62,9 @@ def _cam(
     argnums: ArgNums,
     allow_random: bool,
     reads_input: bool = False,
+    sums: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Explainer:
+    """A class activation map. `sums` is what of the returned map, before up-sampling, is compared with the score."""
     require_callable(method, f)
     settings.resizing(method)
 
@@ -72,15 +74,23 @@ def _cam(
         if reads_input:
             _require_floats(layer)
             run = partial(weighted, Arguments(method, args, argnums))
-        heat, info = _heat(layer, run, settings)
+        heat, info = _heat(layer, run, settings, sums)
         return heat, info if with_info else None
 
     return Explainer(method, evaluate, argnums=argnums)
 
 
-def _heat(layer: MapLayer, weighted: Weighting, settings: _Settings) -> tuple[jax.Array, Info]:
+def _heat(
+    layer: MapLayer,
+    weighted: Weighting,
+    settings: _Settings,
+    sums: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[jax.Array, Info]:
     heat, info = weighted(layer)
-    heat = _not_empty(layer, jnp.maximum(heat, 0) if settings.relu else heat)
+    heat = jnp.maximum(heat, 0) if settings.relu else heat
+    if sums is not None and info.value is not None:
+        info = info._replace(gap=sums(heat) - info.value.astype(heat.dtype))
+    heat = _not_empty(layer, heat)
     resizing = settings.resizing(layer.method)
     heat = heat if resizing is None else layer.up(heat, resizing)
     dtype = layer.staged.arrays[layer.map.input].dtype
@@ -121,20 +131,18 @@ def _not_empty(layer: MapLayer, heat: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(heat != 0), heat, jnp.nan)
 
 
-def _by_gradient(weight: Callable[[jax.Array, jax.Array], jax.Array], *, sums: bool = False) -> Weighting:
-    """Σ_k weight_k(A, g) ⊙ A_k. With `sums`, the map sums to the score except for paths that bypass the layer."""
+def _by_gradient(weight: Callable[[jax.Array, jax.Array], jax.Array]) -> Weighting:
+    """Σ_k weight_k(A, g) ⊙ A_k."""
 
     def weighted(layer: MapLayer) -> tuple[jax.Array, Info]:
         maps, gradient, value = layer.evaluated()
-        heat = jnp.sum(weight(maps, gradient) * maps, axis=-1)
-        gap = jnp.sum(heat) - value.astype(heat.dtype) if sums else None
-        return heat, _one_gradient(value, gap)
+        return jnp.sum(weight(maps, gradient) * maps, axis=-1), _one_gradient(value)
 
     return weighted
 
 
-def _one_gradient(value: jax.Array, gap: jax.Array | None) -> Info:
-    return Info(value=value, gap=gap, n_gradients=jnp.int32(1), n_evaluations=jnp.int32(0))
+def _one_gradient(value: jax.Array) -> Info:
+    return Info(value=value, n_gradients=jnp.int32(1), n_evaluations=jnp.int32(0))
 
 
 def _without_gradient(value: jax.Array, n_evaluations: int) -> Info:
@@ -223,8 +231,8 @@ def cam(
 
     Guarantees: the mean of the map is exactly f − b (before up-sampling). The program of the score is checked to have
     this form; if it does not, a `LayerError` names the operation that breaks it and the methods that do not need it.
-    Cost: 1 forward pass (and the gradient of a linear layer). Info: value, gap (mean of the map − f, which is −b),
-    layer, n_gradients, n_evaluations.
+    Cost: 1 forward pass (and the gradient of a linear layer). Info: value, gap (mean of the map − f; −b without a
+    ReLU), layer, n_gradients, n_evaluations.
     Differs from: torch-cam takes the weights of the last linear module, however the network uses them.
 
     References:
@@ -235,11 +243,10 @@ def cam(
         _require_pooling(layer)
         maps, gradient, value = layer.evaluated()
         heat = jnp.sum(gradient * maps, axis=-1)
-        heat = heat * heat.size
-        return heat, _one_gradient(value, jnp.mean(heat) - value.astype(heat.dtype))
+        return heat * heat.size, _one_gradient(value)
 
     settings = _Settings(at=at, relu=relu, upsample=upsample, layout=layout)
-    return _cam("cam", f, weighted, settings, argnums=argnums, allow_random=allow_random)
+    return _cam("cam", f, weighted, settings, argnums=argnums, allow_random=allow_random, sums=jnp.mean)
 
 
 def _require_pooling(layer: MapLayer) -> None:
@@ -277,8 +284,8 @@ def hires_cam(
     Arguments and returns as in `grad_cam`; units of f.
 
     Guarantees: sums to f − b (before up-sampling) if the part after the layer is affine with offset b; it then shows
-    the contribution of each place. Equal to Grad-CAM up to the factor Z on networks with global average pooling.
-    Cost: as `grad_cam`. Info: value, gap (Σ M − f), layer, n_gradients, n_evaluations.
+    the contribution of each place. Equal to Grad-CAM on networks with global average pooling.
+    Cost: as `grad_cam`. Info: value, gap (Σ M − f, after the ReLU if there is one), layer, n_gradients, n_evaluations.
     Differs from: pytorch-grad-cam applies a ReLU, after which the map no longer sums to the score.
 
     References:
@@ -286,8 +293,8 @@ def hires_cam(
         arXiv 2020.
     """
     settings = _Settings(at=at, relu=relu, upsample=upsample, layout=layout)
-    weighted = _by_gradient(lambda _, g: g, sums=True)
-    return _cam("hires_cam", f, weighted, settings, argnums=argnums, allow_random=allow_random)
+    weighted = _by_gradient(lambda _, g: g)
+    return _cam("hires_cam", f, weighted, settings, argnums=argnums, allow_random=allow_random, sums=jnp.sum)
 
 
 def layer_cam(
@@ -332,7 +339,7 @@ def xgrad_cam(
 
     Guarantees: without the ReLU the map sums to Σ A ⊙ g, like HiResCAM, and thus to f − b if the part after the layer
     is affine. A channel whose sum is 0 has weight 0.
-    Cost: as `grad_cam`. Info: value, gap (without the ReLU: Σ M − f), layer, n_gradients, n_evaluations.
+    Cost: as `grad_cam`. Info: value, gap (Σ M − f, after the ReLU), layer, n_gradients, n_evaluations.
 
     References:
         Fu et al., Axiom-based Grad-CAM: toward accurate visualization and explanation of CNNs, BMVC 2020.
@@ -344,8 +351,8 @@ def xgrad_cam(
         return jnp.where(is_empty, 0, _over_places(jnp.sum, maps * gradient) / jnp.where(is_empty, 1, total))
 
     settings = _Settings(at=at, relu=relu, upsample=upsample, layout=layout)
-    weighted = _by_gradient(weight, sums=not relu)
-    return _cam("xgrad_cam", f, weighted, settings, argnums=argnums, allow_random=allow_random)
+    weighted = _by_gradient(weight)
+    return _cam("xgrad_cam", f, weighted, settings, argnums=argnums, allow_random=allow_random, sums=jnp.sum)
 
 
 def grad_cam_plus_plus(

@@ -10,6 +10,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jaxplain._errors import SettingError, StructureError, explain_error
+from jaxplain._leaves import representable
 from jaxplain._types import PyTree
 from jaxplain.prototypes._parametrizations import image_shape
 
@@ -130,7 +131,8 @@ def diversity(strength: Strength, features: Callable[[PyTree], PyTree] = lambda 
 
     def penalty(xs: PyTree, *_: Any) -> jax.Array:
         rows = jax.vmap(lambda x: ravel_pytree(features(x))[0])(xs)
-        rows = rows / jnp.sqrt(jnp.sum(jnp.square(rows), -1, keepdims=True) + 1e-12)  # a blank row has no direction
+        smallest = representable(1e-12, rows.dtype)
+        rows = rows / jnp.sqrt(jnp.sum(jnp.square(rows), -1, keepdims=True) + smallest)  # a blank row has no direction
         n = len(rows)
         if n < 2:
             raise SettingError(

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxplain._engine.input_bounds import bound_like
 from jaxplain._engine.node_view import Layer
 from jaxplain._errors import SettingError, explain_error
+from jaxplain._leaves import pulled_back
 from jaxplain.rules._rule import Relevance, Rule, distribute, stabilize, times
 
 _WITH_WEIGHTS = ("dense", "convolution", "sum")  # whose weights have signs
@@ -260,8 +261,8 @@ def proportional_pooling(*, epsilon: float = 1e-6) -> Rule:
             z = sum(layer.inputs[1:], layer.inputs[0])
             return tuple(times(x, relevance / stabilize(z, epsilon)) for x in layer.inputs)
         z, pullback = jax.vjp(layer.summed, layer.x)
-        share = (relevance / stabilize(z, epsilon)).astype(z.dtype)
-        return (times(layer.x, pullback(share)[0]),)
+        share = relevance / stabilize(z, epsilon)
+        return (times(layer.x, pulled_back(lambda c: pullback(*c), [share], [z.dtype])[0]),)
 
     return Rule("proportional_pooling", ("max",), backward, epsilon)
 

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxplain import _compat
 from jaxplain._engine.node_view import Layer, Weights
-from jaxplain._leaves import same_dtype, wide_dtype
+from jaxplain._leaves import pulled_back, representable, same_dtype, wide_dtype
 
 Relevance = jax.Array
 
@@ -38,10 +38,16 @@ class Rule(NamedTuple):
 
 
 def stabilize(z: jax.Array, epsilon: float) -> jax.Array:
-    """z + ε·sign(z) with sign(0) = +1, in float32 or better. This denominator is never zero and has the sign of z."""
+    """z + ε·sign(z) with sign(0) = +1, in float32 or better. This denominator is never zero and has the sign of z.
+
+    ε is at least the smallest normal number of the dtype of z, because what is divided goes through that dtype.
+    """
+    smallest = float(jnp.finfo(z.dtype).tiny)
+    without = isinstance(epsilon, int | float) and epsilon == 0
+    epsilon = representable(epsilon, z.dtype)
     z = z.astype(wide_dtype(z))
-    if isinstance(epsilon, int | float) and epsilon == 0:
-        return jnp.where(z == 0, jnp.finfo(z.dtype).tiny, z)  # 0 relevance at a zero output stays 0
+    if without:
+        return jnp.where(z == 0, smallest, z)  # 0 relevance at a zero output stays 0
     return z + jnp.where(z >= 0, epsilon, -epsilon)
 
 
@@ -76,6 +82,9 @@ def distribute(
         pullbacks.append(pullback)
     share = relevance / stabilize(jnp.asarray(z), epsilon)
     layer.to_bias = layer.to_bias + jnp.sum(times(jnp.broadcast_to(bias, share.shape), share))
-    share = share.astype(layer.output.dtype)
-    parts = [times(v, pullback(share)[0]) for (v, _), pullback in zip(terms, pullbacks, strict=True)]
+    dtype = layer.output.dtype
+    parts = [
+        times(v, pulled_back(lambda c, pull=pullback: pull(*c), [share], [dtype])[0])
+        for (v, _), pullback in zip(terms, pullbacks, strict=True)
+    ]
     return sum(parts[1:], parts[0])
