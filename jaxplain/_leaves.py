@@ -19,27 +19,27 @@ def wide_dtype(value: jax.Array | jnp.dtype) -> jnp.dtype:
     return dtype if is_wide else jnp.dtype(jnp.float32)
 
 
-def representable(epsilon: jax.typing.ArrayLike, dtype: jnp.dtype) -> jax.typing.ArrayLike:
+def representable(epsilon: jax.typing.ArrayLike, dtype: jnp.dtype) -> float | jax.Array:
     """A stabilizer, but at least the smallest normal number of the dtype that it guards: 1e-9 is 0 in float16."""
     smallest = float(jnp.finfo(dtype).tiny)
     return max(epsilon, smallest) if isinstance(epsilon, int | float) else jnp.maximum(epsilon, smallest)
 
 
 def pulled_back(
-    pullback: Callable[[Sequence[jax.Array]], tuple[jax.Array, ...]],
+    pullback: Callable[..., Leaves],
     cotangents: Sequence[jax.Array],
     dtypes: Sequence[jnp.dtype],
 ) -> Leaves:
-    """A linear `pullback` of cotangents in the given dtypes.
+    """`pullback(*cotangents)` of a linear map whose outputs have the given dtypes.
 
     What is large for float16, for example a share R / ε, is scaled down before and up again afterwards, in float32.
     """
     if all(jnp.finfo(dtype).maxexp >= jnp.finfo(jnp.float32).maxexp for dtype in dtypes):
-        return pullback([c.astype(dtype) for c, dtype in zip(cotangents, dtypes, strict=True)])
+        return pullback(*(c.astype(dtype) for c, dtype in zip(cotangents, dtypes, strict=True)))
     sizes = [jnp.max(jnp.where(jnp.isfinite(c), jnp.abs(c), 0), initial=0) for c in upcast(cotangents)]
     # A power of two, and far below the largest number, because a pullback sums.
     scale = jnp.exp2(jnp.ceil(jnp.log2(jnp.maximum(jnp.max(jnp.stack(sizes)), 64) / 64)))
-    pulled = pullback([(c / scale).astype(dtype) for c, dtype in zip(upcast(cotangents), dtypes, strict=True)])
+    pulled = pullback(*((c / scale).astype(dtype) for c, dtype in zip(upcast(cotangents), dtypes, strict=True)))
     return tuple(leaf * scale for leaf in upcast(pulled))
 
 

@@ -62,7 +62,7 @@ class Layer:
     def transpose(self, *cotangents: jax.Array) -> tuple[jax.Array, ...]:
         """Jᵀ·cotangents, the ordinary backpropagation to each input."""
         _, pullback = jax.vjp(self.at, *self.inputs)
-        return pulled_back(pullback, cotangents, [out.dtype for out in self.outputs])
+        return pulled_back(lambda *c: pullback(list(c)), cotangents, [out.dtype for out in self.outputs])
 
     def at(self, *inputs: jax.Array) -> list[jax.Array]:
         """The outputs for other inputs."""

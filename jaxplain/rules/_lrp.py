@@ -262,7 +262,7 @@ def proportional_pooling(*, epsilon: float = 1e-6) -> Rule:
             return tuple(times(x, relevance / stabilize(z, epsilon)) for x in layer.inputs)
         z, pullback = jax.vjp(layer.summed, layer.x)
         share = relevance / stabilize(z, epsilon)
-        return (times(layer.x, pulled_back(lambda c: pullback(*c), [share], [z.dtype])[0]),)
+        return (times(layer.x, pulled_back(pullback, [share], [z.dtype])[0]),)
 
     return Rule("proportional_pooling", ("max",), backward, epsilon)
 

@@ -43,12 +43,11 @@ def stabilize(z: jax.Array, epsilon: float) -> jax.Array:
     ε is at least the smallest normal number of the dtype of z, because what is divided goes through that dtype.
     """
     smallest = float(jnp.finfo(z.dtype).tiny)
-    without = isinstance(epsilon, int | float) and epsilon == 0
-    epsilon = representable(epsilon, z.dtype)
+    floor = representable(epsilon, z.dtype)
     z = z.astype(wide_dtype(z))
-    if without:
+    if isinstance(epsilon, int | float) and epsilon == 0:
         return jnp.where(z == 0, smallest, z)  # 0 relevance at a zero output stays 0
-    return z + jnp.where(z >= 0, epsilon, -epsilon)
+    return z + jnp.where(z >= 0, floor, -floor)
 
 
 def times(v: jax.Array, share: jax.Array) -> jax.Array:
@@ -84,7 +83,6 @@ def distribute(
     layer.to_bias = layer.to_bias + jnp.sum(times(jnp.broadcast_to(bias, share.shape), share))
     dtype = layer.output.dtype
     parts = [
-        times(v, pulled_back(lambda c, pull=pullback: pull(*c), [share], [dtype])[0])
-        for (v, _), pullback in zip(terms, pullbacks, strict=True)
+        times(v, pulled_back(pullback, [share], [dtype])[0]) for (v, _), pullback in zip(terms, pullbacks, strict=True)
     ]
     return sum(parts[1:], parts[0])
