@@ -220,6 +220,23 @@ def source_line(equation: Any, inner: Any = None) -> str:
     return f"{scope} · {line}" if scope else line
 
 
+def line_inside(closed: Any, wanted: Any) -> str:
+    """The user's line of an equation somewhere inside a program: its own, or that of the nearest call around it."""
+
+    def around(closed: Any) -> list[Any] | None:
+        for equation in closed.eqns:
+            if equation is wanted:
+                return [equation]
+            for body in closed_bodies(equation):
+                if (found := around(body)) is not None:
+                    return [*found, equation]
+        return None
+
+    chain = around(closed) or [wanted]
+    lines = filter(None, (_users_line(equation.source_info) for equation in chain))
+    return next(lines, None) or source_line(chain[-1])
+
+
 _LIBRARIES = (*(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")), str(Path(__file__).parent))
 
 

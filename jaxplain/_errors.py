@@ -50,7 +50,7 @@ class LayerError(JaxplainError, LookupError):
 
 
 class UnexplainedChangeError(JaxplainError, ValueError):
-    """Between input and reference the score changes in a way that has no derivative: another branch, another index."""
+    """The score changes in a way that has no derivative: by rounding, an index or, from a reference, another branch."""
 
 
 class NonFiniteError(JaxplainError, FloatingPointError):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from jaxplain._analysis.evidence import require_derivative
 from jaxplain._arguments import Arguments
 from jaxplain._checks import one_key, require_callable
 from jaxplain._errors import SAFE_FORMULAS, WHY_NOT_FINITE, NonFiniteError, SettingError, explain_error
@@ -110,14 +111,17 @@ def stage_call(
     argnums: ArgNums,
     allow_random: bool,
     differentiated: bool = True,
+    follows_steps: bool = False,
 ) -> Call:
-    """The score `f` at `args`, staged as a function of the explained leaves."""
+    """The score `f` at `args`, staged as a function of the explained leaves; see `make_explainer`."""
     arguments = Arguments(method, args, argnums)
 
     def score(leaves: Leaves) -> jax.Array:
         return f(*arguments.fill(leaves))
 
     program = stage_score(method, score, arguments.leaves, allow_random=allow_random, differentiated=differentiated)
+    if differentiated and not follows_steps:
+        require_derivative(method, program.closed)
     return Call(arguments, program)
 
 
@@ -234,6 +238,7 @@ def make_explainer(
     key: jax.Array | None = None,
     is_gradient: bool = False,
     differentiated: bool = True,
+    follows_steps: bool = False,
     repeats_groups: bool = False,
 ) -> Explainer:
     """An explainer of the score `f` from `compute`.
@@ -242,11 +247,21 @@ def make_explainer(
         is_gradient: Whether the attribution is ∇f.
         differentiated: Whether the method needs a reverse-mode derivative of `f`; if so, scores without one are
             refused.
+        follows_steps: Whether the method itself finds out what the score changes without a derivative; otherwise,
+            scores whose evidence passes through rounded values or integers are refused.
     """
     require_callable(method, f)
 
     def stage(args: Args) -> Call:
-        return stage_call(method, f, args, argnums=argnums, allow_random=allow_random, differentiated=differentiated)
+        return stage_call(
+            method,
+            f,
+            args,
+            argnums=argnums,
+            allow_random=allow_random,
+            differentiated=differentiated,
+            follows_steps=follows_steps,
+        )
 
     def evaluate(args: Args, key: jax.Array | None, with_info: bool) -> tuple[PyTree, Info | None]:
         call = stage(args)

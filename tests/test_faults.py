@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import relative, text
+from helpers import promoting, relative, text
+from jax import lax
 
 import jaxplain as jx
 
@@ -127,3 +128,144 @@ def test_a_stabilizer_is_a_number_of_the_dtype_that_it_guards():
     run = jax.jit(lambda x: [method(x) for method in methods])
     for half, full in zip(run(x.astype(jnp.float16)), run(x.astype(jnp.float32)), strict=True):
         assert half.dtype == jnp.float16 and np.isfinite(half).all() and relative(half, full) < 2e-2
+
+
+# Evidence without a derivative
+
+
+W = jnp.cos(jnp.arange(64.0)).reshape(16, 4)
+TABLE = jnp.sin(jnp.arange(40.0)).reshape(10, 4)
+
+
+def _scale(x):
+    return jnp.max(jnp.abs(x)) / 127
+
+
+def _int8(x):
+    q, w = jnp.round(x / _scale(x)).astype(jnp.int8), jnp.round(10 * W).astype(jnp.int8)
+    return (lax.dot(q, w, preferred_element_type=jnp.int32).astype(x.dtype) * _scale(x))[0]
+
+
+def _quantized_loop(x):
+    return lax.scan(lambda c, t: (0.5 * c + jnp.round(4 * t) / 4, None), 0.0, x)[0] + jnp.sum(x)
+
+
+def _quantized_branch(x):
+    return lax.cond(x[0] > 0, lambda x: jnp.sum(jnp.round(x) + x), jnp.sum, x)
+
+
+WITHOUT_DERIVATIVE = {  # score, and the primitive that is named
+    "int8 with a scale of x": (_int8, "round"),
+    "int8 with a fixed scale": (lambda x: (jnp.clip(jnp.round(x / 0.1), -127, 127) @ W)[0], "round"),
+    "ids as floats": (lambda x: TABLE[x.astype(int)].sum(), "convert_element_type"),
+    "ids as floats, next to floats": (lambda x: TABLE[x.astype(int)].sum() + x.sum(), "convert_element_type"),
+    "one-hot of ids as floats": (lambda x: (jax.nn.one_hot(x.astype(int), 10) @ TABLE).sum(), "convert_element_type"),
+    "floors and floats": (lambda x: jnp.sum(jnp.floor(x)) + jnp.sum(x), "floor"),
+    "a binary layer": (lambda x: (jnp.sign(x) @ W * jnp.mean(jnp.abs(x)))[0], "sign"),
+    "a binary layer by comparison": (lambda x: (jnp.where(x >= 0, 1.0, -1.0) @ W + x @ W)[0], "ge"),
+    "in a loop": (_quantized_loop, "round"),
+    "in a branch": (_quantized_branch, "round"),
+    "the nearest code": (lambda x: TABLE[jnp.argmin(jnp.sum((TABLE - x[:4]) ** 2, -1))].sum(), "argmin"),
+    "stopped": (lambda x: jnp.sum(lax.stop_gradient(x) ** 2), "stop_gradient"),
+    "a count": (lambda x: jnp.sum(jnp.where(x > 0, 1.0, 0.0)), "gt"),
+}
+
+
+def _attention_with_masks(x):
+    h = x.reshape(4, 4)
+    there = jnp.any(h != 0, -1) & (jnp.sum(h, -1) > -9)
+    a = jax.nn.softmax(h @ h.T + jnp.where(there, 0.0, -1e9))
+    return jnp.sum(a @ h * there[:, None]) / jnp.maximum(jnp.sum(there.astype(h.dtype)), 1)
+
+
+def _experts(x):
+    gates, chosen = lax.top_k(jax.nn.softmax(x @ W), 2)
+    each = [x[:4] @ TABLE[i] + TABLE[i, 1] for i in chosen]
+    above = jax.nn.softmax(x @ W) >= gates[-1]
+    return jnp.sum(gates * jnp.stack(each)) + jnp.sum(jnp.where(above, x @ W, 0) / jnp.sum(above))
+
+
+def _sampled(x):
+    at = [jnp.clip(x[:4], 0, 3), jnp.clip(x[4:8], 0, 3)]
+    return jax.scipy.ndimage.map_coordinates(x.reshape(4, 4), at, order=1).sum()
+
+
+def _look_up_between(x):
+    t = jnp.clip(2 * x + 5, 0, 8.9)
+    i, rest = jnp.floor(t).astype(int), t - jnp.floor(t)
+    return jnp.sum(TABLE[i, 0] * (1 - rest) + TABLE[i + 1, 0] * rest)
+
+
+def _voxels(x):
+    cell = jnp.clip(jnp.floor(x), 0, 3).astype(int)
+    return jnp.sum(jnp.zeros(4).at[cell].add(x) / jnp.maximum(jnp.zeros(4).at[cell].add(1.0), 1))
+
+
+def _resized(x):
+    image = x.reshape(4, 4)
+    return sum(jnp.sum(jax.image.resize(image, (7, 7), how) ** 2) for how in ("nearest", "bilinear", "cubic"))
+
+
+def _solved(x):
+    a = x.reshape(4, 4) + 4 * jnp.eye(4)
+    return jnp.linalg.slogdet(a)[1] + jnp.linalg.solve(a, jnp.ones(4)).sum()
+
+
+WITH_DERIVATIVE = {
+    "straight through": lambda x: jnp.sum(x + lax.stop_gradient(jnp.round(x) - x)) ** 2,
+    "the rest of a floor": lambda x: jnp.sum(jnp.sin(x - jnp.floor(x)) + x % 2 + jnp.modf(x)[0] ** 2),
+    "interpolated": lambda x: jnp.interp(x, jnp.linspace(-3, 3, 7), jnp.sin(jnp.arange(7.0))).sum(),
+    "sampled between pixels": _sampled,
+    "looked up between entries": _look_up_between,
+    "routed to experts": _experts,
+    "masked attention": _attention_with_masks,
+    "a sign times a size": lambda x: jnp.sum(jnp.sign(x) * jnp.log1p(jnp.abs(x))),
+    "the largest": lambda x: x[jnp.argmax(x)] + jnp.take(x, jnp.argsort(x))[3] + jnp.sort(x)[2] + jnp.max(x),
+    "means of cells": _voxels,
+    "resized": _resized,
+    "other floats": lambda x: (x.astype(jnp.bfloat16) @ W.astype(jnp.bfloat16)).astype(jnp.float32)[0],
+    "statistics": lambda x: jnp.std(x) + jnp.median(x) + jnp.quantile(x, 0.3) + jax.nn.logsumexp(x),
+    "positions": lambda x: jnp.sum(x * jnp.floor(jnp.arange(16) / 3)) + jnp.sum(TABLE[jnp.arange(4)] * x[:4]),
+    "kinks": lambda x: jnp.sum(
+        jax.nn.relu6(x) + jax.nn.hard_swish(x) + jnp.where(x > 0, x, 0.1 * x) + jnp.clip(x, 0, 1)
+    ),
+    "solved": _solved,
+    "a loop that counts": lambda x: lax.fori_loop(0, 3, lambda i, c: c + jnp.sin(c) * x[i], x[0]),
+    "a step beside a wave": lambda x: jnp.where(x[0] > 0.5, 1.0, 0.0) + jnp.sin(x[1]),
+    "a constant": lambda x: 2.0,
+}
+
+
+@pytest.mark.parametrize("around", [lambda f: f, jax.jit, jax.checkpoint], ids=["plain", "jit", "checkpoint"])
+def test_evidence_without_a_derivative_is_refused_and_what_selects_is_not(around):
+    x = jax.ShapeDtypeStruct((16,), jnp.float64)
+    gradient = lambda score: jax.eval_shape(jx.gradient(around(score)), x)
+    with promoting():
+        for name, (score, primitive) in WITHOUT_DERIVATIVE.items():
+            with pytest.raises(jx.UnexplainedChangeError) as error:
+                gradient(score)
+            said = text(error)
+            assert f" {primitive} →" in said and "test_faults.py" in said, (name, said)
+            assert all(word in said for word in ("switch", "stop_gradient", 'jx.split(score, "embed")', "ablation"))
+        for score in WITH_DERIVATIVE.values():
+            gradient(score)
+
+
+def test_every_method_with_derivatives_refuses_evidence_without_one():
+    noisy = dict(noise=0.1, n_samples=2, key=jax.random.key(0))
+    pool = jx.references(jnp.zeros((2, 16)))
+    methods = [
+        *(jx.gradient, jx.saliency, jx.sensitivity, jx.input_x_gradient, jx.integrated_gradients, jx.taylor),
+        *(jx.guided_backprop, jx.deconvnet, jx.excitation_backprop, jx.deep_taylor),
+        lambda f: jx.lrp(f, rules=jx.rules.epsilon()),
+        lambda f: jx.expected_gradients(f, references=pool, key=jax.random.key(0)),
+        lambda f: jx.smoothgrad(jx.gradient(f), **noisy),
+        lambda f: jx.vargrad(jx.integrated_gradients(f), **noisy),
+        lambda f: jx.conductance(f, at="first dense"),
+    ]
+    x = jnp.sin(jnp.arange(16.0))
+    for method in methods:
+        with pytest.raises(jx.UnexplainedChangeError, match="rounded values or integers"):
+            jax.eval_shape(method(_int8), x)
+    jax.eval_shape(jx.ablation(_int8), x)  # which needs none
+    jax.eval_shape(jx.deeplift(_int8), x)  # which follows steps

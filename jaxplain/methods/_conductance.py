@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxplain._accumulate import accumulate
+from jaxplain._analysis.evidence import require_derivative
 from jaxplain._arguments import Arguments
 from jaxplain._checks import chunk_of, positive_int, require_callable
 from jaxplain._errors import LayerError, SettingError, explain_error
@@ -82,6 +83,7 @@ def conductance(
         arguments = Arguments(method, args, argnums)
         staged = stage_function(method, f, args, argnums=argnums, allow_random=allow_random)
         require_scalar(method, staged.program.out_shape)
+        require_derivative(method, staged.program.closed)
         sites = staged.find(at)
         if stacked := [site.name for site in sites if site.is_stacked]:
             raise LayerError(

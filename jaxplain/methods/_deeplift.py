@@ -164,7 +164,9 @@ def deeplift(
         )
 
     drawn = is_drawn(baseline)
-    return make_explainer(method, f, compute, argnums=argnums, allow_random=allow_random, stochastic=drawn, key=key)
+    return make_explainer(
+        method, f, compute, argnums=argnums, allow_random=allow_random, stochastic=drawn, key=key, follows_steps=True
+    )
 
 
 def _tolerance(analysis: Analysis) -> tuple[float, float]:
