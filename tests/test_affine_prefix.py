@@ -33,6 +33,8 @@ def test_a_dense_first_layer_is_the_head_and_a_small_convolution_is_not():
     cotangent = jnp.arange(8.0)
     (want,) = jax.vjp(lambda x: split.prefix((x,))[0], x)[1](cotangent)
     assert relative(split.pullback((x,), (cotangent,))[0], want) < 1e-14
+    divided = lambda x: jnp.sum(jnp.tanh((1 / x) @ jnp.ones((100, 8))))
+    assert _head(divided, x) is None  # a quotient is not affine in its divisor
     case = MODELS["conv_maxpool"]()
     assert _head(lambda x: case.score(case.weights, x, 1), case.xs[0]) is None
 

@@ -135,6 +135,14 @@ def test_eigen_cam_is_the_first_singular_vector_and_its_derivative_exists_beside
     np.testing.assert_allclose(jnp.vdot(jax.grad(total)(x), step), slope, rtol=1e-6)
 
 
+def test_the_sign_of_a_centered_eigen_cam_is_that_of_its_skewness():
+    score = lambda x: jnp.sum(jnp.mean(checkpoint_name(x @ jnp.array([[1.0, -2.0, 0.5]]), "maps"), 0))
+    x = jnp.zeros((4, 9, 1)).at[:, 2].set(jnp.array([[3.0], [-3.0], [0.1], [7.0]]))
+    heat = jax.jit(jax.vmap(jx.eigen_cam(score, at="maps", upsample=False, center=True, relu=False)))(x)
+    np.testing.assert_array_equal(np.argmax(np.abs(heat), 1), [2] * 4)
+    assert np.all(heat[:, 2] > 0)
+
+
 def _normal(*shape, seed=0):
     # Weights, drawn by numpy: a score must not draw.
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape) / np.sqrt(np.prod(shape[:-1])))

@@ -81,6 +81,9 @@ NORMS = {
     "instance": lambda x: (x - x.mean(0)[None]) / jnp.sqrt(x.var(0)[None] + 1e-5),
     "group": _group,
     "standardize": jax.nn.standardize,
+    "of the whole array, beside an axis of one": lambda x: (
+        x[None] / jnp.broadcast_to(jnp.sqrt(jnp.mean(x**2) + 1e-6), (1, *x.shape))
+    ),
     "linen_layer": _linen(linen.LayerNorm()),
     "linen_rms": _linen(linen.RMSNorm()),
     "linen_group": _linen(linen.GroupNorm(num_groups=2)),

@@ -104,6 +104,7 @@ def test_monotonicity_counts_the_steps_that_do_not_fall():
     order = np.argsort(R)
     scores = [float(NET(jnp.where(np.isin(np.arange(N), order[:k]), X, B))) for k in range(N + 1)]
     assert relative(run(M.monotonicity(NET, baseline=B)), np.mean(np.diff(scores) >= 0)) < 1e-12
+    assert run(M.monotonicity(lambda x: 1 + 0 * x[0])) == 1  # no step falls where none changes anything
     rising = lambda x: jnp.sum(jnp.abs(W) * x)
     assert run(M.monotonicity(rising), x=jnp.abs(X)) == 1 and run(M.monotonicity(rising), x=-jnp.abs(X)) == 0
 

@@ -66,3 +66,70 @@ def test_rows_of_images_are_drawn_as_they_are(tmp_path):
     assert np.asarray(each.axes[1].images[0].get_array()).max() == 1
     with pytest.raises(jx.StructureError, match=r"row 'a'(.|\n)*\(8, 8, 2\)"):
         jx.plot.images({"a": RNG.random((1, 8, 8, 2))})
+
+
+PHOTO = RNG.random((16, 16, 3))
+
+
+def test_a_photograph_stays_visible_where_the_map_is_zero():
+    values = np.zeros((16, 16))
+    values[4, 5] = 2.0
+    for sign, name in ((1, jx.plot.SEQUENTIAL), (-1, jx.plot.DIVERGING)):
+        photo, heat = jx.plot.image(sign * values, PHOTO, percentile=100).images
+        assert np.asarray(photo.get_array()).shape == (16, 16)  # in gray: all colors are the map's
+        assert heat.get_cmap().name == name and heat.get_clim() == ((0, 2) if sign > 0 else (-2, 2))
+        opacity = heat.to_rgba(heat.get_array())[..., 3]
+        assert opacity[0, 0] < 0.01 and opacity[4, 5] == pytest.approx(0.85)
+    (shown,) = jx.plot.image(values, PHOTO, percentile=100, style="mask").images
+    np.testing.assert_allclose(shown.get_array()[4, 5], PHOTO[4, 5])
+    np.testing.assert_allclose(shown.get_array()[0, 0], 1)
+    photo, heat = jx.plot.image(values[::4, ::4], PHOTO, style="beside").images
+    np.testing.assert_allclose(photo.get_array(), PHOTO)
+    assert heat.get_extent()[0] > 15  # a coarse map is as large as the photograph
+
+
+def test_channels_and_colors_are_undone():
+    values = np.stack([np.full((4, 4), 1.0), np.full((4, 4), -3.0), np.full((4, 4), 0.5)], 0)
+    for channels, want in (("sum", -1.5), ("abs", 4.5), ("max", -3.0)):
+        (shown,) = jx.plot.image(values, channels=channels, channel_axis=0).images
+        assert np.all(shown.get_array() == want)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    photo, _ = jx.plot.image(PHOTO, (PHOTO - mean) / std, mean=mean, std=std, style="beside").images
+    np.testing.assert_allclose(photo.get_array(), PHOTO)
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (lambda: jx.plot.image(np.zeros((6, 64, 64))), "one example of a batch"),
+        (lambda: jx.plot.image(np.zeros((3, 64, 64))), "channel_axis=0"),
+        (lambda: jx.plot.image(np.zeros((16, 16, 16))), "plot.volume"),
+        (lambda: jx.plot.image(np.zeros((2, 8, 8, 3))), "plot.grid"),
+        (lambda: jx.plot.image(np.zeros((8, 8)), np.zeros((8, 8, 2))), "1 or 3"),
+        (lambda: jx.plot.image(np.zeros((8, 8)), 3 * PHOTO), "mean="),
+        (lambda: jx.plot.image(np.zeros((8, 8)), style="mask"), "needs the input"),
+        (lambda: jx.plot.image(np.zeros((8, 8)), PHOTO, style="jet"), "'overlay'"),
+        (lambda: jx.plot.image(PHOTO, channels="mean"), "'sum'"),
+        (lambda: jx.plot.grid({"a": np.zeros((6, 8, 8))}, np.zeros((3, 8, 8))), "6 of 'a' for 3 inputs"),
+        (lambda: jx.plot.grid({"a": np.zeros((3, 8, 8))}, np.zeros((3, 8, 8)), titles=["b"]), "1 of 'titles'"),
+        (lambda: jx.plot.series(np.zeros((8, 2)), np.zeros((8, 2))), "one shape"),
+        (lambda: jx.plot.volume(np.zeros((8, 8))), "depth"),
+    ],
+)
+def test_what_would_be_nonsense_is_refused(draw, words):
+    with pytest.raises(jx.JaxplainError) as error:
+        draw()
+    assert words in str(error.value)
+
+
+def test_series_volumes_and_layers(tmp_path):
+    ax = jx.plot.series(np.sin(np.arange(30.0)), np.cos(np.arange(30.0)), vmax=1.0)
+    assert ax.collections[0].get_clim() == (-1, 1)
+    figure = jx.plot.volume(RNG.normal(size=(9, 8, 8)), RNG.random((9, 8, 8)), n_slices=3)
+    assert [ax.get_title() for ax in figure.axes[:3]] == ["slice 2", "slice 4", "slice 6"]
+    assert len({ax.images[0].get_clim() for ax in figure.axes[:3]}) == 1
+    figure = jx.plot.layers({"stem": RNG.normal(size=(8, 8, 2)), "head": RNG.random((4, 4))}, PHOTO)
+    assert [ax.get_title().split("\n")[0] for ax in figure.axes] == ["input", "stem", "head"]
+    figure = jx.plot.grid({"a": RNG.random((1, 4, 4))}, PHOTO[None], share=False)
+    assert figure.axes[2].texts[0].get_text() == f"{jx.plot.limit(figure.axes[2].images[-1].get_array()):.2g}"
+    figure.savefig(tmp_path / "grid.png")
