@@ -11,6 +11,7 @@ from jaxplain._errors import (
     DataError,
     InputError,
     JaxplainError,
+    JaxplainWarning,
     LabelError,
     LayerError,
     MissingKeyError,
@@ -55,16 +56,17 @@ from jaxplain.rules import composites
 
 # fmt: off
 __all__ = [
-    "DataError", "Explainer", "History", "Info", "InputError", "JaxplainError", "LabelError", "LayerError",
-    "LayerName", "Layout", "Ledger", "MissingKeyError", "ModelModeError", "NodeRow", "Nodes", "NonFiniteError",
-    "Prototype", "References", "ScoreError", "SettingError", "Split", "StructureError", "TransformError",
-    "UnexplainedChangeError", "UnknownNodeError", "ablation", "ablation_cam", "activation_maximization", "batched",
-    "cam", "check", "composites", "conductance", "datasets", "deconvnet", "deep_taylor", "deeplift", "eigen_cam",
-    "excitation_backprop", "expected_gradients", "experts", "grad_cam", "grad_cam_plus_plus", "gradient",
-    "guided_backprop", "guided_grad_cam", "hires_cam", "input_x_gradient", "integrated_gradients", "layer_cam",
-    "layers", "ledger", "line_search", "logit", "lrp", "metrics", "nnx", "occlusion", "patches", "plan", "plot",
-    "prototypes", "references", "rules", "saliency", "scaled_input", "score_cam", "sensitivity", "shapley_sampling",
-    "smoothgrad", "smoothgrad_squared", "split", "taylor", "vargrad", "with_info", "xgrad_cam", "zoo",
+    "DataError", "Explainer", "History", "Info", "InputError", "JaxplainError", "JaxplainWarning", "LabelError",
+    "LayerError", "LayerName", "Layout", "Ledger", "MissingKeyError", "ModelModeError", "NodeRow", "Nodes",
+    "NonFiniteError", "Prototype", "References", "ScoreError", "SettingError", "Split", "StructureError",
+    "TransformError", "UnexplainedChangeError", "UnknownNodeError", "ablation", "ablation_cam",
+    "activation_maximization", "batched", "cam", "check", "composites", "conductance", "datasets", "deconvnet",
+    "deep_taylor", "deeplift", "eigen_cam", "excitation_backprop", "expected_gradients", "experts", "grad_cam",
+    "grad_cam_plus_plus", "gradient", "guided_backprop", "guided_grad_cam", "hires_cam", "input_x_gradient",
+    "integrated_gradients", "layer_cam", "layers", "ledger", "line_search", "logit", "lrp", "metrics", "nnx",
+    "occlusion", "patches", "plan", "plot", "prototypes", "references", "rules", "saliency", "scaled_input",
+    "score_cam", "sensitivity", "shapley_sampling", "smoothgrad", "smoothgrad_squared", "split", "taylor", "vargrad",
+    "with_info", "xgrad_cam", "zoo",
 ]
 # fmt: on
 

@@ -54,9 +54,10 @@ class Arguments:
                     need="a float array, or a pytree with at least one",
                     why="an attribution describes continuous changes of the input, and integers have none",
                     fix=(
-                        "convert: explain(image.astype(jnp.float32), …)",
+                        "an image: explain(image.astype(jnp.float32), …)",
+                        "token ids are no numbers, so explain their embeddings: "
+                        'encode, decode = jx.split(score, "embed"); jx.gradient(decode)(encode(ids), ids)',
                         "name a float argument: argnums=…; pass token ids, labels and masks as other arguments",
-                        "explain the embeddings: write the score as a function of table[ids]",
                     ),
                 )
             )
@@ -65,6 +66,14 @@ class Arguments:
     def explained(self) -> PyTree:
         """The user's x: the explained argument, or the tuple of them if there are several argnums."""
         values = tuple(self.args[p] for p in self.positions)
+        return values[0] if self.single else values
+
+    @property
+    def held(self) -> PyTree | None:
+        """With the structure of x, which leaves are held constant; None if all are explained."""
+        if not self._constants:
+            return None
+        values = self._unflatten([jnp.array(False)] * len(self.leaves), [jnp.array(True)] * len(self._constants))
         return values[0] if self.single else values
 
     def fill(self, leaves: Sequence[jax.Array]) -> Args:

@@ -1,8 +1,12 @@
-"""All errors that the library raises on purpose, and the format of their texts.
+"""All errors that the library raises on purpose, its warnings, and the format of their texts.
 
 A message says, in this order: what is wrong, where, what was given, what is needed, why, and a fix to paste. The
 first line is understandable on its own.
 """
+
+import sys
+import warnings
+from typing import Any
 
 
 class JaxplainError(Exception):
@@ -61,6 +65,13 @@ class DataError(JaxplainError, OSError):
     """Data shipped with the package is missing or damaged."""
 
 
+class JaxplainWarning(UserWarning):
+    """A result that may not be what it is taken for. Given once for each line that calls, and never under `jit`.
+
+    `warnings.simplefilter("ignore", jx.JaxplainWarning)` silences all, "error" makes errors of them.
+    """
+
+
 # What makes a derivative of a finite score NaN or infinite, and how to write the formula instead.
 WHY_NOT_FINITE = (
     "a norm and a square root at 0 have an infinite slope and a division by 0 none, "
@@ -91,3 +102,17 @@ def explain_error(
         label = "fix" if len(fixes) == 1 else f"fix {number}"
         lines.append(f"  {label:<5} {text}")
     return "\n".join(lines)
+
+
+_WARNED: set[tuple[str, int, str]] = set()
+
+
+def warn(what: str, **fields: Any) -> None:
+    """A `JaxplainWarning` with the text of `explain_error`, at the user's line; once for each line and `what`."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("jaxplain", "jax"):
+        frame = frame.f_back
+    site = (frame.f_code.co_filename, frame.f_lineno, what)
+    if site not in _WARNED:
+        _WARNED.add(site)
+        warnings.warn_explicit(explain_error(what, **fields), JaxplainWarning, site[0], site[1])

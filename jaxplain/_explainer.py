@@ -55,6 +55,8 @@ class Info(NamedTuple):
         n_evaluations: Number of further evaluations of the score, i.e. forward passes without a gradient.
         converged: Whether the requested accuracy was reached.
         layer: Layer of a class activation map.
+        held: Which leaves of x were held constant, because they hold no floats, and therefore got zeros: with the
+            structure of x, True or False for each leaf. `None` if all were explained.
     """
 
     value: jax.Array | None = None
@@ -68,6 +70,7 @@ class Info(NamedTuple):
     n_evaluations: jax.Array | None = None
     converged: jax.Array | None = None
     layer: LayerName | None = None
+    held: PyTree = None
 
 
 def sum_gap(leaves: Leaves, value: jax.Array, baseline_value: jax.Array | float = 0.0) -> jax.Array:
@@ -266,6 +269,7 @@ def make_explainer(
     def evaluate(args: Args, key: jax.Array | None, with_info: bool) -> tuple[PyTree, Info | None]:
         call = stage(args)
         leaves, info = compute(call, key, with_info)
+        info = info and info._replace(held=call.arguments.held)
         return call.arguments.attribution(leaves), info
 
     gradient_call = stage if is_gradient else None

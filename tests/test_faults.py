@@ -1,5 +1,7 @@
 """Faults that outside trials found, each with neighbors: what holds now."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -269,3 +271,55 @@ def test_every_method_with_derivatives_refuses_evidence_without_one():
             jax.eval_shape(method(_int8), x)
     jax.eval_shape(jx.ablation(_int8), x)  # which needs none
     jax.eval_shape(jx.deeplift(_int8), x)  # which follows steps
+
+
+# Leaves that are held
+
+
+def test_info_names_the_leaves_that_are_held_constant():
+    score = lambda x, y: jnp.sum(jnp.where(x["mask"], x["image"], 0)) + TABLE[x["ids"]].sum() + y[0]
+    x = {"image": jnp.ones(3), "mask": jnp.array([True, False, True]), "ids": jnp.arange(2)}
+    held = {"image": False, "mask": True, "ids": True}
+    noisy = jx.smoothgrad(jx.gradient(score), noise=0.1, n_samples=2, key=jax.random.key(0))
+    for explain in (jx.gradient(score), jx.ablation(score), noisy):
+        info = jax.eval_shape(lambda x, explain=explain: jx.with_info(explain)(x, jnp.ones(1))[1], x)
+        assert jax.tree.map(lambda leaf: leaf.dtype, info.held) == dict.fromkeys(held, jnp.dtype(bool))
+    both, info = jax.jit(jx.with_info(jx.gradient(score, argnums=(0, 1))))(x, jnp.ones(1))
+    assert jax.tree.map(bool, info.held) == (held, False) and not both[0]["ids"].any()
+    assert jx.with_info(jx.gradient(jnp.sum))(x["image"])[1].held is None
+
+
+# Warnings
+
+
+def _behind_a_norm(x):
+    return x / jnp.sqrt(jnp.mean(x**2) + 1e-12) @ jnp.arange(1.0, 5.0)
+
+
+def test_a_large_gap_warns_once_for_each_line_that_calls_and_never_under_jit():
+    explain, x = jx.integrated_gradients(_behind_a_norm), jnp.array([3.0, -1.0, 2.0, 5.0])
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            explain(x)
+        n_after_one_line = len(seen)
+        explain(2 * x)
+    assert (n_after_one_line, len(seen)) == (1, 2)
+    assert {w.category for w in seen} == {jx.JaxplainWarning} and {w.filename for w in seen} == {__file__}
+    said = str(seen[0].message)
+    assert said.startswith("integrated_gradients: the attribution misses the change of the score by more than 10%.\n")
+    assert all(
+        word in said for word in ("  got   Σ R =", "  why   ", "  fix 1 ", "tol=1e-3", "mask token", "jx.deeplift")
+    )
+    with pytest.raises(jx.JaxplainWarning):  # as everywhere in these tests
+        explain(x)
+    jax.jit(explain)(x)
+    assert abs(jx.with_info(explain)(x)[1].gap) > 1  # who asks is told
+
+
+def test_a_small_gap_does_not_warn():
+    kinks = lambda x: jnp.sum(jax.nn.relu(x - jnp.array([0.3, 1.1, -0.2, 2.2])))
+    x = jnp.array([3.0, -1.0, 2.0, 5.0])
+    jx.integrated_gradients(kinks)(x)
+    jx.integrated_gradients(lambda x: jnp.sin(x[0]) * x[1] - jnp.sin(x[1]) * x[0])(jnp.array([2.0, 2.0]))  # Δf = 0
+    jx.integrated_gradients(_behind_a_norm, baseline=x / 2)(x)

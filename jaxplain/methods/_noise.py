@@ -250,6 +250,7 @@ def _noisy(
             n_gradients=n_gradients,
             n_evaluations=n_evaluations,
             converged=None if failed is None else failed == 0,
+            held=arguments.held,
         )
 
     return Explainer(

@@ -15,7 +15,7 @@ from jaxplain import _compat
 from jaxplain._accumulate import accumulate
 from jaxplain._checks import chunk_of, not_negative, positive_int
 from jaxplain._engine.affine_prefix import affine_prefix
-from jaxplain._errors import SettingError, explain_error
+from jaxplain._errors import SettingError, explain_error, warn
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
 from jaxplain._leaves import common_dtype, mapped_like, multiply, same_dtype, subtract, total
 from jaxplain._quadrature import nodes_and_weights
@@ -114,6 +114,9 @@ def integrated_gradients(
 
     Guarantees: completeness, Σ R = f(x) − f(b), up to `Info.gap`; sensitivity and implementation invariance; linear in
     f (not with `complete` or `tol`, whose weights depend on f).
+    Warns: `JaxplainWarning`, once for each line that calls, if an un-jitted call with one baseline misses the change of
+    the score by more than 10 % (or, where that is small, by 1 % of Σ |R|). `with_info` returns the gap and does not
+    warn.
     Cost: `n_steps` gradients per baseline; with `tol` as many as needed (under `vmap` as many as the slowest example of
     the batch needs). Info: value, baseline_value, gap, n_steps, n_gradients, n_evaluations (f at x and at each
     baseline), and with `tol` or `complete` converged.
@@ -165,8 +168,13 @@ def integrated_gradients(
         alphas, w = jnp.asarray(nodes, dtype), jnp.asarray(weights / paths.n, dtype)
 
         value = start = jnp.zeros((), dtype)
-        if with_info or complete or tol is not None:
+        is_known = with_info or complete or tol is not None
+        is_watched = paths.n == 1 and not any(isinstance(leaf, jax.core.Tracer) for leaf in call.x)
+        if is_known or is_watched:
             value = call.value(call.x)
+        if is_watched:
+            start = call.value(tuple(b[0] for b in paths.baselines))
+        elif is_known:
             start = accumulate(lambda r: call.value(tuple(b[r] for b in paths.baselines)), paths.n, chunk) / paths.n
 
         # Not a scalar, because JAX cannot map a scan over a scalar on an Explicit mesh axis.
@@ -183,8 +191,11 @@ def integrated_gradients(
             return _scale(weight, summand), _scale(tilted[0], summand), tilted, tilted * (slope - delta_f), placed
 
         summed, *moments = accumulate(term, paths.n * n_steps, chunk)
-        if not (with_info or complete or tol is not None):
-            return paths.attribution(summed), None
+        if not is_known:
+            attribution = paths.attribution(summed)
+            if is_watched:
+                _warn_of_gap(method, attribution, value, start)
+            return attribution, None
         steps, converged = jnp.int32(n_steps), None
         if complete:
             tilted, gap, square, slopes = moments
@@ -195,6 +206,8 @@ def integrated_gradients(
         elif tol is not None:
             summed, steps, converged = _refine(paths, summed, value - start, tol, atol, n_steps, max_steps, chunk)
         attribution = paths.attribution(summed)
+        if not with_info and is_watched:
+            _warn_of_gap(method, attribution, value, start)
         info = Info(
             value=value,
             baseline_value=start,
@@ -208,6 +221,29 @@ def integrated_gradients(
 
     drawn = is_drawn(baseline)
     return make_explainer(method, f, compute, argnums=argnums, allow_random=allow_random, stochastic=drawn, key=key)
+
+
+LARGE_GAP = 0.1  # of the change of the score (or, if that is small, of a tenth of all that is attributed)
+
+
+def _warn_of_gap(method: str, attribution: Leaves, value: jax.Array, start: jax.Array) -> None:
+    """Warns if the numbers are known and the sum of the attribution is far from the change of the score."""
+    gap = sum_gap(attribution, value, start)
+    if isinstance(gap, jax.core.Tracer):
+        return
+    change, size = float(value) - float(start), float(total(tuple(map(jnp.abs, attribution))))
+    if abs(float(gap)) > LARGE_GAP * max(abs(change), 0.1 * size):
+        warn(
+            f"{method}: the attribution misses the change of the score by more than {LARGE_GAP:.0%}.",
+            got=f"Σ R = {float(gap) + change:.4g}, f(x) − f(baseline) = {change:.4g}",
+            why="the slope changes fast on the path (a norm near a baseline of zero, many kinks), or the score jumps",
+            fix=(
+                "as many steps as it takes: tol=1e-3",
+                "a baseline that is an input, too, for example the embedding of a mask token, or jx.references(data)",
+                "a method without steps: jx.deeplift(score, baseline=…)",
+                "jx.with_info(explain) returns the gap of each example, also under jit, and does not warn",
+            ),
+        )
 
 
 def _paths(call: Call, baseline: Baseline, key: jax.Array | None) -> _Paths:
