@@ -175,7 +175,7 @@ def _accounts(
         # A sum instead of a stack, because mapped and unmapped numbers do not stack on Explicit meshes.
         units = jnp.eye(len(amounts), dtype=dtype)
         return sum(
-            (unit * jnp.asarray(amount, dtype) for unit, amount in zip(units, amounts, strict=True)),
+            (unit * jnp.real(amount).astype(dtype) for unit, amount in zip(units, amounts, strict=True)),
             jnp.zeros(3, dtype),
         )
 

@@ -229,6 +229,7 @@ def test_the_default_layer_of_the_zoo_is_what_is_flattened_or_averaged(name, sha
 _avg_pool = promoting()(linen.avg_pool)
 _WHERE = jax.random.uniform(jax.random.key(5), (12, 20)) > 0.5
 _WEIGHTS = jax.random.uniform(jax.random.key(5), (12, 20))[..., None]
+_V = _normal(8)
 TAILS = {  # of a network with maps h, (12, 20, 8): those that average them and are linear, and those that do not
     "mean": (True, lambda h: _head(h.mean((0, 1)))),
     "sum over a count": (True, lambda h: _head(h.sum((0, 1)) / jnp.ones(h.shape[:2]).sum())),
@@ -245,6 +246,9 @@ TAILS = {  # of a network with maps h, (12, 20, 8): those that average them and 
     "affine": (True, lambda h: _head((h.mean((0, 1)) - 0.1) / jnp.sqrt(1.3) * 1.2 + 0.1)),
     "weighted": (False, lambda h: _head((h * _WEIGHTS).sum((0, 1)))),
     "contracted with weights": (False, lambda h: _head(jnp.einsum("hwc,hw->c", h, _WEIGHTS[..., 0]))),
+    "weights of each place": (False, lambda h: jnp.einsum("hwc,hwc->hw", h, _normal(12, 20, 8)).mean()),
+    "weights of each row": (False, lambda h: jnp.einsum("hwc,hc->hw", h, _normal(12, 8)).mean()),
+    "one vector for all": (True, lambda h: jnp.einsum("hwc,hc->hw", h, jnp.broadcast_to(_V, (12, 8))).mean()),
     "masked": (False, lambda h: _head(h.mean((0, 1), where=_WHERE[..., None]))),
     "set to zero": (False, lambda h: _head(h.at[:3].set(0).mean((0, 1)))),
     "written over": (False, lambda h: _head(lax.dynamic_update_slice(h, 0 * h[:3], (0, 0, 0)).mean((0, 1)))),

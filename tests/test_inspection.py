@@ -51,6 +51,17 @@ def test_the_ledger_names_what_the_bias_takes():
     np.testing.assert_allclose(accounts.lost, 0, atol=1e-10)
 
 
+def test_the_ledger_of_a_fourier_transform_is_real():
+    def score(x):
+        filtered = jnp.fft.irfft(jnp.fft.rfft(x) * jnp.array([1.0, 0.5, 0.2, 1.0 + 0j]), 6)
+        return jnp.sum(jax.nn.relu(filtered @ (1.5 + jnp.cos(jnp.arange(12.0))).reshape(6, 2)))
+
+    x = 1 + jnp.sin(jnp.arange(6.0))
+    accounts = jax.jit(jx.ledger(score, rules=jx.rules.epsilon(1e-12)))(x)
+    assert accounts.tallies.dtype == jnp.float64 and {node.kind for node in accounts.nodes} >= {"fft", "dense"}
+    assert float(accounts.relevance) > 0 and float(jnp.abs(accounts.lost).max()) < 1e-9
+
+
 def test_the_ledger_under_vmap_and_jit():
     case = MODELS["nnx_residual_batchnorm"]()
     account = jx.ledger(_score(case), rules=jx.composites.epsilon_plus_flat())

@@ -399,3 +399,20 @@ def test_a_scope_named_transpose_is_no_backward_pass():
 
     closed = jax.make_jaxpr(score)([jnp.ones(3), jnp.ones((3, 3))], jnp.ones(3))
     assert weights_in_order(closed, 2) == [1, 0]
+
+
+def test_layers_of_maps_that_depend_on_weights_alone_are_in_the_order_of_the_network():
+    shapes = {"stem": (4, 5), "body": (5, 5), "head": (5, 3), "aux": (5, 2)}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+
+    def linear(p, x, y):
+        return (x @ p["stem"] @ p["body"] @ p["head"])[y]
+
+    def bent(p, x, y):
+        return (jax.nn.relu(jax.nn.relu(x @ p["stem"]) @ p["body"]) @ p["head"])[y]
+
+    epsilon = lambda f: jx.lrp(f, rules=jx.composites.epsilon_plus())
+    for method in (jx.gradient, jx.input_x_gradient, jx.deconvnet, jx.guided_backprop, epsilon):
+        for net in (linear, bent):
+            measure = rd.parameter_randomization(lambda p, f=net, m=method: m(lambda x, y: f(p, x, y)))
+            assert measure.layers(params, jnp.ones(4), 1) == ("head", "body", "stem")

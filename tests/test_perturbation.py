@@ -546,3 +546,14 @@ def test_what_is_left_alone_keeps_its_value(key):
     np.testing.assert_allclose(got(jnp.array([0, 1, 5])), [1, 2, np.nan])
     bytes_ = jnp.array([0, 255, 3], jnp.uint8)
     assert relative(jax.jit(lambda g: ablation(lambda x: x.sum(), groups=g, n_groups=256)(x))(bytes_), x) < 1e-12
+
+
+def test_the_standard_error_covers_the_draw_of_references():
+    pool = jax.random.normal(jax.random.key(3), (50, 4))
+    score = lambda x: jnp.tanh(x[0] * x[1]) + x[2] * x[3] * x[0]
+    explain = jx.with_info(jx.shapley_sampling(score, baseline=jx.references(pool, n=3), n_samples=4))
+    maps, info = jax.jit(jax.vmap(lambda k: explain(jnp.ones(4), key=k)))(jax.random.split(jax.random.key(0), 2000))
+    stated = jnp.sqrt(jnp.mean(info.standard_error**2, axis=0))
+    np.testing.assert_allclose(stated, jnp.std(maps, axis=0), rtol=0.1)
+    one = jx.with_info(jx.shapley_sampling(score, baseline=jx.references(pool, n=1), n_samples=4))
+    assert np.isnan(jax.jit(lambda k: one(jnp.ones(4), key=k)[1].standard_error)(jax.random.key(0))).all()

@@ -50,9 +50,19 @@ def _treats_alike(axes: AxisOrigins, equation: Equation, operand: Value) -> bool
         return _tiles(equation)
     if not _may_treat_alike(equation) or equation in axes.mixing or _grid(origins) != _grid(axes[output]):
         return False
+    if name is lax.dot_general_p and _has_weights_of_places(equation, operand, places):
+        return False
     after = {axis for axis, origin in enumerate(axes[output]) if is_place(origin)}
     varies = equation.has(Trait.PRODUCT) or name is lax.select_n_p
     return not varies or all(v is operand or not v.shape or not varying_axes(v) & after for v in equation.inputs)
+
+
+def _has_weights_of_places(equation: Equation, operand: Value, places: list[int]) -> bool:
+    """Whether a product has weights that vary along a place that it keeps, as in einsum("pc,pc->p", h, W)."""
+    _, batch = equation.params["dimension_numbers"]
+    left, right = equation.inputs
+    mine, others, weights = (*batch, right) if operand is left else (*batch[::-1], left)
+    return any(a in places and b in varying_axes(weights) for a, b in zip(mine, others, strict=True))
 
 
 def _may_treat_alike(equation: Equation) -> bool:

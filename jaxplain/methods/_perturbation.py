@@ -235,9 +235,9 @@ def shapley_sampling(
 
     Guarantees: unbiased; complete for each order, because the gains telescope: Σ over groups = f(x) − f(b) to rounding
     (`Info.gap`). A group on which f does not depend gets 0, to rounding. Exact if f is additive over groups, and with
-    `antithetic` also if groups interact only in pairs. `Info.standard_error` is the Monte-Carlo error of each value
-    (over orders, or pairs of orders; NaN for one). Order k uses `fold_in(split(key)[1], k)`, so results do not depend
-    on `chunk_size`.
+    `antithetic` also if groups interact only in pairs. `Info.standard_error` is the Monte-Carlo error of each value:
+    over orders, or pairs of orders, and over drawn references; NaN for one of them. Order k uses
+    `fold_in(split(key)[1], k)`, so results do not depend on `chunk_size`.
     Cost: 1 + baselines · (1 + n_samples · (groups − 1)) evaluations of f, nearly twice that with `antithetic`; with
     info one sample more. Info: value, baseline_value, gap, standard_error, n_gradients (0), n_evaluations.
     Errors: those of `ablation`; a missing key.
@@ -266,7 +266,8 @@ def shapley_sampling(
         n, n_orders = labeled.n, 2 if antithetic else 1
         baseline_key, order_key = jax.random.split(key)
         game = _Game(call, baseline, baseline_key)
-        value, start = call.value(call.x), game.values(lambda _: labeled.everything(), 1, chunk)[0]
+        value, starts = call.value(call.x), game.each(lambda _: labeled.everything(), 1, chunk)[0]
+        start = jnp.mean(starts)
         inside = n_orders * (n - 1)  # evaluations of one sample, which has f(b) and f(x) at its ends
         samples_at_once = max(1, min(n_samples, chunk // max(inside, 1)))
 
@@ -274,6 +275,7 @@ def shapley_sampling(
             return labeled.spread(labeled.per_feature(values) if share else values, alone=0)
 
         def sample(k: jax.Array) -> jax.Array:
+            """The gains of all groups in order number k (and its reverse), for each baseline."""
             turn = _turns(order_key, k, n)
             turns = jnp.stack([turn, n - 1 - turn][:n_orders])
             at_features = jax.vmap(lambda t: labeled.spread(t, alone=-1))(turns)
@@ -282,25 +284,32 @@ def shapley_sampling(
                 order, kept = j // (n - 1), j % (n - 1) + 1
                 return tuple(leaf[order] >= kept for leaf in at_features)
 
-            between = game.values(masks, inside, chunk // samples_at_once).reshape(n_orders, n - 1)
-            ends = (jnp.broadcast_to(end.astype(between.dtype), (n_orders, 1)) for end in (start, value))
+            between = game.each(masks, inside, chunk // samples_at_once).reshape(n_orders, n - 1, game.n_baselines)
+            ends = (
+                jnp.broadcast_to(end.astype(between.dtype), (n_orders, 1, game.n_baselines)) for end in (starts, value)
+            )
             gains = jnp.diff(jnp.concatenate([next(ends), between, next(ends)], axis=1), axis=1)
-            return jnp.mean(jnp.take_along_axis(gains, turns, axis=1), axis=0)
+            return jnp.mean(jnp.take_along_axis(gains, turns[..., None], axis=1), axis=0).T
 
         if not with_info:
-            mean = accumulate(sample, n_samples, samples_at_once) / n_samples
+            mean = accumulate(lambda k: jnp.mean(sample(k), axis=0), n_samples, samples_at_once) / n_samples
             return spread(mean), None
         # As in SmoothGrad, sums of squares use deviations from one sample, because sums of raw squares lose precision.
-        shift = sample(jnp.int32(0))
+        shift = jnp.mean(sample(jnp.int32(0)), axis=0)
         (scale,) = spread_scale((shift,))
 
         def moments(k: jax.Array) -> tuple[jax.Array, jax.Array]:
-            deviation = (sample(k) - shift) / scale
-            return deviation, deviation**2
+            deviation = (sample(k) - shift[None]) / scale
+            return deviation, jnp.mean(deviation, axis=0) ** 2
 
         first, second = accumulate(moments, n_samples, samples_at_once)
+        of_baselines, first = first / n_samples, jnp.mean(first, axis=0)
         mean = shift + scale * first / n_samples
         (error,) = standard_error((first,), (second,), n_samples)
+        if is_drawn(baseline):  # orders and references are drawn independently: their variances add
+            among = jnp.sum((of_baselines - jnp.mean(of_baselines, axis=0, keepdims=True)) ** 2, axis=0)
+            j = game.n_baselines
+            error = jnp.sqrt(error**2 + among / (j * (j - 1))) if j > 1 else jnp.full_like(error, jnp.nan)
         info = _complete_info(value, start, mean, 1 + game.n_baselines * (1 + (n_samples + 1) * inside))
         error_leaves = spread(scale * error)
         return spread(mean), info._replace(standard_error=call.arguments.attribution(error_leaves))
@@ -345,13 +354,17 @@ class _Game:
 
     def values(self, masks: Callable[[jax.Array], Masks], n: int, chunk: int) -> jax.Array:
         """The scores with the features in `masks(k)` replaced, for k < n, at most `chunk` evaluations at once."""
+        return jnp.mean(self.each(masks, n, chunk), axis=1)
+
+    def each(self, masks: Callable[[jax.Array], Masks], n: int, chunk: int) -> jax.Array:
+        """The same for each baseline, (n, baselines)."""
 
         def replaced(i: jax.Array) -> Leaves:
             parts = masks(i // self.n_baselines), self._baseline(i % self.n_baselines), self._call.x
             return tuple(jnp.where(*leaf) for leaf in zip(*parts, strict=True))
 
         scores = evaluate(lambda i: self._call.value(replaced(i)), n * self.n_baselines, chunk)
-        return jnp.mean(scores.reshape(n, self.n_baselines), axis=1)
+        return scores.reshape(n, self.n_baselines)
 
 
 class _Window(NamedTuple):
