@@ -195,7 +195,7 @@ def _sampled(x):
 def _look_up_between(x):
     t = jnp.clip(2 * x + 5, 0, 8.9)
     i, rest = jnp.floor(t).astype(int), t - jnp.floor(t)
-    return jnp.sum(TABLE[i, 0] * (1 - rest) + TABLE[i + 1, 0] * rest)
+    return jnp.sum(TABLE[i, 0] * (jnp.floor(t) + 1 - t) + TABLE[i + 1, 0] * rest)
 
 
 def _voxels(x):
@@ -216,6 +216,7 @@ def _solved(x):
 WITH_DERIVATIVE = {
     "straight through": lambda x: jnp.sum(x + lax.stop_gradient(jnp.round(x) - x)) ** 2,
     "the rest of a floor": lambda x: jnp.sum(jnp.sin(x - jnp.floor(x)) + x % 2 + jnp.modf(x)[0] ** 2),
+    "in a periodic box": lambda x: jnp.sum((x - 4 * jnp.round(x / 4)) ** 2 + (x / 4 - jnp.floor(x / 4 + 0.5)) ** 2),
     "interpolated": lambda x: jnp.interp(x, jnp.linspace(-3, 3, 7), jnp.sin(jnp.arange(7.0))).sum(),
     "sampled between pixels": _sampled,
     "looked up between entries": _look_up_between,

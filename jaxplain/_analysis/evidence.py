@@ -165,23 +165,42 @@ def _joined(several: Sequence[Steps]) -> Steps:
 
 
 def _remainder(equation: Equation, activity: dict[Value, Activity]) -> frozenset[Equation]:
-    """For v − ⌊v⌋ (or ⌈v⌉, a cast and back, the nearer of two), the equations that round v; else nothing."""
-    if equation.op is not lax.sub_p or equation.inputs[1].source is None:
+    """For v − ⌊v⌋ and its like (⌊v⌋ + 1 − v, v − L ⌊v / L + ½⌋, the nearer of two), the equations that round v."""
+    if equation.op is not lax.sub_p:
         return frozenset()
-    whole, rounded = equation.inputs
-    found: set[Equation] = set()
+    a, b = equation.inputs
+    pairs = [(whole, rounded) for whole, rounded in ((a, b), (b, a)) if activity[whole] is ACTIVE]
+    steps = (_rounding_of(rounded, _ancestors(whole, activity), activity) for whole, rounded in pairs)
+    return frozenset(next(filter(None, steps), ()))
 
-    def is_of_whole(value: Value) -> bool:
-        """Whether a value is `whole` or a constant; or such values rounded, bounded, cast, or chosen among."""
+
+def _ancestors(value: Value, activity: dict[Value, Activity]) -> set[Value]:
+    """A value, and what it is scaled and shifted from."""
+    found = {value}
+    while value.source is not None and value.source.has(Trait.AFFINE):
+        varying = [v for v in value.source.inputs if activity[v] is not CONSTANT]
+        if len(varying) != 1:
+            break
+        (value,) = varying
+        found.add(value)
+    return found
+
+
+def _rounding_of(value: Value, roots: set[Value], activity: dict[Value, Activity]) -> list[Equation]:
+    """The equations that round, if a value is made of `roots` by nothing but rounding, scales, bounds and choices."""
+    steps, seen, ahead = [], {*roots}, [value]
+    while ahead:
+        value = ahead.pop()
+        if value in seen or activity[value] is CONSTANT:
+            continue
+        seen.add(value)
         source = value.source
-        if value is whole or activity[value] is CONSTANT or source is None:
-            return value is whole or activity[value] is CONSTANT
+        if source is None:
+            return []
+        is_scaled = source.has(Trait.AFFINE) and source.op is not lax.neg_p
         if _rounds(source):
-            found.add(source)
-        elif source.op is lax.select_n_p:
-            return all(map(is_of_whole, source.inputs[1:]))
-        elif not (source.has(Trait.CAST) or source.op in (lax.clamp_p, lax.max_p, lax.min_p)):
-            return False
-        return all(map(is_of_whole, source.inputs))
-
-    return frozenset(found) if is_of_whole(rounded) else frozenset()
+            steps.append(source)
+        elif not (is_scaled or source.op in (lax.clamp_p, lax.max_p, lax.min_p, lax.select_n_p)):
+            return []
+        ahead.extend(source.inputs[1:] if source.op is lax.select_n_p else source.inputs)
+    return steps
