@@ -205,7 +205,7 @@ def _shift(shifted: Value, total: Equation, activity: Activities) -> _Shift | No
         source = unmoved.source
         is_gathered = source is not None and source.op is lax.gather_p
         is_common = unmoved.aval.size == 1 or (
-            source is not None and is_gathered and _index_sources(source.inputs[1]) == _index_sources(total.inputs[1])
+            source is not None and is_gathered and _segments(source.inputs[1]) is _segments(total.inputs[1])
         )
     return _Shift(root, value, (equation,)) if is_common else None
 
@@ -245,7 +245,7 @@ def _returns_to_group(total: Equation, chain: Sequence[Equation], weight: Value)
     """Whether a sum is broadcast back to its own elements, along the axes or to the segments that it sums over."""
     gathers = [e for e in chain if e.op is lax.gather_p]
     if total.op is not lax.reduce_sum_p:  # a sum over segments
-        return len(gathers) == 1 and _index_sources(total.inputs[1]) == _index_sources(gathers[0].inputs[1])
+        return len(gathers) == 1 and _segments(total.inputs[1]) is _segments(gathers[0].inputs[1])
     summed = total.params["axes"]
     axes: Axes = [axis for axis in range(len(weight.shape)) if axis not in summed]
     for equation in chain:
@@ -264,16 +264,25 @@ def _returns_to_group(total: Equation, chain: Sequence[Equation], weight: Value)
     return len(axes) == len(want) and all(n == 1 or a == b for n, a, b in zip(weight.shape, axes, want, strict=True))
 
 
-def _index_sources(value: Value) -> set[Value]:
-    """The arrays from which an index is computed."""
-    found, front = set(), [value]
-    while front:
-        current = front.pop()
-        if current.source is not None and not current.source.bodies:
-            front.extend(current.source.inputs)
-        elif current.aval.size > 1 or current.source is not None:
-            found.add(current)
-    return found
+def _segments(index: Value) -> Value:
+    """The segment ids that an index is made of: without its casts, its form, and the care for negative numbers.
+
+    For example, `total[ids]` gathers at reshape(convert(select_n(lt ids 0, ids, add ids n))).
+    """
+    while (source := index.source) is not None:
+        if source.op is lax.select_n_p and len(source.inputs) == 3 and _wraps(*source.inputs[1:]):
+            index = source.inputs[1]
+        elif source.op in _SPREADS - {lax.gather_p} and source.outputs[0].aval.size == source.inputs[0].aval.size:
+            index = source.inputs[0]
+        else:
+            break
+    return index
+
+
+def _wraps(index: Value, wrapped: Value) -> bool:
+    """Whether the second value is the first plus a number, which jnp selects for negative indices."""
+    source = wrapped.source
+    return source is not None and source.op is lax.add_p and index in source.inputs
 
 
 def _is_reciprocal(equation: Equation, value: Value, activity: Activities) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -128,9 +129,8 @@ class Graph:
         return self.equations
 
     def constant(self, aval: Any, content: Any) -> Value:
-        """The value of a constant; equal literals and the same array share one value."""
-        is_number = not isinstance(content, jax.Array) and np.ndim(content) == 0 and np.isscalar(content)
-        key = (str(aval), repr(content)) if is_number else id(content)
+        """The value of a constant; equal numbers and equal arrays share one value."""
+        key = _content(aval, content)
         if key not in self._known:
             self._known[key] = Value(aval)
             self.constants[self._known[key]] = content
@@ -160,6 +160,20 @@ class Graph:
             for value in dict.fromkeys(equation.inputs):
                 found.setdefault(value, []).append(equation)
         return found
+
+
+READ_UP_TO = 1 << 16  # bytes of a constant that is compared by its content; larger ones only equal themselves
+
+
+def _content(aval: Any, content: Any) -> Any:
+    """A key that equal constants share: `ids < 0` of NumPy makes a new, equal array each time."""
+    is_hidden = isinstance(content, jax.core.Tracer) or (
+        isinstance(content, jax.Array)
+        and not (content.is_fully_addressable and not jnp.issubdtype(content.dtype, jax.dtypes.extended))
+    )
+    if is_hidden or np.size(content) * aval.dtype.itemsize > READ_UP_TO:
+        return id(content)
+    return str(aval), np.asarray(content).tobytes()
 
 
 Axes = list[int | None]
