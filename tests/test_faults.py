@@ -324,3 +324,39 @@ def test_a_small_gap_does_not_warn():
     jx.integrated_gradients(kinks)(x)
     jx.integrated_gradients(lambda x: jnp.sin(x[0]) * x[1] - jnp.sin(x[1]) * x[0])(jnp.array([2.0, 2.0]))  # Δf = 0
     jx.integrated_gradients(_behind_a_norm, baseline=x / 2)(x)
+
+
+# Constants that are equal in value
+
+
+def _segment_softmax(u, ids, n=2, back=lambda ids: ids):
+    e = jnp.exp(u - jax.ops.segment_max(u, ids, n)[ids])
+    return e / jax.ops.segment_sum(e, ids, n)[back(ids)]
+
+
+IDS = (0, 1, 1, 0, 1)
+EDGES = jnp.cos(jnp.arange(15.0)).reshape(3, 5)
+
+
+def _graph(ids, **settings):
+    return lambda x: _segment_softmax(x @ EDGES, ids, **settings) @ jnp.arange(5.0)
+
+
+def test_a_softmax_over_segments_is_one_node_whatever_holds_its_ids():
+    x = jnp.array([1.0, 2.0, -0.5])
+    scores = {
+        "numpy": _graph(np.array(IDS)),
+        "jax": _graph(jnp.array(IDS)),
+        "short": _graph(np.array(IDS, np.int32)),
+        "padded": _graph(np.array(IDS), n=4),
+        "jitted": jax.jit(_graph(np.array(IDS))),
+        "in a loop": lambda x: lax.scan(lambda c, _: (c, _graph(np.array(IDS))(c)), x, None, 1)[1][0],
+    }
+    rules = jx.composites.attention()
+    kinds = {name: [n.kind for n in jx.layers(score)(x) if n.kind != "loop"] for name, score in scores.items()}
+    assert all("softmax" in found and "max" not in found for found in kinds.values()), kinds
+    maps = jax.jit(lambda x: {name: jx.lrp(score, rules=rules)(x) for name, score in scores.items()})(x)
+    assert all(relative(found, maps["jax"]) < 1e-12 for found in maps.values())
+    # Divided by the sum of another segment, it is none.
+    other = jx.layers(_graph(jnp.array(IDS), back=lambda ids: 1 - ids))(x)
+    assert "softmax" not in [node.kind for node in other]
