@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxplain._analysis.analyze import Analysis
+from jaxplain._analysis.evidence import require_derivative
 from jaxplain._errors import LayerError, SettingError, explain_error
 from jaxplain._explainer import LayerName
 from jaxplain._ir.graph import Value
@@ -216,6 +217,14 @@ class MapLayer:
 
     def evaluated(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The maps, their gradient, and the score. Differentiates only the part after the layer."""
+
+        arrays = self.staged.arrays
+        after = Program(
+            self.method,
+            lambda given: self.staged.decode([self.point], [given], arrays),
+            tuple(jax.ShapeDtypeStruct(value.shape, value.aval.dtype) for value in self.point.values),
+        )
+        require_derivative(self.method, after.closed)
 
         def run(arrays: tuple) -> tuple:
             (given,) = self.staged.encode([self.point], arrays)

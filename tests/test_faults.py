@@ -270,6 +270,9 @@ def test_every_method_with_derivatives_refuses_evidence_without_one():
     for method in methods:
         with pytest.raises(jx.UnexplainedChangeError, match="rounded values or integers"):
             jax.eval_shape(method(_int8), x)
+    head = lambda x: _int8(jnp.tanh(x.reshape(4, 4, 2) @ W[:2, :2]).mean((0, 1)).repeat(8))
+    with pytest.raises(jx.UnexplainedChangeError, match="grad_cam: a part of the score passes through rounded values"):
+        jax.eval_shape(jx.grad_cam(head, at="first activation"), jnp.ones((4, 4, 2)))
     jax.eval_shape(jx.ablation(_int8), x)  # which needs none
     jax.eval_shape(jx.deeplift(_int8), x)  # which follows steps
 
