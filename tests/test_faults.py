@@ -208,6 +208,12 @@ def _resized(x):
     return sum(jnp.sum(jax.image.resize(image, (7, 7), how) ** 2) for how in ("nearest", "bilinear", "cubic"))
 
 
+def _watched(x):
+    jax.debug.print("{}", jnp.round(x[0]))
+    drawn = jax.random.normal(jax.random.key(0), x.shape)  # unused
+    return jnp.sum(jnp.tanh(x)) + 0.0 * drawn.size
+
+
 def _solved(x):
     a = x.reshape(4, 4) + 4 * jnp.eye(4)
     return jnp.linalg.slogdet(a)[1] + jnp.linalg.solve(a, jnp.ones(4)).sum()
@@ -233,6 +239,7 @@ WITH_DERIVATIVE = {
         jax.nn.relu6(x) + jax.nn.hard_swish(x) + jnp.where(x > 0, x, 0.1 * x) + jnp.clip(x, 0, 1)
     ),
     "solved": _solved,
+    "printed": _watched,
     "a loop that counts": lambda x: lax.fori_loop(0, 3, lambda i, c: c + jnp.sin(c) * x[i], x[0]),
     "a step beside a wave": lambda x: jnp.where(x[0] > 0.5, 1.0, 0.0) + jnp.sin(x[1]),
     "a constant": lambda x: 2.0,

@@ -107,9 +107,9 @@ _SCATTERS = (
 
 
 def _rounds(equation: Equation) -> bool:
-    dtype = equation.outputs[0].aval.dtype
-    is_to_integers = equation.op is lax.convert_element_type_p and jnp.issubdtype(dtype, jnp.integer)
-    return equation.op in _ROUNDING or is_to_integers
+    if equation.op is lax.convert_element_type_p:
+        return bool(jnp.issubdtype(equation.outputs[0].aval.dtype, jnp.integer))
+    return equation.op in _ROUNDING
 
 
 def _followed(graph: Graph, activity: dict[Value, Activity]) -> dict[Value, Steps]:
