@@ -41,11 +41,25 @@ class Layer:
         outputs: Values of the outputs, at which relevance arrives.
         output: The first output.
         box: Bounds of the layer's input, for a rule with bounds of the explained input.
+        contributions: For an addition whose rule splits signs: the positive contributions of each input to the sum,
+            with the signs that the inputs have in it (`contributions.py`).
+        sign: −1 for a layer that such an addition subtracts, whose negative contributions count there.
     """
 
-    def __init__(self, node: Node, inputs: tuple, others: tuple, outputs: list, box: tuple | None = None):
+    def __init__(
+        self,
+        node: Node,
+        inputs: tuple,
+        others: tuple,
+        outputs: list,
+        box: tuple | None = None,
+        contributions: tuple | None = None,
+        sign: int = +1,
+    ):
         self.node = node
         self.box = box
+        self.contributions = contributions
+        self.sign = sign
         self.inputs = inputs
         self._others = others
         self.outputs = outputs

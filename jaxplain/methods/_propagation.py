@@ -21,6 +21,7 @@ from jaxplain._leaves import cast_like, upcast, wide_dtype
 from jaxplain._types import ArgNums, Leaves, Score
 from jaxplain.rules import _backprop as backprop
 from jaxplain.rules import composites
+from jaxplain.rules._lrp import zplus
 from jaxplain.rules._rule import Rule
 from jaxplain.rules.composites import Composite
 
@@ -84,13 +85,15 @@ def propagated(
     probes, tally = accounts or ({}, None)
 
     def relevance(leaves: Leaves) -> tuple[jax.Array, Leaves, list[jax.Array]]:
+        splitting = {node: rule.splits_additions for node, rule in rules.items() if node.kind == "add"}
+        additions = {node: biases == "all" for node, biases in splitting.items() if biases}
         bounded = {node: rule.box for node, rule in rules.items() if rule.box is not None}
         found = {node: bounds_at(analysis, node, box, leaves) for node, box in bounded.items()}
         boxes = {node: box for node, box in found.items() if box is not None}
 
         def run(leaves: Leaves, zeros: list[jax.Array]) -> jax.Array:
             probe = dict(zip(probes, zeros, strict=True))
-            return replay(analysis, lambda node: _backward(rules[node]), probe, tally, boxes)(*leaves)[0]
+            return replay(analysis, lambda node: _backward(rules[node]), probe, tally, boxes, additions)(*leaves)[0]
 
         value, pullback = jax.vjp(run, leaves, list(probes.values()))
         return value, *pullback(_started(start, value))
@@ -314,7 +317,8 @@ def excitation_backprop(
     Guarantees: for non-negative activations $P \ge 0$, and $\sum_i P_i$ = start if every unit has some excitation. The
     map has no units, because it consists of shares of `start`.
     Cost: about 2 gradients. Info: value, gap (for start="score"), n_gradients (1), n_evaluations (0).
-    Differs from: Zennit's composite keeps positive biases in the denominators and back-propagates through activations.
+    Differs from: Zennit's composite keeps positive biases in the denominators, back-propagates through activations, and
+    gives the terms of an addition shares that may be negative.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxplain as jx
@@ -325,10 +329,11 @@ def excitation_backprop(
     References:
         Zhang et al., Top-down neural attention by excitation backprop, ECCV 2016.
     """
+    additions = {"add": zplus(absorb_bias=False, epsilon=epsilon)}
     return _explainer(
         "excitation_backprop",
         f,
-        composites.excitation_backprop(epsilon=epsilon),
+        composites.compose(composites.excitation_backprop(epsilon=epsilon), additions, "excitation_backprop"),
         start,
         on_missing,
         argnums,

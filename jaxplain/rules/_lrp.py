@@ -6,7 +6,7 @@ convolution with the batch norm after it. With `absorb_bias=True`, biases are in
 of the relevance; with `absorb_bias=False`, they take none.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -89,14 +89,26 @@ def zplus(*, absorb_bias: bool = True, epsilon: float = 1e-6) -> Rule:
     r"""z⁺: $R_i = \sum_j (x_i w_{ij})^+ R_j / \mathrm{stab}(\sum_i (x_i w_{ij})^+ + b_j^+)$, for inputs of either sign.
 
     Positive relevance stays positive. Without bias it conserves (where some contribution is positive) and equals α1β0
-    and the deep Taylor rule of hidden layers. Montavon et al., Pattern Recognition 65, 2017.
+    and the deep Taylor rule of hidden layers. At an addition, all contributions to the sum share, as in one layer.
+    Montavon et al., Pattern Recognition 65, 2017.
     """
     _require("zplus", epsilon=epsilon)
 
-    def backward(layer: Layer, relevance: Relevance) -> Relevance:
-        return _signed(layer, relevance, +1, absorb_bias, epsilon)
+    def backward(layer: Layer, relevance: Relevance) -> Relevance | tuple[Relevance, ...]:
+        if layer.contributions is not None:
+            return _at_addition(layer, relevance, epsilon)
+        return _signed(layer, relevance, layer.sign, absorb_bias, epsilon)
 
-    return Rule("zplus" if absorb_bias else "zplus(absorb_bias=False)", _WITH_WEIGHTS, backward, epsilon)
+    name = "zplus" if absorb_bias else "zplus(absorb_bias=False)"
+    kinds = (*_WITH_WEIGHTS, "add")
+    return Rule(name, kinds, backward, epsilon, splits_additions="all" if absorb_bias else "weights")
+
+
+def _at_addition(layer: Layer, relevance: Relevance, epsilon: float) -> tuple[Relevance, ...]:
+    """Relevance of the terms of a sum in proportion to the positive contributions that each of them carries."""
+    parts = cast(tuple, layer.contributions)
+    share = relevance / stabilize(layer.at(*parts)[0], epsilon)
+    return tuple(times(part, s) for part, s in zip(parts, layer.transpose(share), strict=True))
 
 
 def _signed(layer: Layer, relevance: Relevance, sign: int, absorb_bias: bool, epsilon: float) -> Relevance:
@@ -114,7 +126,8 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, *, absorb_bias: bool = Tru
     r"""αβ: $R_i = \sum_j (\alpha p_{ij} - \beta n_{ij}) R_j$, α − β = 1.
 
     $p_{ij} = (x_i w_{ij})^+ / \mathrm{stab}(z_j^+)$, $n_{ij} = (x_i w_{ij})^- / \mathrm{stab}(z_j^-)$, where $z_j^\pm$
-    sum the contributions of one sign, with $b_j^\pm$. Bach et al., PLoS ONE 10, 2015, eq. 60.
+    sum the contributions of one sign, with $b_j^\pm$. α1β0 treats additions as `zplus` does; the others leave them to
+    another rule. Bach et al., PLoS ONE 10, 2015, eq. 60.
     """
     _require("alpha_beta", alpha=alpha, beta=beta, epsilon=epsilon)
     if isinstance(alpha, int | float) and isinstance(beta, int | float) and abs(alpha - beta - 1) > 1e-9:
@@ -126,10 +139,11 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, *, absorb_bias: bool = Tru
             )
         )
 
+    if isinstance(beta, int | float) and beta == 0:
+        return zplus(absorb_bias=absorb_bias, epsilon=epsilon)._replace(name=f"alpha_beta({alpha:g}, {beta:g})")
+
     def backward(layer: Layer, relevance: Relevance) -> Relevance:
         positive = alpha * _signed(layer, relevance, +1, absorb_bias, epsilon)
-        if isinstance(beta, int | float) and beta == 0:
-            return positive
         return positive - beta * _signed(layer, relevance, -1, absorb_bias, epsilon)
 
     return Rule(f"alpha_beta({alpha:g}, {beta:g})", _WITH_WEIGHTS, backward, epsilon)

@@ -1,7 +1,7 @@
 """What a rule is, and the arithmetic that the LRP rules share."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class Rule(NamedTuple):
             shares of relevance by `rules.times`, i.e. v * share with ∞·0 = 0. None stands for the node's derivative.
         epsilon: Stabilizer that it was built with, for composites that derive other rules from it.
         box: Bounds of the explained input that it needs. `layer.box` holds the bounds of the layer's own input.
+        splits_additions: Whether it reads `layer.contributions` at additions: "weights", or with biases, "all".
     """
 
     name: str
@@ -32,6 +33,7 @@ class Rule(NamedTuple):
     backward: Callable[..., Relevance | tuple[Relevance, ...]] | None
     epsilon: float = 1e-6
     box: tuple[ArrayLike, ArrayLike] | None = None
+    splits_additions: Literal["weights", "all"] | None = None
 
     def __repr__(self) -> str:
         return self.name

@@ -129,6 +129,16 @@ def compose(
                     fix="build the rule by calling it, for example rules.epsilon() and not rules.epsilon",
                 )
             )
+        kinds = [set(_GROUPS.get(part, (part,))) for part in _parts(selector) if part in KINDS or part in _GROUPS]
+        possible = set(rule.kinds).intersection(*kinds)
+        if kinds and not possible:
+            raise SettingError(
+                explain_error(
+                    f"composites.{name}: the rule {rule.name} cannot apply to {selector!r}.",
+                    need=f"a node of kind {', '.join(rule.kinds)}, or another rule",
+                    why="a node that a rule does not support keeps its default rule",
+                )
+            )
     for pattern in patterns:
         if pattern.kind in _WORDS:
             raise SettingError(
@@ -158,6 +168,7 @@ def as_composite(rules: "Composite | Rule") -> Composite:
             ("scale_shift", proportional),
             ("contraction", rules),
             ("scale_shift", rules),
+            *([("add", rules)] if rules.splits_additions else []),
         ),
     )
 
@@ -215,7 +226,11 @@ def epsilon_gamma_box(low: Any, high: Any, gamma: float = 0.25, epsilon: float =
 
 
 def excitation_backprop(*, absorb_bias: bool = False, epsilon: float = 1e-6) -> Composite:
-    """z⁺ for all layers, without biases: probabilities of winning, passed down. Zhang et al., ECCV 2016."""
+    """z⁺ for all layers, without biases: probabilities of winning, passed down. Zhang et al., ECCV 2016.
+
+    As in Zennit, the terms of an addition share in proportion to their values, which may have both signs. The method
+    `jx.excitation_backprop` has z⁺ at additions, too: `compose(excitation_backprop(), {"add": rules.zplus()})`.
+    """
     rule = lrp.zplus(absorb_bias=absorb_bias, epsilon=epsilon)
     return compose(_base(epsilon), {"layer": rule}, "excitation_backprop")
 
@@ -236,7 +251,8 @@ def deep_taylor(low: Any = None, high: Any = None, *, pooling: str = "winner", e
         )
     first = lrp.wsquare(epsilon=epsilon) if low is None else lrp.zbox(low, high, epsilon=epsilon)
     pool = lrp.winner_takes_all() if pooling == "winner" else lrp.proportional_pooling(epsilon=epsilon)
-    entries = {"layer": lrp.zplus(absorb_bias=False, epsilon=epsilon), "max": pool, "first": first}
+    rule = lrp.zplus(absorb_bias=False, epsilon=epsilon)
+    entries = {"layer": rule, "add": rule, "max": pool, "first": first}
     return compose(_base(epsilon), entries, "deep_taylor")
 
 
