@@ -20,6 +20,12 @@ NO_BIAS = ("mlp_no_bias", "cnn_avgpool")
 NAMES = zoo.NAMES + zoo.SCENE_NAMES
 every_network = pytest.mark.parametrize("name", NAMES)
 
+
+def some_networks(start: int) -> pytest.MarkDecorator:
+    """Every third network, and all with --full: three tests share all networks."""
+    return pytest.mark.rows("name", NAMES, NAMES[start::3])
+
+
 held_out = cache(zoo.held_out)
 
 
@@ -49,7 +55,7 @@ def test_weights_are_finite_float32_jax_arrays_in_plain_dicts(name: str) -> None
     assert sum(leaf.size for leaf in leaves) <= 400_000
 
 
-@every_network
+@some_networks(0)
 def test_a_network_is_its_pure_function(name: str) -> None:
     net, x = zoo.load(name), few(name)
     logits = net(x)
@@ -63,28 +69,29 @@ def test_a_network_is_its_pure_function(name: str) -> None:
     jax.make_jaxpr(net)(x)
 
 
-@every_network
+@some_networks(1)
 def test_gradients_have_the_shape_of_the_parameters(name: str) -> None:
     net = zoo.load(name)
-    grads = jax.grad(lambda params: net.apply(params, few(name)).sum())(net.params)
+    grads = jax.jit(jax.grad(lambda params: net.apply(params, few(name)).sum()))(net.params)
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, net.params)
     assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(grads))
 
 
-@every_network
+@some_networks(2)
 def test_float64_is_float64_all_the_way(name: str) -> None:
     net = zoo.load(name)
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), net.params)
         x = jnp.asarray(few(name), jnp.float64)
-        logits = net.apply(params, x)
+        apply = jax.jit(net.apply)
+        logits = apply(params, x)
         assert logits.dtype == jnp.float64
         assert "f32[" not in str(jax.make_jaxpr(net.apply)(params, x))
         # A change that float32, anywhere inside, would round away.
-        change = np.abs(net.apply(params, x * (1 + 1e-10)) - logits)
+        change = np.abs(apply(params, x * (1 + 1e-10)) - logits)
         assert np.all(change > 0)
         assert np.all(change < 1e-6)
-    np.testing.assert_allclose(logits, net(few(name)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits, jax.jit(net)(few(name)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NO_BIAS)
@@ -115,7 +122,7 @@ def test_class_activation_maps_of_gap_networks_average_to_the_logits(name: str, 
     np.testing.assert_allclose(class_maps.mean((1, 2)), net(x), rtol=1e-4, atol=1e-4)
 
 
-@every_network
+@some_networks(0)
 def test_randomized_keeps_the_structure_and_forgets_the_weights(name: str) -> None:
     net = zoo.load(name)
     other = zoo.randomized(net, jax.random.key(1))
@@ -127,7 +134,7 @@ def test_randomized_keeps_the_structure_and_forgets_the_weights(name: str) -> No
     again = zoo.randomized(net, jax.random.key(1))
     assert jax.tree.all(jax.tree.map(np.array_equal, other.params, again.params))
     images, labels = held_out(name)
-    assert np.mean(np.asarray(other(images[:100])).argmax(-1) == labels[:100]) < 0.5
+    assert np.mean(np.asarray(jax.jit(other)(images[:100])).argmax(-1) == labels[:100]) < 0.5
 
 
 def test_randomized_keeps_dtypes() -> None:
@@ -137,16 +144,16 @@ def test_randomized_keeps_dtypes() -> None:
 
 
 def test_training_is_quick_accurate_and_repeatable() -> None:
-    first = zoo.train("mlp", seed=3, epochs=3, progress=False)
-    again = zoo.train("mlp", seed=3, epochs=3, progress=False)
+    trained = zoo.train("mlp", seed=3, epochs=3, progress=False)
+    assert zoo.accuracy(trained, DIGITS.x_test, DIGITS.y_test) >= 0.92
+    first, again = (zoo.train("mlp", seed=3, epochs=1, progress=False) for _ in range(2))
     other = zoo.train("mlp", seed=4, epochs=1, progress=False)
-    assert zoo.accuracy(first, DIGITS.x_test, DIGITS.y_test) >= 0.92
     assert jax.tree.all(jax.tree.map(np.array_equal, first.params, again.params))
     assert not np.array_equal(first.params["dense1"]["kernel"], other.params["dense1"]["kernel"])
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(first.params))
 
 
-@pytest.mark.parametrize("name", zoo.SCENE_NAMES)
+@pytest.mark.rows("name", zoo.SCENE_NAMES, zoo.SCENE_NAMES[:1])
 def test_training_on_scenes_is_repeatable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     few_digits = DIGITS._replace(x_train=DIGITS.x_train[:200], y_train=DIGITS.y_train[:200])
     monkeypatch.setattr(_network, "mnist", lambda: few_digits)
