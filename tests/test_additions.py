@@ -10,7 +10,7 @@ from jax import lax
 import jaxplain as jx
 
 METHODS = {
-    "deep_taylor": lambda f: jx.deep_taylor(f, low=0.0, high=1.0),
+    "deep_taylor": lambda f: jx.deep_taylor(f, low=0.0, high=1.0, epsilon=1e-12),
     "zplus": lambda f: jx.lrp(f, rules=jx.rules.zplus(epsilon=1e-12)),
     "alpha1_beta0": lambda f: jx.lrp(f, rules=jx.rules.alpha_beta(1, 0, epsilon=1e-12)),
     "excitation_backprop": lambda f: jx.excitation_backprop(f, start="score", epsilon=1e-12),
@@ -39,7 +39,7 @@ def _residual_network(seed):
         if shape == 1:  # before the layers
             return lambda h: h + inner(second(first(h)))
         if shape == 2:  # a projection on the skip, and a difference
-            return lambda h: jax.nn.relu(first(h) - inner(second(h)))
+            return lambda h: jax.nn.relu(first(h) - second(h))
         return lambda h: jax.nn.relu((inner(h) + first(h)) + (h + second(h)))
 
     stem, blocks = layer(lambda x: x), [block(1) for _ in range(draw.integers(1, 3))]
