@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxplain import _compat
 from jaxplain._analysis.analyze import Analysis
 from jaxplain._analysis.evidence import require_derivative
 from jaxplain._errors import LayerError, SettingError, explain_error
@@ -219,11 +220,13 @@ class MapLayer:
         """The maps, their gradient, and the score. Differentiates only the part after the layer."""
 
         arrays = self.staged.arrays
-        after = Program(
-            self.method,
-            lambda given: self.staged.decode([self.point], [given], arrays),
-            tuple(jax.ShapeDtypeStruct(value.shape, value.aval.dtype) for value in self.point.values),
-        )
+        values = self.point.values
+
+        def decode(given: tuple) -> Any:
+            given = tuple(_compat.varying_like(g, value.aval) for g, value in zip(given, values, strict=True))
+            return self.staged.decode([self.point], [given], arrays)
+
+        after = Program(self.method, decode, tuple(jax.ShapeDtypeStruct(v.shape, v.aval.dtype) for v in values))
         require_derivative(self.method, after.closed)
 
         def run(arrays: tuple) -> tuple:

@@ -73,7 +73,7 @@ def _has_the_derivative(model, method, label):
         return False
     if spec.reverse:
         slope = sum(np.vdot(g, d) for g, d in zip(slope, direction, strict=True))
-    step = 1e-6
+    step = 1e-6 / max(1.0, abs(float(slope)) / 100)  # where the slope is large, sin R turns quickly
     up, down = (
         evaluate([np.asarray(p) + s * d for p, d in zip(point, direction, strict=True)])[0] for s in (step, -step)
     )
