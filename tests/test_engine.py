@@ -20,7 +20,7 @@ from jaxplain._analysis.analyze import analyze
 from jaxplain._engine.replay import replay
 from jaxplain._ir.graph import flatten
 from jaxplain._ir.interpret import run_equation
-from jaxplain._ir.primitives import KNOWN
+from jaxplain._ir.primitives import KNOWN, ROWS, Trait
 
 W = jnp.sin(jnp.arange(24.0)).reshape(4, 6)
 X = jnp.cos(jnp.arange(12.0)).reshape(3, 4)
@@ -527,3 +527,41 @@ def test_shard_map_hides_no_gate():
     sharded = jax.shard_map(jax.vmap(kinds_of), mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
     assert relative(jax.jit(sharded)(xs), jax.vmap(kinds_of)(xs)) < 1e-12
     assert seen[0] == seen[1] and "gate" in seen[0]
+
+
+def test_intervals_hold_for_random_operands():
+    """A wrong interval is worse than none: a rule would drop terms, and no error would tell."""
+    draw, seen = np.random.default_rng(0), set()
+    for primitive, row in ROWS.items():
+        if row.interval is None or not row.has(Trait.ELEMENTWISE):
+            continue
+        for trial in range(8):
+            bounds = [tuple(sorted(draw.normal(size=2) * 3)) for _ in range(3)]
+            bounds = [(abs(low), abs(low) + high - low) for low, high in bounds] if trial % 2 else bounds
+            for n in (1, 2, 3):
+                operands = [draw.uniform(low, high, 50) for low, high in bounds[:n]]
+                try:
+                    values = np.asarray(primitive.bind(*operands))
+                except Exception:  # another number of operands, or parameters
+                    continue
+                seen.add(primitive)
+                low, high = row.interval(bounds[:n])
+                values = values[np.isfinite(values)]
+                assert np.all((values >= low - 1e-9) & (values <= high + 1e-9)), (primitive, bounds[:n])
+    assert {lax.tanh_p, lax.mul_p, lax.max_p, lax.exp_p} <= seen
+
+
+def test_what_a_gather_fills_in_may_be_negative():
+    a, b = jnp.sin(jnp.arange(36.0)).reshape(6, 6), jnp.cos(jnp.arange(49.0)).reshape(7, 7)
+    read = np.array([0, 1, 2, 3, 4, 5, 99])
+    gathered = lambda x: jax.nn.relu(x @ a).at[read].get(mode="fill", fill_value=-5.0)
+    joined = lambda x: jnp.concatenate([jax.nn.relu(x @ a), jnp.full(1, -5.0)])
+    x = jnp.cos(jnp.arange(6.0))
+
+    @jax.jit
+    def explained(x):
+        scores = [lambda x, h=h: jnp.sum(jax.nn.relu(h(x) @ b)) for h in (gathered, joined)]
+        return [[jx.lrp(f, rules=rule)(x) for f in scores] for rule in (jx.rules.zplus(), jx.rules.gamma())]
+
+    for one, other in explained(x):
+        assert relative(one, other) < 1e-12

@@ -39,6 +39,9 @@ class Intervals:
         interval = ANY if rule is None else rule(inputs)
         if equation.op is lax.integer_pow_p and equation.params["y"] % 2 == 0:
             interval = NONNEGATIVE
+        fill = equation.params.get("fill_value") if equation.op is lax.gather_p else None
+        if fill is not None and interval is not ANY:  # what is read outside of the operand
+            interval = min(interval[0], float(fill)), max(interval[1], float(fill))
         return [interval] * len(equation.outputs)
 
 
