@@ -123,6 +123,17 @@ def bind(equation: Any, inputs: list[Any], rewrite: Callable[[Any], Callable[...
     return list(outputs) if equation.primitive.multiple_results else [outputs]
 
 
+def staged(function: Callable[..., Any], avals: Sequence[Any], like: Any) -> Any:
+    """The program of a function of arrays with these abstract values, under the settings of the equation `like`."""
+    with like.ctx.manager:
+        return jax.make_jaxpr(function)(*avals)
+
+
+def sharding_of(aval: Any) -> Any:
+    """The sharding of an abstract value that is split over an Explicit mesh axis; else None."""
+    return aval.sharding if is_sharded(aval) else None
+
+
 def _rewritten(param: Any, rewrite: Callable[[Any], Callable[..., list]]) -> Any:
     """A parameter of an equation, in which each jaxpr is replaced by one staged from `rewrite(jaxpr)`."""
     if isinstance(param, tuple) and param and all(hasattr(p, "eqns") for p in param):

@@ -228,6 +228,103 @@ def test_the_first_layer_of_a_scan_is_first(scanned, method):
     assert relative(jax.jit(explain(SCANS[scanned]))(X), explain(_unrolled)(X)) < 1e-9
 
 
+# A layer is one layer however its products are written and broadcast.
+_layer = lambda x: x @ A
+_whole = lambda v, shape: jnp.broadcast_to(v, shape)
+SUMS = {
+    "broadcast": (lambda x: jnp.sum(A.T[None] * x[:, None, :], -1), _layer),
+    "broadcast, other order": (lambda x: jnp.sum(x[:, :, None] * A[None], 1), _layer),
+    "einsum, then sum": (lambda x: jnp.einsum("tb,bc->tbc", x, A).sum(1), _layer),
+    "einsum of a batch": (lambda x: jnp.sum(jnp.einsum("tb,tbc->ctb", x, _whole(A, (6, 6, 6))), -1).T, _layer),
+    "of rows": (lambda x: jax.vmap(lambda row: jax.vmap(lambda w: jnp.sum(row * w))(A.T))(x), _layer),
+    "lone einsum": (lambda x: jnp.einsum("t,td->td", x[0], A), lambda x: _whole(x[0][:, None], (6, 6)) * A),
+    "outer": (lambda x: jnp.outer(x[0], V), lambda x: _whole(x[0][:, None], (6, 6)) * _whole(V[None], (6, 6))),
+    "kron": (
+        lambda x: jnp.kron(x[:2, :3], A[:3, :2]),
+        lambda x: (
+            _whole(x[:2, None, :3, None], (2, 3, 3, 2)) * _whole(A[:3, :2][None, :, None], (2, 3, 3, 2))
+        ).reshape(6, 6),
+    ),
+    "number": (lambda x: jnp.sum(x) * A, lambda x: _whole(jnp.sum(x)[None, None], (6, 6)) * A),
+}
+ALONE = ("lone einsum", "outer", "kron", "number")  # products without a sum are no layer that a box may be for
+SUMMED = [
+    (name, method)
+    for name in SUMS
+    for method in [*BOXED, *METHODS, "alpha_beta", "deeplift"]
+    if name not in ALONE or method not in ("box", "deep_taylor")
+]
+
+
+@pytest.mark.rows(("name", "method"), SUMMED, _thirds(SUMMED))
+def test_a_layer_written_as_products_and_a_sum_is_a_layer(name, method):
+    known = {**BOXED, **METHODS, "deeplift": jx.deeplift}
+    explain = known.get(method) or (lambda f: jx.lrp(f, rules=composites.epsilon_alpha2_beta1(1e-9)))
+    written, plain = (lambda x, layer=layer: jnp.sum(jax.nn.relu(layer(x) + BIAS) @ B * BIAS) for layer in SUMS[name])
+    assert relative(written(X), plain(X)) < 1e-12
+    assert relative(explain(written)(X), explain(plain)(X)) < 1e-8
+
+
+def _gates_before_a_loop(x):
+    cell = lambda h, part: (part[0] * h + part[1], None)
+    return lax.scan(cell, jnp.zeros(6), (jax.nn.sigmoid(x @ A), x @ B))[0] @ V
+
+
+def _gates_before_two_loops(x):
+    def rows(h, part):
+        return lax.scan(lambda h, p: (h * (1 - p[0]) + p[1], None), h, part)[0], None
+
+    parts = (1 - jax.nn.sigmoid(x @ A)).reshape(3, 2, 6), (x @ B).reshape(3, 2, 6)
+    return lax.scan(rows, jnp.zeros(6), parts)[0] @ V
+
+
+def _gates_before_a_branch(x):
+    gate, h = jax.nn.sigmoid(x[0] @ A), jnp.zeros(6)
+    for row in x @ B:
+        h = lax.cond(row[0] > 0, lambda h, g, row: g * h + row, lambda h, g, row: row + h * g, h, gate, row)
+    return h @ V
+
+
+def _a_gate_that_is_carried(x):
+    def cell(carry, row):
+        h, gate = carry
+        h = gate * h + row @ B
+        return (h, jax.nn.sigmoid(row @ A)), None
+
+    return lax.scan(cell, (jnp.zeros(6), jnp.ones(6)), x)[0][0] @ V
+
+
+def _associative(x):
+    join = lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1])
+    return lax.associative_scan(join, (jax.nn.sigmoid(x @ A), x @ B))[1][-1] @ V
+
+
+def _by_hand(gates):
+    def score(x):
+        h, before = jnp.zeros(6), jnp.ones(6)
+        for row, inner in zip(x, x @ B, strict=True):
+            h, before = gates(x, row, before) * h + inner, jax.nn.sigmoid(row @ A)
+        return h @ V
+
+    return score
+
+
+GATES = {
+    _gates_before_a_loop: lambda x, row, _: jax.nn.sigmoid(row @ A),
+    _gates_before_two_loops: lambda x, row, _: 1 - (1 - jax.nn.sigmoid(row @ A)),
+    _gates_before_a_branch: lambda x, row, _: jax.nn.sigmoid(x[0] @ A),
+    _a_gate_that_is_carried: lambda x, row, before: before,
+}
+
+
+@pytest.mark.parametrize("score", GATES, ids=lambda f: f.__name__)
+def test_a_gate_is_a_gate_wherever_it_is_made(score):
+    plain = _by_hand(GATES[score])
+    explain = lambda f: jx.lrp(f, rules=composites.attention(1e-9))
+    assert relative(score(X), plain(X)) < 1e-12
+    assert relative(explain(score)(X), explain(plain)(X)) < 1e-6
+
+
 PREPROCESSED = {
     "plain": lambda x: _conv((x - MEAN) / STD),
     "padded": lambda x: _conv(jnp.pad((x - MEAN) / STD, ((1, 1), (1, 1), (0, 0))), "VALID"),

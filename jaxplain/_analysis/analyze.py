@@ -15,7 +15,7 @@ from jaxplain import _compat
 from jaxplain._analysis.activations import Flow, activations
 from jaxplain._analysis.activity import ACTIVE, CONSTANT, Activity, activities
 from jaxplain._analysis.affine import AffineRuns
-from jaxplain._analysis.intervals import Intervals
+from jaxplain._analysis.intervals import Intervals, intervals
 from jaxplain._analysis.nodes import SOFTMAX, WITH_BODIES, Node
 from jaxplain._analysis.normalization import Normalization, normalizations
 from jaxplain._analysis.patterns import Pattern, Region, found_regions
@@ -29,7 +29,6 @@ from jaxplain._ir.graph import (
     Value,
     equations_inside,
     flatten,
-    is_elementwise_product,
     is_opened,
     is_readable,
 )
@@ -48,13 +47,14 @@ class Analysis:
         activity: dict[Value, Activity],
         patterns: Sequence[Pattern] = (),
         statistics: Literal["held", "followed"] = "held",
+        within: Intervals | None = None,  # of the program that this one is a body of
     ):
         self.graph = graph
         self.activity = activity
+        self.intervals = intervals(graph) if within is None else within
         order = {equation: index for index, equation in enumerate(graph.equations)}
         regions = found_regions(graph, activity, patterns)
         inside = {equation for region in regions for equation in region.equations}
-        self.intervals = Intervals(graph)
         softs = softmaxes(graph, activity, self.intervals, inside)
         inside.update(equation for softmax in softs for equation in softmax.equations)
         found = normalizations(graph, activity, self.intervals, inside)
@@ -66,7 +66,7 @@ class Analysis:
         )
         for node in self.nodes:
             bodies = node.control.bodies if node.kind in WITH_BODIES else ()
-            node.bodies = tuple(Analysis(body, activity, patterns, statistics) for body in bodies)
+            node.bodies = tuple(Analysis(body, activity, patterns, statistics, self.intervals) for body in bodies)
             node.others_vary = any(activity[value] is not CONSTANT for value in node.others)
         factors = {norm.equation: norm.equation.inputs[norm.factor] for norm in found}
         for node in self.nodes:
@@ -250,7 +250,7 @@ def _gates(equation: Equation, factor: Value, intervals: Intervals) -> bool:
     low, high = intervals[factor]
     if equation.op is lax.div_p:
         return factor is equation.inputs[1] and low > 0
-    return is_elementwise_product(equation) and low >= 0 and high < math.inf
+    return equation.has(Trait.PRODUCT) and low >= 0 and high < math.inf
 
 
 # The kind of node that an equation with a trait makes by itself.

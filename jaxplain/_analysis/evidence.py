@@ -25,7 +25,7 @@ from jaxplain import _compat
 from jaxplain._analysis.activity import ACTIVE, CONSTANT, Activity, activities
 from jaxplain._errors import UnexplainedChangeError, explain_error
 from jaxplain._ir.dataflow import Domain, forward, sliced
-from jaxplain._ir.graph import Equation, Graph, Value, equations_inside, flatten, is_elementwise_product
+from jaxplain._ir.graph import Equation, Graph, Value, equations_inside, flatten
 from jaxplain._ir.primitives import Trait
 
 
@@ -146,7 +146,7 @@ def _followed(graph: Graph, activity: dict[Value, Activity]) -> dict[Value, Step
         if _rounds(equation) and any(is_active):
             rounded |= {equation}
         if equation.has(Trait.CONTRACTION) or any(is_active):
-            is_weighted = equation.has(Trait.WEIGHTED) and not is_elementwise_product(equation) and not any(is_active)
+            is_weighted = equation.has(Trait.WEIGHTED) and not any(is_active)
             compared, rounded = frozenset(), rounded | compared if is_weighted else rounded
         return [Steps(compared, rounded)] * n
 

@@ -14,7 +14,7 @@ from jax import lax
 from jaxplain._analysis.activity import ACTIVE, CONSTANT
 from jaxplain._analysis.intervals import Intervals
 from jaxplain._analysis.softmax import SMALL, Activities
-from jaxplain._ir.graph import Equation, Graph, Value
+from jaxplain._ir.graph import Equation, Graph, Value, varying_axes
 from jaxplain._ir.primitives import Trait, having
 
 SEARCH = 60  # equations that a statistic may be away from the value that it belongs to
@@ -64,10 +64,6 @@ def normalizations(
 
 def _is_spread(factor: Value, shape: tuple[int, ...], activity: Activities) -> bool:
     """Whether a value is constant along an axis of `shape`, up to constant factors, for example a learned scale."""
-    if len(factor.shape) != len(shape):  # one of them is a scalar
-        return factor.shape == ()
-    if any(a == 1 and b > 1 for a, b in zip(factor.shape, shape, strict=True)):
-        return True
     equation = factor.source
     if equation is None:
         return False
@@ -202,6 +198,8 @@ class _Degrees:
         if low == high and math.isfinite(low):
             is_small = abs(low) <= SMALL
         else:  # a weight: the ε of a variance or a norm
-            is_small = term.aval.size == 1 and all(self._intervals[v][0] >= 0 for v in equation.inputs if v is not term)
+            is_small = not varying_axes(term) and all(
+                self._intervals[v][0] >= 0 for v in equation.inputs if v is not term
+            )
         (total,) = equation.outputs
         return is_small and (total.aval.size < self._root.aval.size or _is_spread(total, total.shape, self._activity))

@@ -5,7 +5,7 @@ need the map with changed weights (positive parts, squares, ones). The weights a
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import jax
@@ -16,7 +16,7 @@ from jaxplain import _compat
 from jaxplain._analysis.nodes import Node
 from jaxplain._analysis.softmax import Group
 from jaxplain._errors import SettingError, explain_error
-from jaxplain._ir.graph import Equation, Value, is_elementwise_product
+from jaxplain._ir.graph import Equation, Value
 from jaxplain._ir.interpret import interpret, run_equation
 from jaxplain._ir.primitives import Trait
 from jaxplain._leaves import pulled_back
@@ -102,9 +102,9 @@ class Layer:
 
     @property
     def is_elementwise_product(self) -> bool:
-        """Whether each output of a product is one product: `mul`, `div`, or a `dot_general` without contracted axes."""
+        """Whether each output of a product is one product or quotient."""
         (equation,) = self.node.equations
-        return is_elementwise_product(equation)
+        return equation.has(Trait.PRODUCT)
 
     def to_factor(self, index: int, relevance: jax.Array) -> jax.Array:
         """For an elementwise product: relevance in the layout of one input, summed where it was broadcast.
@@ -113,16 +113,7 @@ class Layer:
         """
         (equation,) = self.node.equations
         places = [i for i, value in enumerate(equation.inputs) if value is self.node.inputs[index]]
-        if equation.op is not lax.dot_general_p:
-            return len(places) * summed_to(self.inputs[index].shape, relevance)
-        ones = [jnp.ones(v.shape, relevance.dtype) for v in equation.inputs]
-
-        def product(place: int, v: jax.Array) -> jax.Array:
-            return run_equation(equation, [v if i == place else one for i, one in enumerate(ones)])[0]
-
-        relevance = relevance.astype(equation.outputs[0].aval.dtype)
-        parts = [jax.linear_transpose(partial(product, i), ones[i])(relevance)[0] for i in places]
-        return sum(parts[1:], parts[0])
+        return len(places) * summed_to(self.inputs[index].shape, relevance)
 
     @cached_property
     def bias(self) -> jax.Array:

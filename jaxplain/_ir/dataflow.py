@@ -70,6 +70,8 @@ class Domain(Generic[F]):
             output.
         transfer: Forwards, the facts of a step's outputs from those of its inputs; backwards, the other way around.
         join: The fact where two paths meet.
+        widen: The fact of a loop's carry, from those before and after an iteration; `join` if it is not given. It must
+            stop changing after a few iterations.
         narrow: Limits a fact to what its value allows, for example because an integer carries no derivative.
         unstack, stack: Map the fact of a scanned operand into the body, and the fact of a body's output out of it.
         branch: The fact of a branch's output, from the fact of its index and the joined facts of its bodies.
@@ -81,6 +83,7 @@ class Domain(Generic[F]):
     unknown: Callable[[Value], F]
     transfer: Callable[[Any, list[F]], Sequence[F]]
     join: Callable[[F, F], F]
+    widen: Callable[[F, F], F] | None = None
     narrow: Callable[[Value, F], F] = lambda _, fact: fact
     unstack: Callable[[F], F] = _same
     stack: Callable[[F], F] = _same
@@ -126,7 +129,7 @@ def forward(program: Steps, inputs: Iterable[F], domain: Domain[F]) -> dict[Valu
             after = visit(step.bodies[0], [*consts, *carry, *map(domain.unstack, scanned)])
             domain.visited(step, n_visits)
             n_visits += 1
-            joined = list(map(domain.join, carry, after))
+            joined = list(map(domain.widen or domain.join, carry, after))
             if joined == carry:
                 return [*carry, *map(domain.stack, after[len(carry) :])]
             carry = joined
@@ -136,7 +139,7 @@ def forward(program: Steps, inputs: Iterable[F], domain: Domain[F]) -> dict[Valu
         condition, body = step.bodies
         while True:
             visit(condition, [*of_condition, *carry])
-            joined = list(map(domain.join, carry, visit(body, [*of_body, *carry])))
+            joined = list(map(domain.widen or domain.join, carry, visit(body, [*of_body, *carry])))
             if joined == carry:
                 return carry
             carry = joined
@@ -182,7 +185,7 @@ def backward(program: Steps, outputs: Iterable[F], domain: Domain[F]) -> dict[Va
         while True:
             before = visit(body, [*carry, *map(domain.unstack, stacked)])
             consts, back, scanned = _compat.split_scan(step.control.origin, before)
-            joined = list(map(domain.join, carry, back))
+            joined = list(map(domain.widen or domain.join, carry, back))
             if joined == carry:
                 return [*consts, *carry, *map(domain.stack, scanned)]
             carry = joined

@@ -270,6 +270,8 @@ def _append(
         body = next(_compat.closed_bodies(origin)) if is_call or row.has(Trait.CUSTOM) else None
         if body is not None and (is_call or opens(origin, body)):
             outputs = _append(graph, body, arguments, here, opens, caller or origin)
+        elif (explicit := _explicit(graph, origin, arguments)) is not None:
+            outputs = _append(graph, explicit, arguments, here, opens, caller or origin)
         else:
             equation = Equation(origin, arguments, here, caller)
             if row.has_any(Trait.BODIES) or (graph.all_bodies and origin.primitive is lax.while_p):
@@ -280,6 +282,57 @@ def _append(
             outputs = graph.append(equation)
         values.update(zip(origin.outvars, outputs, strict=True))
     return tuple(value_of(atom) for atom in jaxpr.outvars)
+
+
+def _explicit(graph: Graph, origin: Any, operands: Sequence[Value]) -> Any | None:
+    """An equation as a program in which every broadcast is an equation; None if it is one already.
+
+    A layer is then the same equations however its broadcasts were written. For example,
+
+        c = mul a:(4, 3) b:(1, 3)              d = broadcast_in_dim[shape=(4, 3)] b;  c = mul a d
+        c = dot_general[no axis contracted] a:(2,) b:(5,)
+                                               d, e = broadcast_in_dim[shape=(2, 5)] a, b;  c = mul d e
+
+    Numbers, masks and constants may be broadcast by the equation itself.
+    """
+    is_product = origin.primitive is lax.dot_general_p and not any(origin.params["dimension_numbers"][0])
+    if not is_product and not row_of(origin.primitive).has(Trait.ELEMENTWISE):
+        return None
+    like = origin.outvars[0].aval
+    if is_product:
+        batches = origin.params["dimension_numbers"][1]
+        return _compat.staged(lambda *v: _product(v, batches, like), [v.aval for v in operands], origin)
+    implicit = [
+        value.shape != like.shape and value not in graph.constants and jnp.issubdtype(value.aval.dtype, jnp.inexact)
+        for value in operands
+    ]
+    if not any(implicit):
+        return None
+
+    def spread(*values: jax.Array) -> list[jax.Array]:
+        axes = [range(len(like.shape) - v.ndim, len(like.shape)) for v in values]  # of its rank, or a number
+        pairs = zip(values, axes, implicit, strict=True)
+        return _compat.bind(origin, [_broadcast(v, axis, like) if is_implicit else v for v, axis, is_implicit in pairs])
+
+    return _compat.staged(spread, [v.aval for v in operands], origin)
+
+
+def _broadcast(value: jax.Array, axes: Sequence[int], like: Any) -> jax.Array:
+    sharding = _compat.sharding_of(like)
+    return lax.broadcast_in_dim(value, like.shape, tuple(axes), out_sharding=sharding)
+
+
+def _product(factors: Sequence[jax.Array], batches: Sequence[Sequence[int]], like: Any) -> jax.Array:
+    """`dot_general` without contracted axes: its axes are those of the batch, then the others of each factor."""
+    n_batch = start = len(batches[0])
+    spread = []
+    for factor, batch in zip(factors, batches, strict=True):
+        own = [axis for axis in range(factor.ndim) if axis not in batch]
+        axes = (*range(n_batch), *range(start, start + len(own)))
+        start += len(own)
+        moved = lax.transpose(lax.convert_element_type(factor, like.dtype), (*batch, *own))
+        spread.append(_broadcast(moved, axes, like))
+    return lax.mul(*spread)
 
 
 def _is_like_a_call(origin: Any) -> bool:
@@ -354,9 +407,3 @@ def equations_inside(graph: Graph) -> Iterator[Equation]:
         yield equation
         for body in equation.bodies:
             yield from equations_inside(body)
-
-
-def is_elementwise_product(equation: Equation) -> bool:
-    """Whether each output is one product: `mul`, `div`, or a `dot_general` without contracted axes."""
-    is_outer = equation.op is lax.dot_general_p and not any(equation.params["dimension_numbers"][0])
-    return equation.has(Trait.PRODUCT) or is_outer

@@ -18,7 +18,7 @@ from jaxplain._analysis.nodes import Node
 from jaxplain._analysis.softmax import Group
 from jaxplain._engine.node_view import Layer
 from jaxplain._engine.paired import LinearMap, PairedRule, Parts, difference, wide
-from jaxplain._ir.graph import is_elementwise_product
+from jaxplain._ir.primitives import Trait
 from jaxplain._leaves import same_dtype
 
 Linear = Callable[..., list[jax.Array]]  # takes one array for each input
@@ -43,12 +43,8 @@ def _rule(node: Node) -> Rescale | None:
         return _secant
     if node.kind in ("product", "gate") and len(node.inputs) == 2 and equation.op is lax.div_p:
         return _quotient_rule
-    if (
-        node.kind in ("product", "gate")
-        and node.statistic is not None
-        and not node.others
-        and is_elementwise_product(equation)
-    ):
+    is_product = node.kind in ("product", "gate") and equation.has(Trait.PRODUCT)
+    if is_product and node.statistic is not None and not node.others:
         return _normalized
     if node.kind in ("product", "gate") and equation.op is not lax.div_p:
         return _midpoint
