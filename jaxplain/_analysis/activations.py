@@ -16,17 +16,18 @@ does need one, and `mul` is *shared*: the activation contains it, and the scale_
 
 import math
 from collections import Counter
-from collections.abc import Set
-from typing import NamedTuple
+from collections.abc import Iterable, Set
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 
 from jaxplain import _compat
 from jaxplain._analysis.activity import ACTIVE, CONSTANT, Activity
+from jaxplain._analysis.gain import gain
 from jaxplain._analysis.intervals import Intervals
 from jaxplain._ir.graph import Equation, Graph, Value, is_elementwise_call
-from jaxplain._ir.primitives import Trait
+from jaxplain._ir.primitives import Trait, row_of
 
 
 class Flow:
@@ -129,9 +130,22 @@ def _is_transparent(equation: Equation, inside: set[Equation], flow: Flow) -> bo
     return equation.has(Trait.AFFINE)
 
 
-def _is_formula(segment: Segment) -> bool:
-    """Whether it is written with elementary functions. (Literals next to a ReLU belong to a layer, not to the ReLU.)"""
-    return all(e.has(Trait.ELEMENTARY) for e in segment.equations)
+def _bends(origin: Any) -> bool:
+    """Whether an equation is curved, and not made of straight pieces, as abs, max and masks are."""
+    row = row_of(origin.primitive)
+    if row.has_any(Trait.CUSTOM | Trait.CALL):
+        return any(_bends(inner) for body in _compat.closed_bodies(origin) for inner in body.eqns)
+    if row.has(Trait.PRODUCT):
+        factors = origin.invars[1:] if origin.primitive is lax.div_p else origin.invars
+        return not any(map(_compat.is_literal, factors))
+    is_straight = row.degree == "keep" or row.has(Trait.NO_DERIVATIVE) or origin.primitive is lax.clamp_p
+    return row.has(Trait.CURVED) and not is_straight
+
+
+def literals(equations: Iterable[Equation], intervals: Intervals) -> dict[Value, float]:
+    """The operands of equations that are numbers known when the program is staged."""
+    ends = ((value, intervals[value]) for equation in equations for value in equation.inputs)
+    return {value: low for value, (low, high) in ends if low == high}
 
 
 class _Joiner:
@@ -148,6 +162,7 @@ class _Joiner:
         self._claimed = claimed
         self._shared = shared
         self._intervals = intervals
+        self._order = {equation: index for index, equation in enumerate(flow.graph.equations)}
 
     def joined(self, segments: list[Segment]) -> list[Segment]:
         """Consecutive segments as one, for example ReLU6 (a maximum and a minimum), or the exp and div of a sigmoid."""
@@ -159,24 +174,56 @@ class _Joiner:
             if segment.root in taken:
                 continue
             while True:
-                literals = self._literals_after(segment.output) if _is_formula(segment) else []
+                literals = self._literals_after(segment.output) if self._is_formula(segment) else []
                 ends = [segment.output, *(e.outputs[0] for e in literals)]
                 after = next((by_root[v] for v in ends if v in by_root), None)
                 if after is None or not self._is_read_only_by(after.root, after.equations):
                     break
                 between = frozenset(literals[: ends.index(after.root)])
-                if between and not _is_formula(after):
+                if between and not self._is_formula(after):
                     break
                 taken.add(after.root)
                 segment = Segment(segment.root, after.output, segment.equations | between | after.equations)
             joined.append(segment)
-        return [self._with_ends(s) if _is_formula(s) and roots[s.root] == 1 else s for s in joined]
+        return [self._with_ends(segment) if roots[segment.root] == 1 else segment for segment in joined]
 
     def _with_ends(self, segment: Segment) -> Segment:
-        """With a reflection before it (exp(−z)), and with scales and a shift after it (2σ − 1)."""
+        """With the literals around it that make it an increasing function, and with shifts after a formula.
+
+        For example, `-min(-z, 0)` is relu and `1 - exp(-z)` rises: their reflections belong to them. The reflection in
+        `relu(-z)` belongs to the layer before it, and that in `-tanh(z)` to the one after it.
+        """
+        root, ahead = self._reflected(segment)
+        after = self._literals_after(segment.output)
+        scales = [self._scale_and_shift(equation) for equation in after]
+        shifts = [number for number, (_, shifts) in enumerate(scales, 1) if shifts]
+        plain = shifts[-1] if shifts and self._is_formula(segment) else 0
+        pure = next((number for number in shifts if number > plain), len(after) + 1)
+        mirrored = max((n for n, (scale, _) in enumerate(scales, 1) if scale < 0 and plain < n < pure), default=plain)
+
+        def joined(front: bool, n_after: int) -> Segment:
+            output = after[n_after - 1].outputs[0] if n_after else segment.output
+            equations = segment.equations.union(ahead if front else (), after[:n_after])
+            return Segment(root if front else segment.root, output, equations)
+
+        if not ahead and mirrored == plain:
+            return joined(False, plain)
+        if self._gain(segment) is None:
+            return joined(self._is_formula(segment), plain)
+
+        def rises(front: bool, n_after: int) -> bool:
+            return (self._gain(joined(front, n_after)) or 0) > 0
+
+        if ahead and mirrored > plain and rises(True, mirrored):
+            return joined(True, mirrored)
+        if rises(True, plain) or rises(True, 0):  # with its own reflection, as in 1 / (1 + exp(-z))
+            return joined(True, plain)
+        return joined(False, mirrored if rises(False, mirrored) and not rises(False, plain) else plain)
+
+    def _reflected(self, segment: Segment) -> tuple[Value, list[Equation]]:
+        """The value whose reflection a segment reads, and the scales between the two; else the root and none."""
         ahead: list[Equation] = []
-        root, before = segment.root, 0
-        value = root
+        found, value = (segment.root, 0), segment.root
         while (source := value.source) and self._is_literal(source):
             scale, shifts = self._scale_and_shift(source)
             if shifts or not self._is_read_only_by(value, {*segment.equations, *ahead}):
@@ -184,16 +231,18 @@ class _Joiner:
             ahead.append(source)
             (value,) = self._flow.active(source)
             if scale < 0:
-                root, before = value, len(ahead)
-        output, after = segment.output, 0
-        for number, equation in enumerate(self._literals_after(output), 1):
-            scale, shifts = self._scale_and_shift(equation)
-            if scale <= 0:
-                break
-            if shifts:
-                output, after = equation.outputs[0], number
-        following = self._literals_after(segment.output)[:after]
-        return Segment(root, output, segment.equations.union(ahead[:before], following))
+                found = value, len(ahead)
+        return found[0], ahead[: found[1]]
+
+    def _is_formula(self, segment: Segment) -> bool:
+        """Whether a function is curved. The literals next to a ReLU belong to a layer, and not to the ReLU."""
+        products = {equation for equation in segment.equations if equation.has(Trait.PRODUCT)}
+        others = segment.equations - products
+        return not all(map(self._flow.is_affine, products)) or any(_bends(equation.origin) for equation in others)
+
+    def _gain(self, segment: Segment) -> float | None:
+        equations = sorted(segment.equations, key=self._order.__getitem__)
+        return gain(segment.root, segment.output, equations, literals(equations, self._intervals))
 
     def _literals_after(self, value: Value) -> list[Equation]:
         found: list[Equation] = []

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from jax import lax
 
 from jaxplain import _compat
-from jaxplain._analysis.activations import Flow, activations
+from jaxplain._analysis.activations import Flow, activations, literals
 from jaxplain._analysis.activity import ACTIVE, CONSTANT, Activity, activities
 from jaxplain._analysis.affine import AffineRuns
 from jaxplain._analysis.intervals import Intervals, intervals
@@ -187,7 +187,9 @@ def _nodes(
     cores = {norm.equation for norm in norms}
     segments, shared = activations(flow, claimed | cores, intervals)
     for segment in segments:
-        claim(Node("activation", [segment.root], [segment.output], segment.equations, order))
+        node = Node("activation", [segment.root], [segment.output], segment.equations, order)
+        node.literals = literals(node.equations, intervals)
+        claim(node)
     claimed -= shared
     # Equations that carry no relevance get no other node.
     claimed.update(e for e in flow.graph.equations if not flow.is_live(e))

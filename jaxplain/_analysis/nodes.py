@@ -11,8 +11,10 @@ For example, `jax.nn.relu(x @ W + a) @ V` has three nodes:
 
 import enum
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from jaxplain._analysis.gain import gain
 from jaxplain._analysis.softmax import Group
 from jaxplain._ir.graph import Equation, Value
 
@@ -59,6 +61,7 @@ class Node:
         bodies: Analyses of the programs of a loop, a branch or a checkpoint.
         group: How a softmax sums over its groups.
         others_vary: Whether some of `others` change with the explained input, without a derivative.
+        literals: Operands of an activation that are numbers known when the program is staged.
         statistic: Index of a product's input that is a reciprocal, or the size that a norm divides by.
     """
 
@@ -96,6 +99,12 @@ class Node:
         self.bodies: tuple[Analysis, ...] = ()
         self.others_vary = False
         self.statistic: int | None = None
+        self.literals: dict[Value, float] = {}
+
+    @cached_property
+    def gain(self) -> float | None:
+        """The gain of an activation, from its values; None if it has operands that are not literals."""
+        return gain(self.inputs[0], self.outputs[0], self.equations, self.literals)
 
     @property
     def path(self) -> str:
