@@ -26,7 +26,7 @@ from jaxplain import _compat
 from jaxplain._analysis.activity import ACTIVE, CONSTANT, Activity
 from jaxplain._analysis.gain import gain
 from jaxplain._analysis.intervals import Intervals
-from jaxplain._ir.graph import Equation, Graph, Value, is_elementwise_call
+from jaxplain._ir.graph import Equation, Graph, Value, is_elementwise
 from jaxplain._ir.primitives import Trait, row_of
 
 
@@ -340,9 +340,3 @@ class _Dominators:
                 leads[value] = any(leads[v] for v in behind)
                 stack.pop()
         return {value.source for value, is_on in leads.items() if is_on and value is not root and value.source}
-
-
-def is_elementwise(equation: Equation) -> bool:
-    if equation.has(Trait.CUSTOM):
-        return is_elementwise_call(equation.origin, next(_compat.closed_bodies(equation.origin)))
-    return equation.has(Trait.ELEMENTWISE)

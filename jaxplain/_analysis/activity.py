@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 import jax.numpy as jnp
 from jax import lax
 
+from jaxplain._analysis.constancy import varying
 from jaxplain._ir.dataflow import Domain, forward
 from jaxplain._ir.graph import Equation, Graph, Value
 from jaxplain._ir.primitives import Trait
@@ -45,12 +46,19 @@ def activities(
             strongest = min(strongest, STOPPED if equation.op is lax.stop_gradient_p else DEPENDENT)
         return [strongest] * len(equation.outputs)
 
+    changes = varying(graph)
+
+    def narrow(value: Value, a: Activity) -> Activity:
+        if changes.get(value) is False:
+            return CONSTANT
+        # An integer carries no derivative.
+        return a if jnp.issubdtype(value.aval.dtype, jnp.inexact) else min(a, DEPENDENT)
+
     domain = Domain(
         unknown=lambda _: CONSTANT,
         transfer=transfer,
         join=max,
-        # An integer carries no derivative.
-        narrow=lambda value, a: a if jnp.issubdtype(value.aval.dtype, jnp.inexact) else min(a, DEPENDENT),
+        narrow=narrow,
         # Which branch is taken changes the value, without a derivative.
         branch=lambda index, a: max(a, min(index, DEPENDENT)),
     )

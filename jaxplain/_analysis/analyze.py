@@ -15,6 +15,7 @@ from jaxplain import _compat
 from jaxplain._analysis.activations import Flow, activations, literals
 from jaxplain._analysis.activity import ACTIVE, CONSTANT, Activity, activities
 from jaxplain._analysis.affine import AffineRuns
+from jaxplain._analysis.constancy import Varying, varying
 from jaxplain._analysis.intervals import Intervals, intervals
 from jaxplain._analysis.nodes import SOFTMAX, WITH_BODIES, Node
 from jaxplain._analysis.normalization import Normalization, normalizations
@@ -47,11 +48,12 @@ class Analysis:
         activity: dict[Value, Activity],
         patterns: Sequence[Pattern] = (),
         statistics: Literal["held", "followed"] = "held",
-        within: Intervals | None = None,  # of the program that this one is a body of
+        within: "Analysis | None" = None,  # of the program that this one is a body of
     ):
         self.graph = graph
         self.activity = activity
-        self.intervals = intervals(graph) if within is None else within
+        self.intervals: Intervals = intervals(graph) if within is None else within.intervals
+        self.varying: dict[Value, Varying] = varying(graph) if within is None else within.varying
         order = {equation: index for index, equation in enumerate(graph.equations)}
         regions = found_regions(graph, activity, patterns)
         inside = {equation for region in regions for equation in region.equations}
@@ -66,7 +68,9 @@ class Analysis:
         )
         for node in self.nodes:
             bodies = node.control.bodies if node.kind in WITH_BODIES else ()
-            node.bodies = tuple(Analysis(body, activity, patterns, statistics, self.intervals) for body in bodies)
+            node.bodies = tuple(Analysis(body, activity, patterns, statistics, self) for body in bodies)
+            if node.kind in ("product", "gate"):
+                node.varying = tuple(self.varying[value] for value in node.inputs)
             node.others_vary = any(activity[value] is not CONSTANT for value in node.others)
         factors = {norm.equation: norm.equation.inputs[norm.factor] for norm in found}
         for node in self.nodes:

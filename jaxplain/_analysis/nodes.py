@@ -14,9 +14,11 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from jaxplain._analysis.constancy import Varying
 from jaxplain._analysis.gain import gain
 from jaxplain._analysis.softmax import Group
 from jaxplain._ir.graph import Equation, Value
+from jaxplain._ir.primitives import Trait
 
 if TYPE_CHECKING:
     from jaxplain._analysis.analyze import Analysis
@@ -61,6 +63,7 @@ class Node:
         bodies: Analyses of the programs of a loop, a branch or a checkpoint.
         group: How a softmax sums over its groups.
         others_vary: Whether some of `others` change with the explained input, without a derivative.
+        varying: For a product or a gate: which elements of each input change with the explained input.
         literals: Operands of an activation that are numbers known when the program is staged.
         statistic: Index of a product's input that is a reciprocal, or the size that a norm divides by.
     """
@@ -100,6 +103,7 @@ class Node:
         self.others_vary = False
         self.statistic: int | None = None
         self.literals: dict[Value, float] = {}
+        self.varying: tuple[Varying, ...] = ()
 
     @cached_property
     def gain(self) -> float | None:
@@ -113,6 +117,11 @@ class Node:
     @property
     def is_first(self) -> bool:
         return self.kind in LAYERS and Behind.NOTHING < self.behind < Behind.LAYER
+
+    @property
+    def only_scales(self) -> bool:
+        """Whether it multiplies each element by a constant and adds nothing."""
+        return self.kind == "scale_shift" and not any(equation.has(Trait.SUM) for equation in self.equations)
 
     @property
     def shape(self) -> tuple[int, ...]:

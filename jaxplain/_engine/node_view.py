@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxplain import _compat
+from jaxplain._analysis.constancy import Mixed
 from jaxplain._analysis.nodes import Node
 from jaxplain._analysis.softmax import Group
 from jaxplain._errors import SettingError, explain_error
@@ -105,6 +106,11 @@ class Layer:
         """Whether each output of a product is one product or quotient."""
         (equation,) = self.node.equations
         return equation.has(Trait.PRODUCT)
+
+    @cached_property
+    def constant(self) -> list[jax.Array | None]:
+        """For a product: where each input does not change with the explained input; None if it changes everywhere."""
+        return [jnp.asarray(~fact.mask) if isinstance(fact, Mixed) else None for fact in self.node.varying]
 
     def to_factor(self, index: int, relevance: jax.Array) -> jax.Array:
         """For an elementwise product: relevance in the layout of one input, summed where it was broadcast.

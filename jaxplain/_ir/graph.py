@@ -366,6 +366,13 @@ def is_readable(body: Any) -> bool:
     return all(map(_is_known, body.eqns))
 
 
+def is_elementwise(equation: Equation) -> bool:
+    """Whether each element of its output depends on the elements at its own place alone."""
+    if equation.has(Trait.CUSTOM):
+        return is_elementwise_call(equation.origin, next(_compat.closed_bodies(equation.origin)))
+    return equation.has(Trait.ELEMENTWISE)
+
+
 def is_elementwise_call(origin: Any, body: Any) -> bool:
     shapes = {variable.aval.shape for variable in (*origin.invars, *origin.outvars)} - {()}
     return len(shapes) <= 1 and len(origin.outvars) == 1 and all(map(_is_elementwise, body.eqns))

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxplain._analysis.activations import is_elementwise
 from jaxplain._analysis.nodes import Node
 from jaxplain._analysis.softmax import Group
 from jaxplain._engine.node_view import Layer
 from jaxplain._engine.paired import LinearMap, PairedRule, Parts, difference, wide
+from jaxplain._ir.graph import is_elementwise
 from jaxplain._ir.primitives import Trait
 from jaxplain._leaves import same_dtype
 

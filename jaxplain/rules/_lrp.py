@@ -45,12 +45,16 @@ def _require(name: str, **settings: Any) -> None:
 def epsilon(epsilon: float = 1e-6, *, absorb_bias: bool = True) -> Rule:
     r"""LRP-ε: $R_i = x_i \sum_j w_{ij} R_j / \mathrm{stab}(z_j)$.
 
+    A scale without a shift passes all relevance on.
     For ε → 0 it equals gradient × input on nets whose activations are positively homogeneous (ReLU, leaky ReLU, max).
     Conserves up to bias and ε. Bach et al., PLoS ONE 10, 2015, eq. 58.
     """
     _require("epsilon", epsilon=epsilon)
 
     def backward(layer: Layer, *relevance: Relevance) -> tuple[Relevance, ...]:
+        if layer.node.only_scales:  # x w R / (x w) is R, where x is 0, too
+            scale = layer.linear()(jnp.ones_like(layer.x))
+            return (layer.pass_back(jnp.where(scale == 0, 0, relevance[0])),)
         has_bias = layer.node.kind in _WITH_BIAS
         shares = []
         for output, r in zip(layer.outputs, relevance, strict=True):
@@ -238,22 +242,38 @@ def uniform(*, epsilon: float = 1e-6) -> Rule:
         # One value may be both factors, as in x·x.
         n_factors = sum(value in layer.node.inputs for value in layer.node.equations[0].inputs)
         if layer.is_elementwise_product:
-            return tuple(layer.to_factor(i, relevance / n_factors) for i in range(len(layer.inputs)))
+            shares = [relevance / n_factors for _ in layer.inputs]
+            if len(shares) == 2:
+                facts = zip(shares, layer.constant, reversed(layer.constant), strict=True)
+                shares = [_where(own, 0, _where(other, 2 * share, share)) for share, own, other in facts]
+            return tuple(layer.to_factor(i, share) for i, share in enumerate(shares))
         # The stabilizer belongs to the doubled product: 2z + ε.
         share = relevance / stabilize(n_factors * layer.output, epsilon)
-        return tuple(times(x, g) for x, g in zip(layer.inputs, layer.transpose(share), strict=True))
+        # The transpose to one factor multiplies by the other one, whose constant elements leave it their half.
+        pairs = list(zip(layer.inputs, layer.constant, strict=True))
+        _, pullback = jax.vjp(layer.at, *(_where(constant, 2 * x, x) for x, constant in pairs))
+        gradients = pulled_back(lambda c: pullback([c]), [share], [layer.output.dtype])
+        return tuple(times(_where(constant, 0, x), g) for (x, constant), g in zip(pairs, gradients, strict=True))
 
     return Rule("uniform", ("product", "gate"), backward, epsilon)
 
 
+def _where(mask: jax.Array | None, new: ArrayLike, old: jax.Array) -> jax.Array:
+    return old if mask is None else jnp.where(mask, new, old)
+
+
 def signal_takes_all() -> Rule:
-    """Signal-takes-all for gated products: all relevance goes to the signal. Arras et al., WASSA 2017."""
+    """Signal-takes-all for gated products: all relevance goes to the signal. Arras et al., WASSA 2017.
+
+    Where an element of the signal does not change with the explained input, the gate gets it.
+    """
 
     def backward(layer: Layer, relevance: Relevance) -> tuple[Relevance, ...]:
-        return tuple(
-            layer.to_factor(i, relevance) if i == layer.node.signal else jnp.zeros_like(x)
-            for i, x in enumerate(layer.inputs)
-        )
+        signal = cast(int, layer.node.signal)
+        constant = layer.constant[signal]
+        shares = [_where(constant, relevance, jnp.zeros_like(relevance))] * 2
+        shares[signal] = _where(constant, 0, relevance)
+        return tuple(layer.to_factor(i, share) for i, share in enumerate(shares))
 
     return Rule("signal_takes_all", ("gate",), backward)
 
