@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxplain import _checks
 from jaxplain._errors import InputError, StructureError, explain_error
@@ -126,6 +127,8 @@ class Arguments:
                 where, chosen = next(names)
                 if not chosen:
                     continue
+                if not hasattr(leaf, "shape") and not isinstance(leaf, bool | int | float | complex):
+                    raise self._mismatch(name, type(leaf).__name__, "numbers or arrays", where, fix)
                 shape, need = jnp.shape(leaf), jnp.shape(like)
                 if (shape[1:] if batched else shape) != need or (batched and not shape):
                     wanted = f"shape (n, {', '.join(map(str, need))})" if batched else f"shape {need}"
@@ -148,6 +151,9 @@ class Arguments:
             )
         if not_negative:
             _checks.not_negative(self.method, name, leaf)
+        is_known = not isinstance(leaf, jax.core.Tracer) and getattr(leaf, "is_fully_addressable", True)
+        if is_known and not np.isfinite(np.asarray(leaf, np.float64)).all():
+            raise InputError(explain_error(f"{self.method}: `{name}` contains NaN or infinity.", where=where))
         return jnp.asarray(leaf).astype(dtype)
 
     def like(
@@ -194,6 +200,7 @@ class Arguments:
                     f"a number for every element: {name}=0.0",
                     f"the same structure and shapes as x, e.g. {name}=jax.tree.map(jnp.zeros_like, x)",
                     f"a function of x: {name}=lambda x: …",
+                    *((f"several references: {name}=jx.references(pool)",) if name == "baseline" else ()),
                 ),
             )
         )

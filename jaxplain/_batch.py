@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxplain._checks import one_key, one_of, positive_int, require_callable
+from jaxplain._checks import checked, one_key, one_of, require_callable
 from jaxplain._errors import (
     SAFE_FORMULAS,
     WHY_NOT_FINITE,
@@ -16,12 +16,14 @@ from jaxplain._errors import (
     NonFiniteError,
     SettingError,
     StructureError,
+    TransformError,
     explain_error,
 )
 from jaxplain._explainer import with_info
 from jaxplain._types import Args, Explain, PyTree, traits
 
 
+@checked()
 def batched(
     explain: Explain,
     *,
@@ -64,8 +66,17 @@ def batched(
         [0. 2. 4.]
     """
     require_callable("batched", explain)
-    positive_int("batched", "batch_size", batch_size)
     one_of("batched", "on_nan", on_nan, ("raise", "mark", "keep"))
+    if devices is not None:
+        is_list = isinstance(devices, list | tuple) and all(isinstance(device, jax.Device) for device in devices)
+        if not is_list or not devices or len(set(devices)) < len(devices):
+            raise SettingError(
+                explain_error(
+                    "batched: `devices` must be a list of different devices.",
+                    got=repr(devices),
+                    fix=("devices=jax.devices()", 'devices=jax.devices("cpu")'),
+                )
+            )
     if devices is not None and batch_size % len(devices):
         raise SettingError(
             explain_error(
@@ -105,6 +116,15 @@ def batched(
         return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
     def run(*args: PyTree, key: jax.Array | None = None) -> Any:
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, key))):
+            raise TransformError(
+                explain_error(
+                    "batched: what it returns runs outside of JAX transforms.",
+                    got="traced arguments, as in jit, vmap or grad",
+                    why="it compiles by itself, collects results in NumPy arrays, and looks for NaN in them",
+                    fix="jax.jit(jax.vmap(explain))(xs, labels)",
+                )
+            )
         if needs_key or (key is not None and stochastic):
             key = one_key("batched", key)
         elif key is not None and not hasattr(explain, "stochastic"):
@@ -137,8 +157,10 @@ def _stream(
 
 
 def _axes(in_axes: int | None | Sequence[int | None], n_args: int) -> tuple[int | None, ...]:
-    axes = (in_axes,) * n_args if in_axes is None or isinstance(in_axes, int) else tuple(in_axes)
-    if len(axes) != n_args or any(axis not in (0, None) for axis in axes) or 0 not in axes:
+    axes: tuple[Any, ...] = tuple(in_axes) if isinstance(in_axes, list | tuple) else (in_axes,) * n_args
+    axes = tuple(int(axis) if isinstance(axis, np.integer) else axis for axis in axes)
+    is_axis = [axis is None or (type(axis) is int and axis == 0) for axis in axes]
+    if len(axes) != n_args or not all(is_axis) or 0 not in axes:
         raise SettingError(
             explain_error(
                 "batched: `in_axes` must give 0 or None for each argument, and 0 at least once.",

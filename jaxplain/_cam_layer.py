@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxplain import _compat
@@ -37,6 +39,28 @@ class Layout(NamedTuple):
     channel_axis: int | None = None
     grid: tuple[int, ...] | None = None
     class_tokens: int | None = None
+
+
+def _is_count(value: Any, minimum: int) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= minimum
+
+
+def layout_setting(method: str, name: str, value: Any) -> Layout:
+    """A check for layouts."""
+    if isinstance(value, Layout):
+        axis, grid, tokens = value
+        is_grid = grid is None or (isinstance(grid, tuple) and all(_is_count(n, 1) for n in grid))
+        is_axis = axis is None or _is_count(axis, -sys.maxsize)
+        if is_axis and is_grid and (tokens is None or _is_count(tokens, 0)):
+            return value
+    raise SettingError(
+        explain_error(
+            f"{method}: `{name}` must be a jx.Layout of integers.",
+            got=repr(value),
+            need="an axis, a tuple of lengths, a number of tokens; None for what the program determines",
+            fix="layout=jx.Layout(channel_axis=-1)",
+        )
+    )
 
 
 class MapLayer:

@@ -1,6 +1,8 @@
 """The only module that touches JAX internals. Differences between JAX releases are resolved here."""
 
+import sys
 import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -249,12 +251,25 @@ def line_inside(closed: Any, wanted: Any) -> str:
 
 
 _LIBRARIES = (*(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")), str(Path(__file__).parent))
+_PACKAGES = ("jax", "jaxlib", "flax", "haiku", "equinox", "optax", "numpy", "jaxtyping")
+
+
+def _is_of_library(file: str) -> bool:
+    """Whether a file belongs to a library, wherever it is installed."""
+    folders = [str(Path(m.__file__).parent) for n in _PACKAGES if (m := sys.modules.get(n)) and m.__file__]
+    return file.startswith((*_LIBRARIES, *folders, "<frozen")) or "site-packages" in file
+
+
+def line_of(error: BaseException) -> str | None:
+    """The innermost line outside of any library that an error passed through."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_of_library(f.filename)]
+    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})" if frames else None
 
 
 def _users_line(source_info: Any) -> str | None:
     """The innermost line outside of any library. (JAX's own summary stops at the first frame that is not JAX's.)"""
     for frame in getattr(source_info.traceback, "frames", ()):
-        if not frame.file_name.startswith((*_LIBRARIES, "<frozen")):
+        if not _is_of_library(frame.file_name):
             return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return None
 

@@ -15,7 +15,7 @@ import jax
 from jaxplain._analysis.evidence import require_derivative
 from jaxplain._arguments import Arguments
 from jaxplain._checks import one_key, require_callable
-from jaxplain._errors import SAFE_FORMULAS, WHY_NOT_FINITE, NonFiniteError, SettingError, explain_error
+from jaxplain._errors import SAFE_FORMULAS, WHY_NOT_FINITE, InputError, NonFiniteError, SettingError, explain_error
 from jaxplain._ir.not_finite import is_finite, source_of_nan
 from jaxplain._ir.program import Program, stage_score
 from jaxplain._leaves import cast_like, same_dtype, total, upcast, wide_dtype
@@ -179,7 +179,19 @@ class Explainer:
         self._key = key if stochastic else None
         self.__name__ = self.__qualname__ = method
 
-    def __call__(self, *args: PyTree, key: jax.Array | None = None) -> PyTree:
+    def __call__(self, *args: PyTree, key: jax.Array | None = None, **named: Any) -> PyTree:
+        if named:
+            raise InputError(
+                explain_error(
+                    f"{self.method}: arguments of the score are positional.",
+                    got=", ".join(f"{name}=…" for name in named),
+                    why="`argnums` counts them, and `vmap` maps keyword arguments over their leading axis",
+                    fix=(
+                        "explain(x, label)",
+                        "a fixed setting belongs to the score: lambda x, label: f(x, label, scale=2)",
+                    ),
+                )
+            )
         return self.run(args, key, with_info=False)[0]
 
     def run(self, args: Args, key: jax.Array | None, *, with_info: bool) -> tuple[PyTree, Info | None]:

@@ -226,7 +226,9 @@ def _labels(method: str, where: str, shape: tuple[int, ...], labels: Any) -> np.
                 f"{method}: `groups` must hold integer labels.",
                 where=where,
                 got=str(labels.dtype),
-                fix="groups.astype(int)",
+                fix="groups.astype(int)"
+                if labels.dtype.kind in "fbc"
+                else "integers for names: groups = np.unique(names, return_inverse=True)[1]",
             )
         )
     # Labels need as many axes as x. Otherwise labels (H, W) of an image (H, W, C) would be broadcast against (W, C).

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxplain._analysis.analyze import Analysis, analyze
 from jaxplain._analysis.nodes import Node
-from jaxplain._checks import require_callable
+from jaxplain._checks import checked, require_callable
 from jaxplain._engine.node_view import Layer
 from jaxplain._explainer import stage_call
 from jaxplain._layers.table import Nodes, row, table
@@ -21,6 +21,7 @@ from jaxplain.rules._rule import Rule
 from jaxplain.rules.composites import Composite
 
 
+@checked()
 def layers(f: Callable[..., Any], *, argnums: ArgNums = 0, allow_random: bool = False) -> Callable[..., Nodes]:
     """`layers(f)(x, *args)` lists the nodes of a function: path, kind, shape, position, source line.
 
@@ -42,6 +43,7 @@ def layers(f: Callable[..., Any], *, argnums: ArgNums = 0, allow_random: bool = 
     return run
 
 
+@checked()
 def plan(
     f: Score, *, rules: Composite | Rule, argnums: ArgNums = 0, allow_random: bool = False
 ) -> Callable[..., Nodes]:
@@ -129,6 +131,7 @@ class Ledger:
         return f"{listed}\n{mean}score {np.mean(self.value):.6g}, relevance of x {np.mean(self.relevance):.6g}"
 
 
+@checked()
 def ledger(
     f: Score,
     *,

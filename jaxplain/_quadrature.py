@@ -42,7 +42,7 @@ RULES = {
 
 def nodes_and_weights(method: str, quadrature: str, n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """`n` nodes in [0, 1] and their weights, which sum to one."""
-    if quadrature not in RULES:
+    if not isinstance(quadrature, str) or quadrature not in RULES:
         raise SettingError(
             explain_error(f"{method}: unknown `quadrature`.", got=repr(quadrature), need=", ".join(map(repr, RULES)))
         )

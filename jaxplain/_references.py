@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxplain import _compat
 from jaxplain._arguments import Arguments
-from jaxplain._checks import positive_int
+from jaxplain._checks import checked, count
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._leaves import mapped_like
 from jaxplain._types import Baseline, Leaves, PyTree
@@ -46,6 +46,7 @@ class References:
         return pool, sizes.pop()
 
 
+@checked(n=count())
 def references(pool: PyTree, n: int | None = None) -> References:
     """Several references instead of one baseline, stacked along a new leading axis like a batch of x.
 
@@ -62,8 +63,6 @@ def references(pool: PyTree, n: int | None = None) -> References:
         >>> print(explain(jnp.array([2.0, 2.0])))
         [1.75 1.75]
     """
-    if n is not None:
-        positive_int("references", "n", n)
     return References(pool, n)
 
 

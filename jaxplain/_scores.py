@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxplain._checks import one_of, require_callable
+from jaxplain._checks import checked, one_of, require_callable
 from jaxplain._errors import LabelError, ModelModeError, NonFiniteError, ScoreError, SettingError, explain_error
 from jaxplain._ir.program import Program
 from jaxplain._leaves import same_dtype
@@ -108,12 +108,20 @@ def _pick(values: jax.Array, label: int | jax.Array) -> jax.Array:
                     f"logit: there is no class {int(label)}.",
                     got=f"label {int(label)}",
                     need=f"0 to {n - 1}: the model has {n} classes",
+                    fix=_ONE_LOGIT if n == 1 else (),
                 )
             )
         return values[int(label)]
     # A factor rather than a `where`, because the derivative of an unselected branch would silently be zero.
     valid = jnp.where((label >= 0) & (label < n), 1.0, jnp.nan).astype(values.dtype)
     return values[jnp.clip(label, 0, n - 1)] * valid
+
+
+_ONE_LOGIT = (
+    "one logit z of two classes: jx.logit(lambda x: jnp.concatenate([-model(x), model(x)], axis=-1) / 2), "
+    "whose probabilities are those of the sigmoid",
+    "class 1 against class 0: label 0, whose logit is z itself",
+)
 
 
 def _margin(z: jax.Array, label: int | jax.Array) -> jax.Array:
@@ -134,6 +142,7 @@ _SCORES: dict[str, Callable[..., jax.Array]] = {
 }
 
 
+@checked()
 def check(apply: Callable[..., PyTree], xs: PyTree, *rest: PyTree, n_examples: int = 4, rtol: float = 1e-3) -> None:
     """Checks that `apply(xs, *rest)` processes every example independently and deterministically.
 
@@ -170,6 +179,14 @@ def check(apply: Callable[..., PyTree], xs: PyTree, *rest: PyTree, n_examples: i
     xs = jax.tree.map(jnp.asarray, xs)
     run = Program("check", lambda x: apply(x, *rest), xs).refuse_randomness()
     together = run(xs)
+    if any(jnp.shape(leaf)[:1] != next(iter(size)) for leaf in jax.tree.leaves(together)) or together is None:
+        raise SettingError(
+            explain_error(
+                "check: the model must return one row for each example.",
+                got=", ".join(f"{list(jnp.shape(leaf))}" for leaf in jax.tree.leaves(together)) or "no array",
+                need=f"{next(iter(size))[0]} along the leading axis of every output",
+            )
+        )
     _require_finite(together)
     repeated = Program("check", lambda x: apply(x, *rest), xs)(xs)
     _compare(
@@ -191,6 +208,14 @@ def check(apply: Callable[..., PyTree], xs: PyTree, *rest: PyTree, n_examples: i
             alone(_example(xs, i)),
             "something depends on the size of the batch",
             allowed,
+        )
+    rows = [_wide(leaf) for leaf in jax.tree.leaves(xs)]
+    if all((row == row[:1]).all() for row in rows):
+        raise SettingError(
+            explain_error(
+                "check: all examples are equal, so nothing can be seen of a model that mixes them.",
+                fix="xs: a batch of different examples",
+            )
         )
 
 

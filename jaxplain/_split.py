@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxplain._analysis.activity import ACTIVE, Activity, activities
 from jaxplain._arguments import argument_positions
-from jaxplain._checks import require_callable
+from jaxplain._checks import checked, require_callable
 from jaxplain._errors import LayerError, SettingError, StructureError, explain_error
 from jaxplain._ir.graph import Graph, Value, flatten
 from jaxplain._ir.program import Program
@@ -55,6 +55,7 @@ class Splittable:
         return jax.tree.unflatten(jax.tree.structure(self.program.out_shape), map(jnp.asarray, outputs))
 
 
+@checked()
 def stage_function(
     method: str, f: Callable[..., Any], args: Args, *, argnums: ArgNums, allow_random: bool
 ) -> Splittable:
@@ -88,6 +89,7 @@ class Split(NamedTuple):
     decode: Callable[..., Any]
 
 
+@checked()
 def split(f: Callable[..., Any], at: LayerSpecs, *, argnums: ArgNums = 0, allow_random: bool = False) -> Split:
     r"""`encode, decode = split(f, at)` cuts a function at a layer: `f(x, *args) = decode(encode(x, *args), x, *args)`.
 

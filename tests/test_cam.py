@@ -349,3 +349,25 @@ def test_messages_of_class_activation_maps():
         jx.score_cam(tokens)(ids)
     encode, decode = jx.split(tokens, "embedding")
     assert jx.score_cam(decode)(encode(ids), ids).shape == (3,)
+
+
+POOLS = {
+    "rows, then columns": lambda h: h.mean(0).mean(0),
+    "pieces of rows": lambda h: jnp.concatenate([h[:3].mean(0)[None], h[3:].mean(0)[None]]).mean((0, 1)),
+    "rows by a product": lambda h: (jnp.ones((1, h.shape[0])) @ h.reshape(len(h), -1)).reshape(h.shape[1:]).mean(0),
+    "rows, scaled and shifted": lambda h: (2 * h.mean(0) + 1).mean(0),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_the_default_layer_has_all_axes_of_the_input(name):
+    kernel, head = jnp.sin(jnp.arange(54.0)).reshape(3, 3, 2, 3), jnp.array([1.0, -2.0, 0.5])
+
+    def score(x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        h = lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=numbers)[0]
+        return POOLS[name](jax.nn.relu(h)) @ head
+
+    x = jnp.cos(jnp.arange(72.0)).reshape(6, 6, 2)
+    heat, info = jx.with_info(jx.grad_cam(score, upsample=False))(x)
+    assert heat.shape == (6, 6) and info.layer.shape == (6, 6, 3)

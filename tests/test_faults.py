@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import promoting, relative, text
+from flax import nnx
+from helpers import as_users_run, promoting, relative, text
 from jax import lax
 
 import jaxplain as jx
@@ -370,3 +371,117 @@ def test_a_softmax_over_segments_is_one_node_whatever_holds_its_ids():
     # Divided by the sum of another segment, it is none.
     other = jx.layers(_graph(jnp.array(IDS), back=lambda ids: 1 - ids))(x)
     assert "softmax" not in [node.kind for node in other]
+
+
+# Refusals that name the true cause
+
+
+def _explained(call):
+    with pytest.raises(jx.JaxplainError) as error:
+        call()
+    return text(error)
+
+
+def _branches(x):
+    if x[0] > 0:
+        return jnp.sum(x)
+    return jnp.prod(x)
+
+
+CAUSES = {
+    "if": (lambda: jx.gradient(_branches)(jnp.ones(3)), ["jnp.where", "jax.lax.cond", "_branches"]),
+    "float()": (lambda: jx.gradient(lambda x: float(x[0]) * x[1])(jnp.ones(3)), ["float", "test_faults.py"]),
+    "NumPy": (lambda: jx.gradient(lambda x: np.sin(x).sum())(jnp.ones(3)), ["jax.numpy", "test_faults.py"]),
+    "index": (lambda: jx.gradient(lambda x: [1.0, 2.0][x[0].astype(int)])(jnp.ones(3)), ["jnp.where"]),
+    "keyword": (lambda: jx.gradient(jnp.sum)(x=jnp.ones(3)), ["positional", "x=…"]),
+    "setting of the score": (lambda: jx.gradient(jnp.sum)(jnp.ones(3), scale=2), ["positional", "scale=…"]),
+    "one logit": (
+        lambda: jx.gradient(jx.logit(lambda x: jnp.sum(x, -1, keepdims=True)))(jnp.ones(3), 1),
+        ["concatenate([-model(x), model(x)]", "sigmoid"],
+    ),
+    "names of groups": (
+        lambda: jx.ablation(jnp.sum, groups=np.array(["a", "b", "a"]))(jnp.ones(3)),
+        ["np.unique(names, return_inverse=True)[1]"],
+    ),
+    "a pool of baselines": (
+        lambda: jx.integrated_gradients(jnp.sum, baseline=np.zeros((9, 3)))(jnp.ones(3)),
+        ["jx.references(pool)"],
+    ),
+    "a baseline of NaN": (lambda: jx.integrated_gradients(jnp.sum, baseline=np.nan)(jnp.ones(3)), ["NaN"]),
+    "jit around batched": (
+        lambda: jax.jit(jx.batched(jx.gradient(jnp.sum), progress=False))(jnp.ones((2, 3))),
+        ["jax.jit(jax.vmap(explain))"],
+    ),
+    "vmap around batched": (
+        lambda: jax.vmap(jx.batched(jx.gradient(jnp.sum), progress=False))(jnp.ones((2, 2, 3))),
+        ["outside of JAX transforms"],
+    ),
+    "no devices": (lambda: jx.batched(jnp.sum, devices=[]), ["different devices"]),
+    "one device": (lambda: jx.batched(jnp.sum, devices=jax.devices()[0]), ["devices=jax.devices()"]),
+    "a device twice": (lambda: jx.batched(jnp.sum, devices=jax.devices()[:1] * 2), ["different devices"]),
+    "no mask": (lambda: jx.metrics.energy_inside()(jnp.ones((3, 3)), None), ["needs a mask"]),
+    "half a shift": (lambda: jx.metrics.neighbors.translations(1.5), ["integer"]),
+}
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_the_refusal_names_the_cause(name):
+    call, words = CAUSES[name]
+    message = _explained(call)
+    assert all(word in message for word in words), message
+
+
+def test_the_fixes_for_one_logit_and_for_names_of_groups_work():
+    model = lambda x: jnp.sum(x, -1, keepdims=True)
+    two = jx.logit(lambda x: jnp.concatenate([-model(x), model(x)], axis=-1) / 2)
+    x = jnp.array([0.2, -0.3, 0.7])
+    assert abs(jax.nn.softmax(jnp.stack([two(x, 0), two(x, 1)]))[1] - jax.nn.sigmoid(x.sum())) < 1e-12
+    groups = np.unique(np.array(["a", "b", "a"]), return_inverse=True)[1]
+    np.testing.assert_allclose(jx.ablation(jnp.sum, groups=groups)(x), [0.9, -0.3, 0.9])
+
+
+class _Recurrent(nnx.Module):
+    def __init__(self, rngs):
+        self.rnn = nnx.RNN(nnx.GRUCell(3, 4, rngs=rngs))
+        self.out = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.rnn(x)[:, -1])
+
+
+class _Cached(nnx.Module):
+    def __init__(self, rngs):
+        sizes = {"in_features": 3, "qkv_features": 4, "out_features": 2}
+        self.attention = nnx.MultiHeadAttention(num_heads=1, **sizes, decode=True, rngs=rngs)
+        self.attention.init_cache((1, 1, 3))
+
+    def __call__(self, x):
+        return self.attention(x[:, :1])[:, 0]
+
+
+class _Scanned(nnx.Module):
+    def __init__(self, rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def make(rngs):
+            return nnx.Linear(3, 3, rngs=rngs)
+
+        self.layers = make(rngs)
+
+    def __call__(self, x):
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def run(h, layer):
+            return jnp.tanh(layer(h))
+
+        return run(x[:, 0], self.layers)
+
+
+@pytest.mark.parametrize("module", [_Recurrent, _Cached, _Scanned])
+@as_users_run()
+def test_a_model_with_variables_of_its_own_is_refused_with_the_line_that_helps(module):
+    model = module(nnx.Rngs(0))
+    model.eval()
+    x = jnp.ones((5, 3), jnp.float32)
+    message = _explained(lambda: jx.gradient(jx.logit(model))(x, 1))
+    assert "jx.logit(lambda x: nnx.clone(model)(x))" in message and "training mode" not in message, message
+    assert np.isfinite(jx.gradient(jx.logit(lambda x: nnx.clone(model)(x)))(x, 1)).all()

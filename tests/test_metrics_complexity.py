@@ -206,8 +206,8 @@ def test_effective_complexity_transforms_and_what_is_not_finite(key):
 def test_effective_complexity_settings_are_checked():
     for bad, words in (
         (dict(tolerance=0.0), "`tolerance` must be positive"),
-        (dict(tolerance=-0.1), "`tolerance` must not be negative"),
-        (dict(tolerance=float("nan")), "NaN"),
+        (dict(tolerance=-0.1), "`tolerance` must be a finite real number, and must not be negative"),
+        (dict(tolerance=float("nan")), "nan"),
         (dict(n_samples=0), "`n_samples` must be a positive Python integer"),
         (dict(chunk_size=0), "`chunk_size`"),
     ):

@@ -1,6 +1,7 @@
 """Faithfulness metrics: loops in NumPy over the documented draws, closed forms; and `compare`."""
 
 import functools
+import inspect
 import zlib
 from functools import partial
 
@@ -270,7 +271,7 @@ def test_compare_asks_the_score_once_where_the_draws_decide_what_it_is_asked():
     xs = jnp.array([[1.0, 2, 3], [3, 2, 2]])
     table = M.compare(score, methods, metrics, progress=False)(xs, key=KEY)
     jax.effects_barrier()
-    per_chunk = M.compare.__kwdefaults__["batch_size"] // 3  # filled up with repeats
+    per_chunk = inspect.signature(M.compare).parameters["batch_size"].default // 3  # filled up with repeats
     assert len(asked) == per_chunk * (1 + 5)
     assert np.isfinite([table.values["correlation"][name] for name in methods]).all()
 

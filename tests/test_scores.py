@@ -167,7 +167,11 @@ def test_check_finds_models_that_mix_examples():
         jx.check(lambda x: x + jax.random.normal(jax.random.key(0), x.shape), jnp.ones((3, 2)))
     with pytest.raises(jx.SettingError, match="at least two"):
         jx.check(apply, X[None])
-    jx.check(lambda x, w: {"a": x @ w}, jnp.ones((3, 6)), W)
+    jx.check(lambda x, w: {"a": x @ w}, jnp.eye(6)[:3], W)
+    with pytest.raises(jx.SettingError, match="all examples are equal"):
+        jx.check(lambda x: x, jnp.ones((3, 6)))
+    with pytest.raises(jx.SettingError, match="one row for each example"):
+        jx.check(lambda x: None, jnp.eye(6))
 
 
 def test_check_finds_mixing_beside_a_large_offset_and_a_large_example():

@@ -71,8 +71,8 @@ def test_a_network_is_its_pure_function(name: str) -> None:
 
 @some_networks(1)
 def test_gradients_have_the_shape_of_the_parameters(name: str) -> None:
-    net = zoo.load(name)
-    grads = jax.jit(jax.grad(lambda params: net.apply(params, few(name)).sum()))(net.params)
+    net, x = zoo.load(name), few(name)
+    grads = jax.jit(jax.grad(lambda params: net.apply(params, x).sum()))(net.params)
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, net.params)
     assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(grads))
 

@@ -6,7 +6,7 @@ node of kind "unknown".
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 from jax import lax
@@ -73,10 +73,14 @@ class Analysis:
                 node.varying = tuple(self.varying[value] for value in node.inputs)
             node.others_vary = any(activity[value] is not CONSTANT for value in node.others)
         factors = {norm.equation: norm.equation.inputs[norm.factor] for norm in found}
+        # 1 / (1 + exp(-z)) is an activation, and no reciprocal.
+        formulas = {
+            e for n in self.nodes if n.kind == "activation" and any(map(_is_no_power, n.equations)) for e in n.equations
+        }
         for node in self.nodes:
             if node.kind in ("product", "gate") and len(node.inputs) == 2:
-                reciprocals = [value for value in node.inputs if _is_reciprocal_of_active(value, activity)]
-                if (factor := next(iter(reciprocals), factors.get(node.equations[0]))) is not None:
+                reciprocals = [v for v in node.inputs if _is_reciprocal_of_active(v, activity, formulas)]
+                if (factor := factors.get(node.equations[0], next(iter(reciprocals), None))) is not None:
                     node.statistic = node.inputs.index(factor)
         self.steps = _steps(graph, self.nodes)
 
@@ -105,9 +109,13 @@ class Analysis:
         return [n for node in self.nodes for n in (node, *(m for body in node.bodies for m in body.all_nodes()))]
 
 
-def _is_reciprocal_of_active(value: Value, activity: dict[Value, Activity]) -> bool:
+def _is_no_power(equation: Equation) -> bool:
+    return equation.has(Trait.CURVED) and equation.row.degree is None
+
+
+def _is_reciprocal_of_active(value: Value, activity: dict[Value, Activity], formulas: Collection[Equation]) -> bool:
     """Whether a value is 1/v or 1/√v of an active value, possibly moved and scaled."""
-    while (source := value.source) is not None:
+    while (source := value.source) is not None and source not in formulas:
         active = [v for v in source.inputs if activity[v] is ACTIVE]
         if len(active) != 1:
             return False

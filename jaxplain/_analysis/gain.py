@@ -23,7 +23,7 @@ from jaxplain._ir.graph import Equation, Value, flatten
 from jaxplain._ir.interpret import run_equation
 from jaxplain._ir.primitives import Trait
 
-FAR = 30.0  # where activations are straight, and exp(FAR)² is still a number
+FAR = 60.0  # where activations are straight, and exp(FAR)² is still a number
 ZERO = 1e-12  # beside the kink of formulas with |z|, such as logaddexp
 GRID = np.concatenate([[-FAR, -FAR / 2], np.linspace(-10, 10, 401), [FAR / 2, FAR]])
 GRID[GRID == 0] = ZERO
@@ -108,4 +108,6 @@ def _gain(values: np.ndarray, slopes: np.ndarray) -> float | None:
         rising = inner.max() >= -inner.min() * (1 - 1e-9)
         return float(inner.max() if rising else inner.min())
     zero, one = np.searchsorted(GRID, ZERO), np.searchsorted(GRID, 1.0)
-    return next((float(s) for s in (slopes[zero], values[one] - values[zero]) if np.isfinite(s) and s != 0), None)
+    return next(
+        (float(s) for s in (slopes[zero], values[one] - values[zero]) if np.isfinite(s) and abs(s) > 1e-6), None
+    )

@@ -5,6 +5,7 @@ values all replay the staged program, never the user's Python. Only the explaine
 arguments are closed over unchanged, so that a Python label stays a Python number inside the score.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -26,7 +27,7 @@ class Program:
     """
 
     def __init__(self, method: str, function: Callable, *args: Any):
-        with _training_mode_named(method):
+        with _causes_named(method):
             closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
         self.method = method
         self.out_shape = shape
@@ -150,13 +151,33 @@ def require_scalar(method: str, shape: Any) -> None:
 _FLAX_TRAINING = ("TraceContextError", "ModifyScopeVariableError", "InvalidRngError")
 
 
+# A cache of a model is not its training mode, and counters of random streams may belong to an RNN's first carry.
+_OWN_STATE = re.compile(r"Cannot (?:mutate (?!BatchStat)\w+|extract graph node) from (?:a )?different trace level")
+
+
 @contextmanager
-def _training_mode_named(method: str) -> Iterator[None]:
-    """Turns Flax's errors about state and random streams into one that names training mode as the cause."""
+def _causes_named(method: str) -> Iterator[None]:
+    """Turns errors of Flax and JAX about state, random streams and values in Python into ones that name the cause."""
     try:
         yield
+    except jax.errors.ConcretizationTypeError as error:
+        raise _control_flow(method, error) from error
+    except (jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError) as error:
+        raise _control_flow(method, error) from error
     except Exception as error:
         kind = type(error)
+        if _OWN_STATE.match(str(error)):
+            raise ModelModeError(
+                explain_error(
+                    f"{method}: the model changes or scans variables of its own while it is explained.",
+                    got=f"{kind.__name__}: {str(error).splitlines()[0][:100]}",
+                    why="a cache, the first state of an RNN, dropout, or nnx.scan over layers that were made outside",
+                    fix=(
+                        "a copy of the model for each call: jx.logit(lambda x: nnx.clone(model)(x))",
+                        "if it is dropout: model.eval()",
+                    ),
+                )
+            ) from error
         if not kind.__module__.startswith("flax") or kind.__name__ not in _FLAX_TRAINING:
             raise
         raise ModelModeError(
@@ -171,6 +192,22 @@ def _training_mode_named(method: str) -> Iterator[None]:
                 ),
             )
         ) from error
+
+
+def _control_flow(method: str, error: Exception) -> ScoreError:
+    return ScoreError(
+        explain_error(
+            f"{method}: the score needs the value of an array in Python, for `if`, `float`, `int` or NumPy.",
+            where=_compat.line_of(error),
+            got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            why="it is traced once, without values, as under jax.jit",
+            fix=(
+                "a choice between values: jnp.where(x[0] > 0, a, b)",
+                "a choice between programs: jax.lax.cond(x[0] > 0, f, g, x)",
+                "functions of jax.numpy in place of NumPy's, and x.astype(float) in place of float(x)",
+            ),
+        )
+    )
 
 
 def _find(equation: Any, wanted: Callable[[Any], bool]) -> tuple[Any, Any] | None:

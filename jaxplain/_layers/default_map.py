@@ -28,34 +28,25 @@ def _last_map(origins: AxisOrigins, graph: Graph, start: Value) -> CutPoint | No
     relevant = between(graph, start, origins.activity)
     waists = _waists(graph, start, relevant)
     mixes = False  # whether a later equation mixes places; otherwise only the selected place has a gradient
-    reduced = None  # a layer that is summed, for example over rows; an earlier one may still have them
+    maps: list[CutPoint] = []
     for equation in reversed(relevant):
         waist = waists.get(equation)
         if mixes and waist is not None and _is_layer(origins, waist):
-            found = CutPoint(_name(waist), (waist,))
-            if not _is_reduced(origins, waist):
-                return found
-            reduced = reduced or found
+            maps.append(CutPoint(_name(waist), (waist,)))
         if equation in origins.mixing and not mixes:
             mixes = True
             if equation.bodies and (point := _in_body(origins, equation, waists, start)) is not None:
                 return point
     if mixes and _is_layer(origins, start):
-        return CutPoint(_name(start), (start,))
-    return reduced
+        maps.append(CutPoint(_name(start), (start,)))
+    # A later map of fewer axes was averaged over rows, for example; max returns the last of the widest.
+    return max(maps, key=lambda point: _n_axes(origins, point.values[0]), default=None)
 
 
-def _is_reduced(origins: AxisOrigins, value: Value) -> bool:
-    """Whether a value is a reduction over places, up to a factor."""
-    while (source := value.source) is not None:
-        if source.has(Trait.REDUCING):
-            return source in origins.mixing
-        active = [v for v in source.inputs if origins.activity[v] is ACTIVE]
-        passes = source.has(Trait.PRODUCT) or source.has(Trait.FORM) or source.has(Trait.CAST)
-        if not passes or len(active) != 1:
-            return False
-        (value,) = active
-    return False
+def _n_axes(origins: AxisOrigins, value: Value) -> int:
+    """How many axes of the input the places of a map come from."""
+    found = origins.map_of(value)
+    return 0 if found is None else sum(len(origin.of) for _, origin in found.places)
 
 
 def _is_layer(origins: AxisOrigins, value: Value) -> bool:

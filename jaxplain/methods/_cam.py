@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxplain._arguments import Arguments
-from jaxplain._cam_layer import Layout, MapLayer
-from jaxplain._checks import positive_int, require_callable
+from jaxplain._cam_layer import Layout, MapLayer, layout_setting
+from jaxplain._checks import checked, one_of, positive_int, require_callable
 from jaxplain._errors import InputError, LayerError, SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer
 from jaxplain._ir.graph import opens_activations
@@ -46,11 +46,10 @@ class _Settings:
 
     def resizing(self, method: str) -> str | None:
         """The name of the resizing method; None leaves the map at the layer's size."""
-        name = "bilinear" if self.upsample is True else self.upsample or None
-        if name is not None and name not in RESIZING:
-            need = f"True, False, {', '.join(RESIZING)}"
-            raise SettingError(explain_error(f"{method}: unknown `upsample`.", got=repr(self.upsample), need=need))
-        return name
+        one_of(method, "upsample", self.upsample, (True, False, *RESIZING))
+        if isinstance(self.upsample, bool):
+            return "bilinear" if self.upsample else None
+        return self.upsample
 
 
 def _cam(
@@ -159,6 +158,7 @@ def _sum_of_channels(weights: jax.Array, maps: jax.Array) -> jax.Array:
     return jnp.sum(weights * maps, axis=-1)
 
 
+@checked(layout=layout_setting)
 def grad_cam(
     f: Score,
     *,
@@ -214,6 +214,7 @@ def grad_cam(
     return _cam("grad_cam", f, weighted, settings, argnums=argnums, allow_random=allow_random)
 
 
+@checked(layout=layout_setting)
 def cam(
     f: Score,
     *,
@@ -269,6 +270,7 @@ def _require_pooling(layer: MapLayer) -> None:
         )
 
 
+@checked(layout=layout_setting)
 def hires_cam(
     f: Score,
     *,
@@ -297,6 +299,7 @@ def hires_cam(
     return _cam("hires_cam", f, weighted, settings, argnums=argnums, allow_random=allow_random, sums=jnp.sum)
 
 
+@checked(layout=layout_setting)
 def layer_cam(
     f: Score,
     *,
@@ -323,6 +326,7 @@ def layer_cam(
     return _cam("layer_cam", f, weighted, settings, argnums=argnums, allow_random=allow_random)
 
 
+@checked(layout=layout_setting)
 def xgrad_cam(
     f: Score,
     *,
@@ -355,6 +359,7 @@ def xgrad_cam(
     return _cam("xgrad_cam", f, weighted, settings, argnums=argnums, allow_random=allow_random, sums=jnp.sum)
 
 
+@checked(layout=layout_setting)
 def grad_cam_plus_plus(
     f: Score,
     *,
@@ -392,6 +397,7 @@ def grad_cam_plus_plus(
     return _cam("grad_cam_plus_plus", f, _by_gradient(weight), settings, argnums=argnums, allow_random=allow_random)
 
 
+@checked(layout=layout_setting)
 def eigen_cam(
     f: Score,
     *,
@@ -463,6 +469,7 @@ def _first_eigenvector_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, 
     return v, jnp.linalg.solve(value * jnp.eye(len(v), dtype=v.dtype) - matrix + outer, pushed)
 
 
+@checked(layout=layout_setting)
 def score_cam(
     f: Score,
     *,
@@ -524,6 +531,7 @@ def score_cam(
     return _cam(method, f, weighted, settings, argnums=argnums, allow_random=allow_random, reads_input=True)
 
 
+@checked(layout=layout_setting)
 def ablation_cam(
     f: Score,
     *,
@@ -571,6 +579,7 @@ def ablation_cam(
     return _cam(method, f, weighted, settings, argnums=argnums, allow_random=allow_random)
 
 
+@checked(layout=layout_setting)
 def guided_grad_cam(
     f: Score,
     *,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxplain._accumulate import accumulate
 from jaxplain._analysis.evidence import require_derivative
 from jaxplain._arguments import Arguments
-from jaxplain._checks import chunk_of, positive_int, require_callable
+from jaxplain._checks import checked, chunk_of, require_callable
 from jaxplain._errors import LayerError, SettingError, explain_error
 from jaxplain._explainer import Explainer, Info, sum_gap
 from jaxplain._ir.graph import Value
@@ -20,6 +20,7 @@ from jaxplain._split import stage_function
 from jaxplain._types import ArgNums, Args, LayerSpecs, Leaves, LikeInput, PyTree, Score
 
 
+@checked()
 def conductance(
     f: Score,
     *,
@@ -67,7 +68,6 @@ def conductance(
     """
     method = "conductance"
     require_callable(method, f)
-    positive_int(method, "n_steps", n_steps)
     chunk = chunk_of(method, chunk_size)
     nodes, weights = nodes_and_weights(method, quadrature, n_steps)
     if isinstance(baseline, References):

@@ -12,9 +12,9 @@ from jaxplain._accumulate import accumulate
 from jaxplain._analysis.activity import ACTIVE, STOPPED
 from jaxplain._analysis.analyze import Analysis, analyze
 from jaxplain._analysis.nodes import SOFTMAX, Node
-from jaxplain._checks import chunk_of
+from jaxplain._checks import checked, chunk_of, one_of
 from jaxplain._engine.paired import Paired, PairedRule, difference, paired_replay, wide
-from jaxplain._errors import NonFiniteError, SettingError, UnexplainedChangeError, UnknownNodeError, explain_error
+from jaxplain._errors import NonFiniteError, UnexplainedChangeError, UnknownNodeError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
 from jaxplain._ir.program import Program
 from jaxplain._leaves import cast_like, multiply, same_dtype, subtract, total, upcast
@@ -31,6 +31,7 @@ _SPLITS: dict[str, Callable[[Node], bool]] = {
 }
 
 
+@checked()
 def deeplift(
     f: Score,
     *,
@@ -120,12 +121,7 @@ def deeplift(
     """
     method = "deeplift"
     for name, value, known in (("rule", rule, tuple(_SPLITS)), ("fallback", fallback, (None, "rescale"))):
-        if value not in known:
-            raise SettingError(
-                explain_error(
-                    f"{method}: unknown `{name}`.", got=repr(value), need=", ".join(repr(word) for word in known)
-                )
-            )
+        one_of(method, name, value, known)
     chunk = chunk_of(method, chunk_size)
 
     def compute(call: Call, key: Any, with_info: bool) -> tuple[Leaves, Info | None]:

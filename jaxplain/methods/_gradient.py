@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxplain._checks import checked
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
 from jaxplain._leaves import multiply, wide_dtype
@@ -35,6 +36,7 @@ def _one_gradient(
     return make_explainer(method, f, compute, argnums=argnums, allow_random=allow_random, is_gradient=is_gradient)
 
 
+@checked()
 def gradient(f: Score, *, argnums: ArgNums = 0, allow_random: bool = False) -> Explainer:
     r"""The signed gradient: $R_i = \partial f(x) / \partial x_i$.
 
@@ -64,6 +66,7 @@ def gradient(f: Score, *, argnums: ArgNums = 0, allow_random: bool = False) -> E
     return _one_gradient("gradient", f, lambda _, g: g, argnums, allow_random, is_gradient=True)
 
 
+@checked()
 def sensitivity(f: Score, *, argnums: ArgNums = 0, allow_random: bool = False) -> Explainer:
     r"""Sensitivity analysis: $R_i = (\partial f(x) / \partial x_i)^2$.
 
@@ -84,6 +87,7 @@ def sensitivity(f: Score, *, argnums: ArgNums = 0, allow_random: bool = False) -
     return _one_gradient("sensitivity", f, lambda _, g: multiply(g, g), argnums, allow_random)
 
 
+@checked()
 def input_x_gradient(f: Score, *, argnums: ArgNums = 0, allow_random: bool = False) -> Explainer:
     r"""Input × gradient: $R_i = x_i \, \partial f(x) / \partial x_i$.
 
@@ -114,6 +118,7 @@ _REDUCTIONS: dict[str, Callable[..., jax.Array]] = {
 }
 
 
+@checked()
 def saliency(
     f: Score,
     *,
@@ -151,7 +156,7 @@ def saliency(
     References:
         Simonyan, Vedaldi, Zisserman, Deep inside convolutional networks, arXiv:1312.6034, 2013, §3.
     """
-    if reduction not in _REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
         raise SettingError(
             explain_error("saliency: unknown `reduction`.", got=repr(reduction), need=", ".join(map(repr, _REDUCTIONS)))
         )

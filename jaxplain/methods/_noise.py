@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxplain._accumulate import accumulate
 from jaxplain._arguments import Arguments
-from jaxplain._checks import chunk_of, positive_int
+from jaxplain._checks import checked, chunk_of, count
 from jaxplain._engine.affine_prefix import AffinePrefix, affine_prefix
 from jaxplain._explainer import Call, Explainer, Info, require_explainer
 from jaxplain._ir.program import Program
@@ -27,6 +27,7 @@ class _Moments(NamedTuple):
     powers: tuple[Leaves, ...]
 
 
+@checked()
 def smoothgrad(
     explain: Explain,
     *,
@@ -70,6 +71,7 @@ def smoothgrad(
     return _noisy("smoothgrad", _MEAN, explain, n_samples, noise, relative, chunk_size, key)
 
 
+@checked()
 def smoothgrad_squared(
     explain: Explain,
     *,
@@ -90,6 +92,7 @@ def smoothgrad_squared(
     return _noisy("smoothgrad_squared", _MEAN_SQUARE, explain, n_samples, noise, relative, chunk_size, key)
 
 
+@checked(n_samples=count(2))
 def vargrad(
     explain: Explain,
     *,
@@ -110,7 +113,6 @@ def vargrad(
         Adebayo et al., Local explanation methods for deep neural networks lack sensitivity to parameter values,
         ICLR workshop 2018.
     """
-    positive_int("vargrad", "n_samples", n_samples, minimum=2)
     return _noisy("vargrad", _VARIANCE, explain, n_samples, noise, relative, chunk_size, key)
 
 
@@ -176,7 +178,6 @@ def _noisy(
     key: jax.Array | None,
 ) -> Explainer:
     require_explainer(method, explain)
-    positive_int(method, "n_samples", n_samples)
     chunk = chunk_of(method, chunk_size)
     of_inner = traits(explain)
 

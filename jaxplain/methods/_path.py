@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxplain import _compat
 from jaxplain._accumulate import accumulate
-from jaxplain._checks import chunk_of, not_negative, positive_int
+from jaxplain._checks import checked, chunk_of
 from jaxplain._engine.affine_prefix import affine_prefix
 from jaxplain._errors import SettingError, explain_error, warn
 from jaxplain._explainer import Call, Explainer, Info, make_explainer, sum_gap
@@ -65,6 +65,7 @@ def _along(start: Leaves, delta: Leaves, alpha: jax.Array) -> Leaves:
     return tuple(b + alpha.astype(d.dtype) * d for b, d in zip(start, delta, strict=True))
 
 
+@checked()
 def integrated_gradients(
     f: Score,
     *,
@@ -145,7 +146,6 @@ def integrated_gradients(
         gradients, Nature Machine Intelligence 3, 2021 (several baselines).
     """
     method = "integrated_gradients"
-    positive_int(method, "n_steps", n_steps)
     chunk = chunk_of(method, chunk_size)
     if complete and tol is not None:
         raise SettingError(
@@ -155,11 +155,8 @@ def integrated_gradients(
                 fix=("tol=1e-3 for an accurate map", "complete=True for an exact sum at a fixed cost"),
             )
         )
-    for name, value in (("tol", tol), ("atol", atol)):
-        if value is not None:
-            not_negative(method, name, value)
     nodes, weights = nodes_and_weights(method, quadrature, n_steps)
-    if tol is not None and positive_int(method, "max_steps", max_steps) < n_steps:
+    if tol is not None and max_steps < n_steps:
         raise SettingError(explain_error(f"{method}: max_steps={max_steps} is below n_steps={n_steps}."))
 
     def compute(call: Call, key: Any, with_info: bool) -> tuple[Leaves, Info | None]:
@@ -385,6 +382,7 @@ class _Round(NamedTuple):
     steps: jax.Array
 
 
+@checked()
 def expected_gradients(
     f: Score,
     *,
@@ -424,7 +422,6 @@ def expected_gradients(
         gradients, Nature Machine Intelligence 3, 2021. Lundberg and Lee, NeurIPS 2017 (SHAP).
     """
     method = "expected_gradients"
-    positive_int(method, "n_samples", n_samples)
     chunk = chunk_of(method, chunk_size)
 
     def compute(call: Call, key: Any, with_info: bool) -> tuple[Leaves, Info | None]:

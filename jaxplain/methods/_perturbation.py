@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxplain._accumulate import accumulate, evaluate
 from jaxplain._arguments import Arguments
-from jaxplain._checks import chunk_of, positive_int
+from jaxplain._checks import checked, chunk_of
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer
 from jaxplain._groups import groups_of, per_leaf, require_some
@@ -29,6 +29,7 @@ Lengths: TypeAlias = int | tuple[int | None, ...] | PyTree | None
 """One length for each of the leading axes of x, where `None` spans an axis; a pytree of these for a pytree x."""
 
 
+@checked()
 def occlusion(
     f: Score,
     *,
@@ -118,6 +119,7 @@ def occlusion(
     )
 
 
+@checked()
 def ablation(
     f: Score,
     *,
@@ -196,6 +198,7 @@ def ablation(
     )
 
 
+@checked()
 def shapley_sampling(
     f: Score,
     *,
@@ -258,7 +261,6 @@ def shapley_sampling(
         (antithetic orders).
     """
     method = "shapley_sampling"
-    positive_int(method, "n_samples", n_samples)
     chunk = chunk_of(method, chunk_size)
 
     def compute(call: Call, key: Any, with_info: bool) -> tuple[Leaves, Info | None]:

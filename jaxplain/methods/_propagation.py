@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxplain import _compat
 from jaxplain._analysis.analyze import MAX_PEELING_DEPTH, Analysis, analyze
 from jaxplain._analysis.nodes import Node
+from jaxplain._checks import checked
 from jaxplain._engine.input_bounds import bounds_at
 from jaxplain._engine.node_view import Layer
 from jaxplain._engine.replay import Backward, Tally, replay
@@ -201,6 +202,7 @@ def rules_setting(method: str, rules: Composite | Rule) -> Composite:
     return composites.as_composite(rules)
 
 
+@checked()
 def lrp(
     f: Score,
     *,
@@ -249,6 +251,7 @@ def lrp(
     return _explainer("lrp", f, rules_setting("lrp", rules), start, on_missing, argnums, allow_random)
 
 
+@checked()
 def deep_taylor(
     f: Score,
     *,
@@ -300,6 +303,7 @@ def deep_taylor(
     return _explainer("deep_taylor", f, composite, "score", on_missing, argnums, allow_random)
 
 
+@checked()
 def excitation_backprop(
     f: Score,
     *,
@@ -341,6 +345,7 @@ def excitation_backprop(
     )
 
 
+@checked()
 def guided_backprop(
     f: Score,
     *,
@@ -376,6 +381,7 @@ def guided_backprop(
     return _explainer("guided_backprop", f, backprop.GUIDED, 1.0, on_missing, argnums, allow_random, opens_activations)
 
 
+@checked()
 def deconvnet(
     f: Score,
     *,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxplain._checks import positive_int
+from jaxplain._checks import checked
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, Explainer, Info, make_explainer
 from jaxplain._leaves import common_dtype, mapped_like, multiply, same_dtype, subtract, total
@@ -27,11 +27,13 @@ class LineSearch(NamedTuple):
     n_bisections: int
 
 
+@checked()
 def scaled_input(epsilon: float | jax.Array = 1e-3) -> Scaled:
     """The root εx for `taylor`. For positively homogeneous scores f(εx) = εf(x) → 0, and the gradient is that at x."""
     return Scaled(epsilon)
 
 
+@checked()
 def line_search(toward: LikeInput = 0.0, *, n_points: int = 32, n_bisections: int = 40) -> LineSearch:
     """The root for `taylor` that is nearest to x on the line from x to `toward`.
 
@@ -43,11 +45,10 @@ def line_search(toward: LikeInput = 0.0, *, n_points: int = 32, n_bisections: in
         n_points: Number of steps (Python integer). Two crossings within one step are missed.
         n_bisections: Number of halvings of the bracket (Python integer).
     """
-    positive_int("line_search", "n_points", n_points)
-    positive_int("line_search", "n_bisections", n_bisections)
     return LineSearch(toward, n_points, n_bisections)
 
 
+@checked()
 def taylor(
     f: Score,
     *,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxplain._accumulate import evaluate
 from jaxplain._arguments import Arguments
-from jaxplain._checks import chunk_of, not_negative, positive_int
+from jaxplain._checks import checked, chunk_of, number
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call, explainer_behind
 from jaxplain._leaves import cast_like, mapped_like, subtract, total, upcast
@@ -28,6 +28,7 @@ from jaxplain.metrics._protocol import (
 from jaxplain.metrics.removal import Removal, Replacement, draws
 
 
+@checked()
 def completeness(
     score: Score,
     *,
@@ -92,6 +93,7 @@ def completeness(
     return Measure(name, score, compute, argnums=argnums, allow_random=allow_random, stochastic=stochastic, key=key)
 
 
+@checked(tolerance=number())
 def non_sensitivity(
     score: Score,
     *,
@@ -137,8 +139,6 @@ def non_sensitivity(
         Nguyen, Martínez, On quantitative aspects of model interpretability, arXiv:2007.07584, 2020.
     """
     name = "non_sensitivity"
-    positive_int(f"metrics.{name}", "n_samples", n_samples)
-    not_negative(f"metrics.{name}", "tolerance", tolerance)
     chunk = chunk_of(f"metrics.{name}", chunk_size)
     is_drawn = draws(baseline)
     repeats = n_samples if is_drawn else 1

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain._batch import batched
-from jaxplain._checks import one_key, require_callable
+from jaxplain._checks import checked, one_key, require_callable
 from jaxplain._errors import MissingKeyError, SettingError, StructureError, explain_error
 from jaxplain._explainer import Explainer
 from jaxplain._types import Explain, PyTree, Score, traits
 from jaxplain.metrics._comparison import Comparison
 
 
+@checked()
 def compare(
     score: Score,
     methods: Mapping[str, Callable[[Score], Explain]],
@@ -115,6 +116,7 @@ class Cells:
 Columns: TypeAlias = Callable[[Sequence[str]], dict[str, np.ndarray]]  # method → one number for each example
 
 
+@checked()
 def scheduled(
     score: Score,
     methods: Mapping[str, Callable[[Score], Explain]],

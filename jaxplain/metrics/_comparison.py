@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxplain._checks import number
 from jaxplain._errors import SettingError, explain_error
 
 
@@ -79,5 +80,6 @@ def _interval(values: np.ndarray, level: float) -> tuple[float, float]:
         return float("nan"), float("nan")
     import scipy.stats  # here, because it takes a second to import
 
+    number(0.0, 1.0)("interval", "level", level)
     half = scipy.stats.t.ppf(0.5 + level / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
     return float(np.mean(values) - half), float(np.mean(values) + half)

@@ -19,7 +19,7 @@ from jax.scipy.special import entr
 from jax.typing import ArrayLike
 
 from jaxplain._accumulate import evaluate
-from jaxplain._checks import chunk_of, not_negative, positive_int
+from jaxplain._checks import checked, chunk_of, number
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._explainer import Call
 from jaxplain._types import ArgNums, GroupLabels, Leaves, PyTree, Score
@@ -73,6 +73,7 @@ def sparseness() -> Callable[[PyTree], jax.Array]:
     return measure
 
 
+@checked()
 def complexity(*, normalize: bool = False) -> Callable[[PyTree], jax.Array]:
     r"""Complexity: the entropy of the shares of |R|, $-\sum_i p_i \ln p_i$ with $p_i = |R_i| \big/ \sum_j |R_j|$ and
     $0 \ln 0 = 0$. **Low is simple.**
@@ -101,6 +102,7 @@ def complexity(*, normalize: bool = False) -> Callable[[PyTree], jax.Array]:
     return measure
 
 
+@checked(tolerance=number())
 def effective_complexity(
     score: Score,
     *,
@@ -147,8 +149,6 @@ def effective_complexity(
         Nguyen, Martínez, On quantitative aspects of model interpretability, arXiv:2007.07584, 2020.
     """
     name = "effective_complexity"
-    positive_int(f"metrics.{name}", "n_samples", n_samples)
-    not_negative(f"metrics.{name}", "tolerance", tolerance)
     if not isinstance(tolerance, jax.core.Tracer) and tolerance == 0:
         raise SettingError(
             explain_error(
@@ -187,6 +187,7 @@ def effective_complexity(
     )
 
 
+@checked(threshold=None)
 def sufficiency(*, threshold: float = 0.6) -> Callable[[PyTree, ArrayLike], jax.Array]:
     r"""Sufficiency: do examples with similar explanations have the same prediction?
     $\left|\{j \in N_i : \hat y_j = \hat y_i\}\right| \big/ |N_i|$,

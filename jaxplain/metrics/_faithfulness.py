@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain._accumulate import evaluate
-from jaxplain._checks import chunk_of, positive_int
+from jaxplain._checks import checked, chunk_of, count, flag
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._explainer import Call
 from jaxplain._groups import Groups, groups_of
@@ -37,6 +37,7 @@ class Correlations(NamedTuple):
     correlation: jax.Array
 
 
+@checked(n_samples=count(3))
 def faithfulness_correlation(
     score: Score,
     *,
@@ -75,8 +76,6 @@ def faithfulness_correlation(
         Bhatt, Weller, Moura, Evaluating and aggregating feature-based model explanations, IJCAI 2020.
     """
     name = "faithfulness_correlation"
-    positive_int(f"metrics.{name}", "subset_size", subset_size)
-    positive_int(f"metrics.{name}", "n_samples", n_samples, minimum=3)
     chunk = chunk_of(f"metrics.{name}", chunk_size)
 
     def compute(call: Call, relevance: Leaves, key: Any) -> jax.Array:
@@ -88,6 +87,7 @@ def faithfulness_correlation(
     return Measure(name, score, compute, argnums=argnums, allow_random=allow_random, stochastic=True, key=key)
 
 
+@checked(n_samples=count(3))
 def sensitivity_n(
     score: Score,
     *,
@@ -126,7 +126,6 @@ def sensitivity_n(
         neural networks, ICLR 2018.
     """
     name = "sensitivity_n"
-    positive_int(f"metrics.{name}", "n_samples", n_samples, minimum=3)
     chunk = chunk_of(f"metrics.{name}", chunk_size)
     given = np.asarray(shares, float)
     if given.ndim != 1 or not given.size or not ((given > 0) & (given < 1)).all():
@@ -160,6 +159,7 @@ def sensitivity_n(
     )
 
 
+@checked()
 def faithfulness_estimate(
     score: Score,
     *,
@@ -194,6 +194,7 @@ def faithfulness_estimate(
     )
 
 
+@checked()
 def monotonicity_correlation(
     score: Score,
     *,
@@ -228,7 +229,6 @@ def monotonicity_correlation(
         Nguyen, Martínez, On quantitative aspects of model interpretability, arXiv:2007.07584, 2020.
     """
     name = "monotonicity_correlation"
-    positive_int(f"metrics.{name}", "n_samples", n_samples)
     chunk = chunk_of(f"metrics.{name}", chunk_size)
     is_drawn = draws(baseline)
     repeats = n_samples if is_drawn else 1
@@ -244,6 +244,7 @@ def monotonicity_correlation(
     return Measure(name, score, compute, argnums=argnums, allow_random=allow_random, stochastic=is_drawn, key=key)
 
 
+@checked(scale=flag)
 def infidelity(
     score: Score,
     *,
@@ -299,9 +300,6 @@ def infidelity(
                 fix=("noise=0.1", "subset_size=1, groups=jx.patches(4, 4)"),
             )
         )
-    if subset_size is not None:
-        positive_int(f"metrics.{name}", "subset_size", subset_size)
-    positive_int(f"metrics.{name}", "n_samples", n_samples)
     chunk = chunk_of(f"metrics.{name}", chunk_size)
 
     def compute(call: Call, relevance: Leaves, key: Any) -> jax.Array:
@@ -328,6 +326,7 @@ def infidelity(
     return Measure(name, score, compute, argnums=argnums, allow_random=allow_random, stochastic=True, key=key)
 
 
+@checked()
 def monotonicity(
     score: Score,
     *,

@@ -18,7 +18,7 @@ from jax import lax
 
 from jaxplain import _compat
 from jaxplain._accumulate import evaluate
-from jaxplain._checks import chunk_of, positive_int, require_callable
+from jaxplain._checks import checked, chunk_of, positive_int, require_callable
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._explainer import Call
 from jaxplain._groups import groups_of, patches
@@ -45,6 +45,7 @@ class Curve(NamedTuple):
         return jnp.trapezoid(self.score, self.share, axis=-1) / (self.share[..., -1] - self.share[..., 0])
 
 
+@checked()
 def pixel_flipping(
     score: Score,
     *,
@@ -115,6 +116,7 @@ def pixel_flipping(
     )
 
 
+@checked()
 def insertion(
     score: Score,
     *,
@@ -144,6 +146,7 @@ def insertion(
     return _curve_measure("insertion", score, path, lambda curve: curve.area, baseline, argnums, allow_random, key)
 
 
+@checked()
 def region_perturbation(
     score: Score,
     *,
@@ -182,6 +185,7 @@ def region_perturbation(
     return _curve_measure("region_perturbation", score, path, over, baseline, argnums, allow_random, key)
 
 
+@checked()
 def selectivity(
     score: Score,
     *,
@@ -221,7 +225,6 @@ def selectivity(
         Processing 73, 2018.
     """
     name = "selectivity"
-    positive_int(f"metrics.{name}", "n_steps", n_steps)
     lengths = window if isinstance(window, tuple) else (window,)
     for length in lengths:
         positive_int(f"metrics.{name}", "window", length)
@@ -266,6 +269,7 @@ def selectivity(
     )
 
 
+@checked()
 def irof(
     score: Score,
     *,
@@ -308,6 +312,7 @@ def irof(
     return _curve_measure("irof", score, path, over, baseline, argnums, allow_random, key)
 
 
+@checked()
 def road(
     score: Score,
     *,
@@ -404,14 +409,12 @@ def _path(
         shares: Positions of the points of the curve; `None` spaces them evenly from 0 to `until`.
     """
     method = f"metrics.{name}"
-    if order not in ("most", "least"):
+    if not isinstance(order, str) or order not in ("most", "least"):
         raise SettingError(
             explain_error(f"{method}: `order` says which groups go first.", got=repr(order), need='"most" or "least"')
         )
     if not isinstance(until, int | float) or not 0 < until <= 1:
         raise SettingError(explain_error(f"{method}: `until` is a share of the groups, in (0, 1].", got=repr(until)))
-    if n_steps is not None:
-        positive_int(method, "n_steps", n_steps)
     chunk = chunk_of(method, chunk_size)
     sign = -1 if order == "most" else 1
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxplain._checks import positive_int
+from jaxplain._checks import checked, count, number
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._leaves import wide_dtype
 
@@ -26,6 +26,7 @@ from jaxplain._leaves import wide_dtype
 Measure = Callable[[ArrayLike, ArrayLike], jax.Array]
 
 
+@checked(tolerance=count(0))
 def pointing_game(*, tolerance: int = 0) -> Measure:
     r"""Pointing game: is the strongest pixel on the object? $1$ if $\arg\max_p R(p)$ is in the mask, else $0$.
 
@@ -92,6 +93,7 @@ def energy_inside() -> Measure:
     return measure
 
 
+@checked(threshold=number(0.0, 1.0))
 def intersection_over_union(*, threshold: float | None = None) -> Measure:
     r"""Intersection over union $|S \cap M| / |S \cup M|$ of the map's strongest pixels S and the mask M.
 
@@ -131,6 +133,7 @@ def intersection_over_union(*, threshold: float | None = None) -> Measure:
     return measure
 
 
+@checked(k=count())
 def top_k_intersection(*, k: int) -> Measure:
     r"""Top-k intersection: the share $|S_k \cap M| / k$ of the k strongest pixels that is in the mask M.
 
@@ -153,7 +156,6 @@ def top_k_intersection(*, k: int) -> Measure:
     References:
         Theiner, Müller-Budack, Ewerth, Interpretable semantic photo geolocation, WACV 2022.
     """
-    positive_int("metrics.top_k_intersection", "k", k)
 
     def measure(attribution: ArrayLike, mask: ArrayLike) -> jax.Array:
         heat, inside = _positive("metrics.top_k_intersection", attribution, mask)
@@ -243,6 +245,8 @@ def _strongest(heat: jax.Array, n: jax.Array | int) -> jax.Array:
 
 def _positive(method: str, attribution: ArrayLike, mask: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """The positive evidence as (height, width), and the mask."""
+    if mask is None:
+        raise StructureError(explain_error(f"{method}: needs a mask.", fix="measure(attribution, mask)"))
     heat, inside = jnp.asarray(attribution), jnp.asarray(mask)
     heat = jnp.sum(heat, axis=-1) if heat.ndim == 3 else heat
     if heat.ndim != 2 or heat.shape != inside.shape or inside.dtype != bool:

@@ -29,7 +29,7 @@ from jaxplain import _compat
 from jaxplain._accumulate import evaluate
 from jaxplain._analysis.weight_order import weights_in_order
 from jaxplain._arguments import Arguments
-from jaxplain._checks import chunk_of, one_of, positive_int
+from jaxplain._checks import checked, chunk_of, count, one_of
 from jaxplain._errors import LabelError, LayerError, SettingError, StructureError, explain_error
 from jaxplain._explainer import Explainer
 from jaxplain._ir.program import Program
@@ -40,6 +40,7 @@ from jaxplain.metrics.similarity import Similarity, comparison
 Order: TypeAlias = Literal["cascading", "bottom_up", "independent", "all"]
 
 
+@checked(order=None)
 def parameter_randomization(
     make_explain: Callable[[PyTree], Explain],
     *,
@@ -251,6 +252,7 @@ class ParameterRandomization(ExplainerMeasure):
         return evaluate(step, len(table), self._chunk), counts
 
 
+@checked(n_classes=count(2))
 def random_logit(
     explain: Explain,
     *,
@@ -292,7 +294,6 @@ def random_logit(
     """
     method = "metrics.random_logit"
     require_explaining(method, explain)
-    positive_int(method, "n_classes", n_classes, minimum=2)
     compare = comparison(method, similarity, absolute)
     chunk = chunk_of(method, chunk_size)
     of = traits(explain)

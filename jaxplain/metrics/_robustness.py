@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 
 from jaxplain._accumulate import evaluate
 from jaxplain._arguments import Arguments
-from jaxplain._checks import chunk_of
+from jaxplain._checks import checked, chunk_of
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._ir.program import Program
 from jaxplain._leaves import cast_like, subtract, upcast
@@ -40,6 +40,7 @@ from jaxplain.metrics._protocol import (
 from jaxplain.metrics.neighbors import Neighbors
 
 
+@checked()
 def max_sensitivity(
     explain: Explain,
     *,
@@ -88,6 +89,7 @@ def max_sensitivity(
     return _measure("max_sensitivity", explain, neighbors, _change(2, False, normalize), predict, chunk_size, key)
 
 
+@checked()
 def avg_sensitivity(
     explain: Explain,
     *,
@@ -118,6 +120,7 @@ def avg_sensitivity(
     return _measure("avg_sensitivity", explain, neighbors, ratio, predict, chunk_size, key, mean=True)
 
 
+@checked()
 def local_lipschitz_estimate(
     explain: Explain,
     *,
@@ -144,6 +147,7 @@ def local_lipschitz_estimate(
     return _measure("local_lipschitz_estimate", explain, neighbors, ratio, predict, chunk_size, key)
 
 
+@checked()
 def continuity(
     explain: Explain,
     *,
@@ -172,6 +176,7 @@ def continuity(
     return _measure("continuity", explain, neighbors, _change(1, True, normalize), predict, chunk_size, key)
 
 
+@checked()
 def relative_input_stability(
     explain: Explain,
     *,
@@ -211,6 +216,7 @@ def relative_input_stability(
     return _measure(name, explain, neighbors, ratio, predict, chunk_size, key)
 
 
+@checked()
 def relative_output_stability(
     explain: Explain,
     *,
@@ -240,6 +246,7 @@ def relative_output_stability(
     return _measure(name, explain, neighbors, ratio, predict, chunk_size, key, extra=("output", output))
 
 
+@checked()
 def relative_representation_stability(
     explain: Explain,
     *,

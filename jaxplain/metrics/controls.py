@@ -8,7 +8,7 @@ from jax import lax
 
 from jaxplain import _compat
 from jaxplain._accumulate import evaluate
-from jaxplain._checks import chunk_of
+from jaxplain._checks import checked, chunk_of
 from jaxplain._explainer import Call, Explainer, Info, make_explainer
 from jaxplain._groups import groups_of
 from jaxplain._leaves import common_dtype
@@ -18,6 +18,7 @@ from jaxplain.metrics.removal import Replacement, draws, filler
 __all__ = ["greedy", "random_map"]
 
 
+@checked()
 def random_map(
     score: Score,
     *,
@@ -53,6 +54,7 @@ def random_map(
     )
 
 
+@checked()
 def greedy(
     score: Score,
     *,

@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxplain._arguments import Arguments
-from jaxplain._checks import not_negative, one_of, positive_int
+from jaxplain._checks import axes_of, checked, not_negative, number, one_of
 from jaxplain._errors import SettingError, StructureError, TransformError, explain_error
 from jaxplain._leaves import upcast
 from jaxplain._types import Leaves, LikeInput, PyTree
@@ -48,6 +48,7 @@ class Neighbors:
     is_search: bool = False
 
 
+@checked()
 def ball(radius: LikeInput, *, n_samples: int = 10, norm: Literal["inf", "2"] = "inf") -> Neighbors:
     r"""Inputs drawn uniformly from a ball around x: $\lVert (x' - x) / r \rVert \le 1$.
 
@@ -67,7 +68,6 @@ def ball(radius: LikeInput, *, n_samples: int = 10, norm: Literal["inf", "2"] = 
         `keys = split(key, leaves + 1)`, standard normal g from `keys[i]`, $u = v^{1/d}$, and uniform v from the last
         key.
     """
-    positive_int("metrics.neighbors.ball", "n_samples", n_samples)
     unit = _Ball("metrics.neighbors.ball", radius, norm)
 
     def points(arguments: Arguments) -> Point:
@@ -77,6 +77,7 @@ def ball(radius: LikeInput, *, n_samples: int = 10, norm: Literal["inf", "2"] = 
     return _sampled(n_samples, True, points)
 
 
+@checked()
 def gaussian(noise: LikeInput, *, n_samples: int = 10) -> Neighbors:
     r"""Inputs with noise: $x' = x + \epsilon$, $\epsilon \sim \mathcal N(0, \sigma^2)$.
 
@@ -89,7 +90,6 @@ def gaussian(noise: LikeInput, *, n_samples: int = 10) -> Neighbors:
         Leaf i gets σ · `jax.random.normal(keys[i])`, `keys = jax.random.split(key, leaves)`; then x′ is rounded to x's
         dtype.
     """
-    positive_int("metrics.neighbors.gaussian", "n_samples", n_samples)
 
     def points(arguments: Arguments) -> Point:
         x = upcast(arguments.leaves)
@@ -99,13 +99,13 @@ def gaussian(noise: LikeInput, *, n_samples: int = 10) -> Neighbors:
     return _sampled(n_samples, True, points)
 
 
+@checked()
 def drawn(draw: Callable[[jax.Array, PyTree], PyTree], *, n_samples: int = 10) -> Neighbors:
     """Inputs drawn by the user's function `draw(key, x) -> x′`, like x (with several argnums, the tuple of them).
 
     For example rotations, other lighting, or a ball that is clipped to the range of the data.
     """
     method = "metrics.neighbors.drawn"
-    positive_int(method, "n_samples", n_samples)
     require_function(method, "draw", draw)
 
     def points(arguments: Arguments) -> Point:
@@ -196,6 +196,7 @@ def translations(shifts: Shifts, *, axes: int | tuple[int, ...] = (0, 1), fill: 
     return _sampled(len(table), False, points)
 
 
+@checked(step_size=number())
 def ascent(
     radius: LikeInput,
     *,
@@ -225,8 +226,6 @@ def ascent(
         Madry et al., Toward deep learning models resistant to adversarial attacks, ICLR 2018 (the steps).
     """
     method = "metrics.neighbors.ascent"
-    positive_int(method, "n_steps", n_steps)
-    positive_int(method, "n_starts", n_starts)
     size = 2.5 / n_steps if step_size is None else step_size
     not_negative(method, "step_size", size)
     unit = _Ball(method, radius, norm)
@@ -326,14 +325,19 @@ def _shifted(x: Leaves, scale: Leaves, offset: Leaves) -> Leaves:
 
 def _shift_table(method: str, shifts: Shifts, axes: int | tuple[int, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
     """All combinations of shifts, one column for each axis, without the zero shift."""
-    named = (axes,) if isinstance(axes, int) else tuple(axes)
-    parts: list[Any]
-    parts = [shifts] if isinstance(axes, int) else [shifts] * len(named) if isinstance(shifts, int) else list(shifts)
+    is_one = isinstance(axes, int | np.integer)
+    named = axes_of()(method, "axes", [axes] if is_one else axes)
+    is_number = isinstance(shifts, int | np.integer)
     try:
-        if len(parts) != len(named) or not named:
+        parts: list[Any]
+        parts = [shifts] * len(named) if is_one or is_number else list(shifts)  # type: ignore[arg-type]
+        if len(parts) != len(named):
             raise TypeError
         ranges = [
-            range(-part, part + 1) if isinstance(part, int) else [operator.index(s) for s in part] for part in parts
+            range(-int(part), int(part) + 1)
+            if isinstance(part, int | np.integer)
+            else [operator.index(s) for s in part]
+            for part in parts
         ]
     except TypeError:
         raise SettingError(

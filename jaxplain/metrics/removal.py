@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxplain._arguments import Arguments
-from jaxplain._checks import not_negative
+from jaxplain._checks import axes_of, checked, number
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._leaves import upcast
 from jaxplain._references import References, pool_of
@@ -48,6 +48,7 @@ Replacement: TypeAlias = LikeInput | References | Removal
 """The setting `baseline` of a metric that removes features."""
 
 
+@checked()
 def uniform(low: float = 0.0, high: float = 1.0) -> Removal:
     r"""Replaces each feature by an independent draw from $\mathcal U(\text{low}, \text{high})$, in units of x."""
 
@@ -57,11 +58,13 @@ def uniform(low: float = 0.0, high: float = 1.0) -> Removal:
     return Removal("uniform", fill, True)
 
 
+@checked()
 def channel_mean(*, axes: Sequence[int] = (0, 1)) -> Callable[[PyTree], PyTree]:
     """Replaces features by the mean of x over `axes`: one color for an image (H, W, C). A function x → baseline."""
     return lambda x: jax.tree.map(lambda a: jnp.broadcast_to(jnp.mean(a, axis=tuple(axes), keepdims=True), a.shape), x)
 
 
+@checked()
 def blur(sigma: float, *, axes: Sequence[int] = (0, 1)) -> Callable[[PyTree], PyTree]:
     r"""Replaces features by x blurred with a Gaussian of σ = `sigma` features along each of `axes`.
 
@@ -89,6 +92,7 @@ def blur(sigma: float, *, axes: Sequence[int] = (0, 1)) -> Callable[[PyTree], Py
     return lambda x: jax.tree.map(blurred, x)
 
 
+@checked(noise=number(), axes=axes_of(2))
 def impute(*, noise: float = 0.01, axes: tuple[int, int] = (0, 1)) -> Removal:
     r"""Noisy linear imputation (ROAD): each removed pixel is the weighted mean of its eight neighbors, all solved at
     once.
@@ -109,7 +113,6 @@ def impute(*, noise: float = 0.01, axes: tuple[int, int] = (0, 1)) -> Removal:
     References:
         Rong et al., A consistent and efficient evaluation strategy for attribution methods, ICML 2022.
     """
-    not_negative("metrics.removal.impute", "noise", noise)
 
     def fill(x: jax.Array, mask: jax.Array, key: Any) -> jax.Array:
         if x.ndim < 2:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxplain._checks import checked
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._leaves import wide_dtype
 from jaxplain._types import PyTree
@@ -96,6 +97,7 @@ _SIMILARITIES: dict[str, Callable[[PyTree, PyTree], jax.Array]] = {
 }
 
 
+@checked()
 def comparison(method: str, similarity: Similarity, absolute: bool) -> Callable[[PyTree, PyTree], jax.Array]:
     """The similarity of two maps (of their absolute values, if `absolute`), NaN if a map is not finite."""
     measured: Any = similarity if callable(similarity) else _SIMILARITIES.get(similarity)

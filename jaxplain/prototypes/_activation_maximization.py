@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
-from jaxplain._checks import one_key, positive_int, require_callable
+from jaxplain._checks import checked, instance, one_key, require_callable
 from jaxplain._errors import (
     InputError,
     JaxplainError,
@@ -91,6 +91,7 @@ class Prototype(NamedTuple):
         return self
 
 
+@checked(watch=instance(Mapping))
 def activation_maximization(
     f: Score,
     *,
@@ -158,7 +159,6 @@ def activation_maximization(
     import optax  # here, because it takes half as long to import as all of jaxplain
 
     require_callable(_METHOD, f)
-    positive_int(_METHOD, "n_steps", n_steps)
     written = pixels() if parametrization is None else parametrization
     if not isinstance(written, Parametrization):
         raise SettingError(
@@ -248,7 +248,7 @@ def activation_maximization(
 
 def _shakes(transforms: Any) -> tuple[Callable[..., Any], ...]:
     """The transforms, each callable."""
-    if callable(transforms) or not isinstance(transforms, Iterable):
+    if callable(transforms) or not isinstance(transforms, Iterable) or hasattr(transforms, "shape"):
         raise SettingError(
             explain_error(
                 f"{_METHOD}: `transforms` must be a sequence of functions (key, x) -> x.",
@@ -303,7 +303,7 @@ def _require_like(term: str, got: Any, x: Any) -> None:
 
 def _functions(setting: str, given: Mapping[str, Any] | None) -> dict[str, Callable[..., Any]]:
     """The functions of a setting by name, each callable."""
-    if not isinstance(given or {}, Mapping):
+    if given is not None and not isinstance(given, Mapping):
         raise SettingError(
             explain_error(
                 f"{_METHOD}: `{setting}` must be a dictionary of functions.",

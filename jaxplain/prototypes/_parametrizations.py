@@ -10,6 +10,7 @@ from jax import lax
 from jax.scipy.special import logit
 from jax.typing import ArrayLike
 
+from jaxplain._checks import checked, instance, number, numeric
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._types import PyTree
 
@@ -33,6 +34,7 @@ def pixels() -> Parametrization:
     return Parametrization(lambda x: x, lambda x: x)
 
 
+@checked(of=instance(Parametrization, fix="of=jx.prototypes.fourier((28, 28, 1))"))
 def box(low: ArrayLike = 0.0, high: ArrayLike = 1.0, of: Parametrization | None = None) -> Parametrization:
     r"""Inputs between `low` and `high`: $x = l + (h - l)\,\sigma(u)$, where u itself may have a parametrization `of`.
 
@@ -61,6 +63,7 @@ def box(low: ArrayLike = 0.0, high: ArrayLike = 1.0, of: Parametrization | None 
     return Parametrization(lambda u: jax.tree.map(inside, inner.decode(u)), encode, inner.of_code)
 
 
+@checked(decay=number(), covariance=numeric)
 def fourier(shape: Sequence[int], decay: float = 1.0, covariance: ArrayLike | None = None) -> Parametrization:
     r"""Images (height, width, channels) by their spectrum, each frequency k scaled by $\max(|k|, 1/\max(H, W))^{-d}$.
 

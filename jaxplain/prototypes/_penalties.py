@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from jaxplain._checks import checked, number
 from jaxplain._errors import SettingError, StructureError, explain_error
 from jaxplain._leaves import representable
 from jaxplain._types import PyTree
@@ -18,6 +19,7 @@ Penalty = Callable[..., jax.Array]
 Strength: TypeAlias = float | jax.Array  # λ
 
 
+@checked(strength=number(), center=None)
 def l2(strength: Strength, center: PyTree | Callable[..., PyTree] = 0.0) -> Penalty:
     r"""$\frac{\lambda}{2} \lVert x - c \rVert_2^2$: the −log density of a Gaussian of variance 1/λ, up to a constant.
 
@@ -43,6 +45,7 @@ def l2(strength: Strength, center: PyTree | Callable[..., PyTree] = 0.0) -> Pena
     return penalty
 
 
+@checked(strength=number(), p=number())
 def lp(strength: Strength, p: float = 6.0) -> Penalty:
     r"""$\lambda \sum_i |x_i|^p$, which with a large p prevents extreme values.
 
@@ -57,6 +60,7 @@ def lp(strength: Strength, p: float = 6.0) -> Penalty:
     return lambda x, *_: strength * _total(lambda leaf: (jnp.sign(leaf) * leaf) ** p, x)
 
 
+@checked(strength=number())
 def total_variation(strength: Strength) -> Penalty:
     r"""$\lambda \sum_p (x_{p + (1,0)} - x_p)^2 + (x_{p + (0,1)} - x_p)^2$ of an image (height, width, channels)."""
 
@@ -68,6 +72,7 @@ def total_variation(strength: Strength) -> Penalty:
     return penalty
 
 
+@checked(strength=number())
 def blur(strength: Strength, sigma: float = 1.0) -> Penalty:
     r"""$\frac{\lambda}{2} \lVert x - g_\sigma * x \rVert_2^2$, the details that a Gaussian blur of σ pixels removes.
 
@@ -93,6 +98,7 @@ def blur(strength: Strength, sigma: float = 1.0) -> Penalty:
     return penalty
 
 
+@checked(strength=number())
 def expert(strength: Strength, log_prob: Callable[[PyTree], jax.Array]) -> Penalty:
     r"""$-\lambda \log p(x)$ of an expert p, which rates how typical an input is.
 
@@ -102,6 +108,7 @@ def expert(strength: Strength, log_prob: Callable[[PyTree], jax.Array]) -> Penal
     return lambda x, *_: -strength * log_prob(x)
 
 
+@checked(strength=number())
 def shell(strength: Strength = 1.0) -> Penalty:
     r"""$-\lambda \log p(r)$ of the radius $r = \lVert z \rVert_2$ of a code $z \sim \mathcal N(0, I_d)$.
 
@@ -119,6 +126,7 @@ def shell(strength: Strength = 1.0) -> Penalty:
     return penalty
 
 
+@checked(strength=number())
 def diversity(strength: Strength, features: Callable[[PyTree], PyTree] = lambda x: x) -> Penalty:
     r"""λ × the mean cosine between the `features` of prototypes that are optimized together along a leading axis of x.
 

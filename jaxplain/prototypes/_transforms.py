@@ -12,7 +12,7 @@ from jax import lax
 from jax.scipy import ndimage
 from jax.typing import ArrayLike
 
-from jaxplain._checks import not_negative
+from jaxplain._checks import checked, number
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._types import PyTree
 from jaxplain.prototypes._parametrizations import image_shape
@@ -34,9 +34,9 @@ def jitter(pixels: int) -> Transform:
     return transform
 
 
+@checked(degrees=number())
 def rotate(degrees: float) -> Transform:
     """Rotates an image about its center by up to `degrees` in each direction (bilinear)."""
-    not_negative("rotate", "degrees", degrees)
 
     def transform(key: jax.Array, x: jax.Array) -> jax.Array:
         angle = jnp.deg2rad(jax.random.uniform(key, minval=-degrees, maxval=degrees))
@@ -46,6 +46,7 @@ def rotate(degrees: float) -> Transform:
     return transform
 
 
+@checked(low=number(traced=False), high=number(traced=False))
 def scale(low: float, high: float) -> Transform:
     """Enlarges an image about its center by a factor between `low` and `high` (bilinear)."""
     if not 0 < low <= high:
@@ -57,6 +58,7 @@ def scale(low: float, high: float) -> Transform:
     return transform
 
 
+@checked(share=number(0.0, 1.0, traced=False))
 def crop(share: float) -> Transform:
     """Enlarges a random window with a `share` of the height and width to the size of the image (bilinear)."""
     if not 0 < share <= 1:
@@ -70,9 +72,9 @@ def crop(share: float) -> Transform:
     return transform
 
 
+@checked(sigma=number())
 def noise(sigma: float) -> Transform:
     """Adds Gaussian noise of standard deviation σ, in units of x."""
-    not_negative("noise", "sigma", sigma)
 
     def transform(key: jax.Array, x: PyTree) -> PyTree:
         leaves, structure = jax.tree.flatten(x)

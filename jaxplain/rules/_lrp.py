@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxplain._checks import checked
 from jaxplain._engine.input_bounds import bound_like
 from jaxplain._engine.node_view import Layer
 from jaxplain._errors import SettingError, explain_error
 from jaxplain._leaves import pulled_back
-from jaxplain.rules._rule import Relevance, Rule, distribute, stabilize, times
+from jaxplain.rules._rule import Relevance, Rule, distribute, shown, stabilize, times
 
 _WITH_WEIGHTS = ("dense", "convolution", "sum")  # whose weights have signs
 _WITH_BIAS = (*_WITH_WEIGHTS, "fft", "scale_shift", "normalization")
@@ -42,6 +43,7 @@ def _require(name: str, **settings: Any) -> None:
             raise SettingError(explain_error(f"rules.{name}: `{setting}` must not be negative.", got=value))
 
 
+@checked()
 def epsilon(epsilon: float = 1e-6, *, absorb_bias: bool = True) -> Rule:
     r"""LRP-ε: $R_i = x_i \sum_j w_{ij} R_j / \mathrm{stab}(z_j)$.
 
@@ -64,14 +66,16 @@ def epsilon(epsilon: float = 1e-6, *, absorb_bias: bool = True) -> Rule:
             layer.to_bias = layer.to_bias + jnp.sum(times(layer.bias, shares[0]))
         return tuple(times(x, g) for x, g in zip(layer.inputs, layer.transpose(*shares), strict=True))
 
-    return Rule(f"epsilon({epsilon:g})", _PROPORTIONAL, backward, epsilon)
+    return Rule(f"epsilon({shown(epsilon)})", _PROPORTIONAL, backward, epsilon)
 
 
+@checked()
 def norm(stabilizer: float = 1e-6) -> Rule:
     r"""LRP-ε under another name, for sums and averages, which have no bias."""
-    return epsilon(stabilizer)._replace(name=f"norm({stabilizer:g})")
+    return epsilon(stabilizer)._replace(name=f"norm({shown(stabilizer)})")
 
 
+@checked()
 def log_softmax(*, epsilon: float = 1e-6) -> Rule:
     r"""Log-softmax as a difference: $x_k$ and $-\mathrm{logsumexp}(x)$ share in proportion.
 
@@ -89,6 +93,7 @@ def log_softmax(*, epsilon: float = 1e-6) -> Rule:
     return Rule("log_softmax", ("log_softmax",), backward, epsilon)
 
 
+@checked()
 def zplus(*, absorb_bias: bool = True, epsilon: float = 1e-6) -> Rule:
     r"""z⁺: $R_i = \sum_j (x_i w_{ij})^+ R_j / \mathrm{stab}(\sum_i (x_i w_{ij})^+ + b_j^+)$, for inputs of either sign.
 
@@ -126,6 +131,7 @@ def _signed(layer: Layer, relevance: Relevance, sign: int, absorb_bias: bool, ep
     return distribute(layer, relevance, terms, bias=bias, epsilon=epsilon)
 
 
+@checked()
 def alpha_beta(alpha: float = 2.0, beta: float = 1.0, *, absorb_bias: bool = True, epsilon: float = 1e-6) -> Rule:
     r"""αβ: $R_i = \sum_j (\alpha p_{ij} - \beta n_{ij}) R_j$, α − β = 1.
 
@@ -144,15 +150,18 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, *, absorb_bias: bool = Tru
         )
 
     if isinstance(beta, int | float) and beta == 0:
-        return zplus(absorb_bias=absorb_bias, epsilon=epsilon)._replace(name=f"alpha_beta({alpha:g}, {beta:g})")
+        return zplus(absorb_bias=absorb_bias, epsilon=epsilon)._replace(
+            name=f"alpha_beta({shown(alpha)}, {shown(beta)})"
+        )
 
     def backward(layer: Layer, relevance: Relevance) -> Relevance:
         positive = alpha * _signed(layer, relevance, +1, absorb_bias, epsilon)
         return positive - beta * _signed(layer, relevance, -1, absorb_bias, epsilon)
 
-    return Rule(f"alpha_beta({alpha:g}, {beta:g})", _WITH_WEIGHTS, backward, epsilon)
+    return Rule(f"alpha_beta({shown(alpha)}, {shown(beta)})", _WITH_WEIGHTS, backward, epsilon)
 
 
+@checked()
 def gamma(gamma: float = 0.25, *, absorb_bias: bool = True, epsilon: float = 1e-6) -> Rule:
     r"""LRP-γ for inputs of either sign: contributions with the sign of $z_j$ count $1 + \gamma$ times.
 
@@ -178,9 +187,10 @@ def gamma(gamma: float = 0.25, *, absorb_bias: bool = True, epsilon: float = 1e-
 
         return side(+1) + side(-1)
 
-    return Rule(f"gamma({gamma:g})", _WITH_WEIGHTS, backward, epsilon)
+    return Rule(f"gamma({shown(gamma)})", _WITH_WEIGHTS, backward, epsilon)
 
 
+@checked()
 def zbox(low: ArrayLike, high: ArrayLike, *, epsilon: float = 1e-6) -> Rule:
     r"""z^B, for inputs in a box: $R_i = \sum_j c_{ij} R_j / \mathrm{stab}(\sum_i c_{ij})$.
 
@@ -203,6 +213,7 @@ def zbox(low: ArrayLike, high: ArrayLike, *, epsilon: float = 1e-6) -> Rule:
     return Rule("zbox", ("dense", "convolution"), backward, epsilon, box=(low, high))
 
 
+@checked()
 def wsquare(*, absorb_bias: bool = False, epsilon: float = 1e-6) -> Rule:
     r"""w²: $R_i = \sum_j w_{ij}^2 R_j / \mathrm{stab}(\sum_i w_{ij}^2)$, independent of x, for real-valued inputs.
 
@@ -217,6 +228,7 @@ def wsquare(*, absorb_bias: bool = False, epsilon: float = 1e-6) -> Rule:
     return Rule("wsquare", _WITH_WEIGHTS, backward, epsilon)
 
 
+@checked()
 def flat(*, epsilon: float = 1e-6) -> Rule:
     """♭: R_i = Σ_j R_j / n_j, evenly over n_j inputs. Lapuschkin et al., Nature Communications 10, 2019."""
     _require("flat", epsilon=epsilon)
@@ -232,6 +244,7 @@ def pass_through() -> Rule:
     return Rule("pass", _ONE_TO_ONE, lambda layer, relevance: layer.pass_back(relevance))
 
 
+@checked()
 def uniform(*, epsilon: float = 1e-6) -> Rule:
     """Products share equally: ½ R for each factor, or ½ x_i Σ_j (∂z_j/∂x_i) R_j / stab(z_j) in a matrix product.
 
@@ -283,6 +296,7 @@ def winner_takes_all() -> Rule:
     return Rule("winner_takes_all", ("max", "logsumexp"), None)
 
 
+@checked()
 def proportional_pooling(*, epsilon: float = 1e-6) -> Rule:
     """Max-pooling as if it were a sum: R_i = x_i Σ_j R_j / stab(Σ_i x_i) over each window.
 

@@ -1,7 +1,7 @@
 """What a rule is, and the arithmetic that the LRP rules share."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,11 @@ class Rule(NamedTuple):
 
     def __repr__(self) -> str:
         return self.name
+
+
+def shown(number: Any) -> str:
+    """A setting in the name of a rule, which may be traced."""
+    return "traced" if isinstance(number, jax.core.Tracer) else f"{float(number):g}"
 
 
 def stabilize(z: jax.Array, epsilon: float) -> jax.Array:
