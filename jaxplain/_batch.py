@@ -116,7 +116,8 @@ def batched(
         return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
     def run(*args: PyTree, key: jax.Array | None = None) -> Any:
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, key))):
+        arrays = [arg for arg in args if not isinstance(arg, Iterator)]
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arrays, key))):
             raise TransformError(
                 explain_error(
                     "batched: what it returns runs outside of JAX transforms.",
