@@ -149,7 +149,8 @@ def numeric(method: str, name: str, value: Any) -> Any:
 
 def numbers(method: str, name: str, value: Any) -> Any:
     """A check for a sequence of finite real numbers."""
-    if not isinstance(value, list | tuple | np.ndarray) or not len(value):
+    is_array = isinstance(value, np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer) and value.ndim == 1
+    if not (is_array or isinstance(value, list | tuple)) or not len(value):
         raise SettingError(explain_error(f"{method}: `{name}` must be a sequence of numbers.", got=_short(value)))
     return [number(-math.inf, traced=False)(method, f"{name}[{i}]", item) for i, item in enumerate(value)]
 

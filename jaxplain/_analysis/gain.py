@@ -77,6 +77,8 @@ def _followed(
             inside = _followed(body.equations, dict(zip(body.inputs, operands, strict=True)), numbers, apply)
             if body.outputs[0] in inside:
                 known[equation.outputs[0]] = inside[body.outputs[0]]
+        elif _rounds(equation):
+            continue
         elif equation.has(Trait.CAST) or equation.op is lax.broadcast_in_dim_p:  # of a number
             known[equation.outputs[0]] = operands[0]
         elif equation.has(Trait.ELEMENTWISE):
@@ -88,6 +90,12 @@ def _run(equation: Equation, operands: Sequence[Any]) -> jax.Array:
     types = [bool if v.aval.dtype == bool else jnp.float64 for v in equation.inputs]
     arrays = [jnp.asarray(operand).astype(t) for operand, t in zip(operands, types, strict=True)]
     return run_equation(equation, jnp.broadcast_arrays(*arrays))[0]
+
+
+def _rounds(equation: Equation) -> bool:
+    """Whether a cast makes integers of floats, which the values of the grid would not show."""
+    before, after = equation.inputs[0].aval.dtype, equation.outputs[0].aval.dtype
+    return equation.has(Trait.CAST) and jnp.issubdtype(before, jnp.inexact) and not jnp.issubdtype(after, jnp.inexact)
 
 
 def _is_hidden(constant: Any) -> bool:
